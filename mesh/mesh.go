@@ -1,0 +1,206 @@
+// Package mesh is the vocabulary of membership: who is there, and who owns
+// which subnet.
+//
+// Everything here is a plain value. A [View] is what one node knows of the
+// whole mesh at one moment, verified and with conflicts already decided; it is
+// never changed after it was published, so it may be read from any goroutine.
+package mesh
+
+import (
+	"encoding/base32"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// ID is the identity of a mesh or of a node: the first 160 bits of the SHA-256
+// of its Ed25519 public key. Making a key for a given ID takes 2^160 tries.
+type ID [20]byte
+
+// NodeID names a node by its identity key, for as long as it is a member.
+type NodeID = ID
+
+// 160 bits are exactly 32 characters, so an ID needs no padding.
+var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// String gives 32 characters of lower-case base32.
+func (id ID) String() string { return idEncoding.EncodeToString(id[:]) }
+
+// Short gives the first 8 characters, for people; it is not unique.
+func (id ID) Short() string { return id.String()[:8] }
+
+// IsZero tells whether the ID was never set.
+func (id ID) IsZero() bool { return id == ID{} }
+
+// Compare orders IDs by their bytes.
+func (id ID) Compare(other ID) int { return slices.Compare(id[:], other[:]) }
+
+// MarshalText implements [encoding.TextMarshaler].
+func (id ID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (id *ID) UnmarshalText(text []byte) error {
+	parsed, err := ParseID(string(text))
+	*id = parsed
+	return err
+}
+
+// ParseID reads what [ID.String] writes.
+func ParseID(s string) (ID, error) {
+	raw, err := idEncoding.DecodeString(s)
+	if err != nil || len(raw) != len(ID{}) {
+		return ID{}, fmt.Errorf("%q is not an identity (32 characters of a-z and 2-7)", s)
+	}
+	return ID(raw), nil
+}
+
+// Key is an X25519 public key, as WireGuard uses it.
+type Key [32]byte
+
+// String gives standard base64, as the wg tool prints keys.
+func (k Key) String() string { return base64.StdEncoding.EncodeToString(k[:]) }
+
+// IsZero tells whether the key was never set.
+func (k Key) IsZero() bool { return k == Key{} }
+
+// Version orders what one node says of itself. Epoch grows by one at each start
+// of its daemon, Seq with each record within an epoch.
+type Version struct {
+	Epoch uint64
+	Seq   uint64
+}
+
+// Compare orders versions: by epoch, then by seq.
+func (v Version) Compare(o Version) int {
+	switch {
+	case v.Epoch != o.Epoch && v.Epoch < o.Epoch, v.Epoch == o.Epoch && v.Seq < o.Seq:
+		return -1
+	case v == o:
+		return 0
+	}
+	return 1
+}
+
+// Network is one address plan of the mesh: ranges that are cut into equal
+// subnets, one per node. Slot i of the network is the i-th subnet of each
+// range, so a node's IPv4 and IPv6 subnets always go together.
+type Network struct {
+	Name    string
+	IPv4    netip.Prefix // zero: no IPv4
+	IPv4Len int          // length of a node's IPv4 subnet, for example 24
+	IPv6    netip.Prefix // zero: no IPv6
+	IPv6Len int          // length of a node's IPv6 subnet, for example 64
+}
+
+// Ranges lists the ranges that the network has.
+func (n Network) Ranges() []netip.Prefix {
+	return slices.DeleteFunc([]netip.Prefix{n.IPv4, n.IPv6}, func(p netip.Prefix) bool { return !p.IsValid() })
+}
+
+// LeaseState says how firmly a node holds a lease.
+type LeaseState uint8
+
+// The states in which a lease is published.
+const (
+	Pending     LeaseState = iota + 1 // announced, waits for objections; never routed
+	Held                              // owned and routed
+	Quarantined                       // lost a conflict while in use: local traffic only
+	Released                          // given back by its owner
+)
+
+var leaseStates = [...]string{Pending: "pending", Held: "held", Quarantined: "quarantined", Released: "released"}
+
+// String gives the state's lower-case name.
+func (s LeaseState) String() string {
+	if s == 0 || int(s) >= len(leaseStates) {
+		return fmt.Sprintf("state(%d)", uint8(s))
+	}
+	return leaseStates[s]
+}
+
+// Lease is a node's subnet in one network.
+type Lease struct {
+	Network    string
+	Prefixes   []netip.Prefix // one per address family
+	State      LeaseState
+	Since      time.Time // when it was claimed; the earlier one wins a conflict
+	ClaimEpoch uint64    // the owner's epoch in which it was claimed
+}
+
+// Node is a member: its certificate is valid, admitted and not revoked.
+type Node struct {
+	ID       NodeID
+	Name     string
+	Control  netip.Addr     // its fixed address in the mesh, derived from ID
+	Pins     []netip.Prefix // the only subnet its certificate lets it lease; empty: any
+	Admitted time.Time
+
+	// From its newest record; zero while none was seen.
+	Version   Version
+	Key       Key
+	Endpoints []netip.AddrPort
+	Leases    []Lease // with State Held only those that won every conflict
+	Suites    []string
+	Left      bool // it signed that it has left
+}
+
+// State is what a node is doing, as `meshctl status` shows it.
+type State string
+
+// The states of a node.
+const (
+	Ready          State = "ready"            // holds its lease, forwards traffic
+	WaitingForSeed State = "waiting_for_seed" // no other member was reached, or none has admitted us yet
+	Probing        State = "probing"          // has announced a lease, waits for objections
+	Conflict       State = "conflict"         // its pinned subnet belongs to another
+	Renumbering    State = "renumbering"      // lost a conflict, looks for another subnet
+	Quarantine     State = "quarantined"      // lost a conflict, keeps the subnet for local traffic
+	NoFreeSubnets  State = "no_free_subnets"  // every subnet is taken
+	Left           State = "left"             // has left the mesh
+	Unreachable    State = "unreachable"      // no daemon answered; only `meshctl` says this
+)
+
+// Finding is one entry of the health report.
+type Finding struct {
+	Level   string // "warning" or "error"
+	Code    string // stable, for machines: "clock", "no_admission", ...
+	Message string // for people: what is wrong, and what to do
+}
+
+// View is what one node knows of the mesh. It is immutable.
+type View struct {
+	Mesh     ID
+	MeshName string
+	Control  netip.Prefix // range of the control addresses
+	Networks []Network
+	Self     NodeID
+	Epoch    uint64
+	State    State
+	Nodes    []Node // members, this node included, sorted by ID
+	Health   []Finding
+}
+
+// Node finds a member by its ID.
+func (v *View) Node(id NodeID) (Node, bool) {
+	i, ok := slices.BinarySearchFunc(v.Nodes, id, func(n Node, id NodeID) int { return n.ID.Compare(id) })
+	if !ok {
+		return Node{}, false
+	}
+	return v.Nodes[i], true
+}
+
+// Ranges lists every range of the mesh: the control range first, then those of
+// the networks.
+func (v *View) Ranges() []netip.Prefix {
+	ranges := []netip.Prefix{v.Control}
+	for _, n := range v.Networks {
+		ranges = append(ranges, n.Ranges()...)
+	}
+	return ranges
+}
+
+// ErrNoSlot says that a prefix is not one of a network's subnets.
+var ErrNoSlot = errors.New("not a subnet of the network")

@@ -1,0 +1,60 @@
+// Package tunnel is the vocabulary of the data plane's engine: what it is told
+// and what it reports.
+//
+// An engine takes packets from the TUN device, seals them for the peer that owns
+// the destination and sends them over UDP, and the other way round. It upholds
+// cryptokey routing in both directions:
+//
+//	out  source in Config.Own, destination in some peer's AllowedIPs  -> that peer
+//	in   source in the sending peer's AllowedIPs, destination in Config.Own -> TUN
+//
+// Everything else is dropped and counted by reason.
+package tunnel
+
+import (
+	"net/netip"
+	"time"
+
+	"meshd/mesh"
+)
+
+// Suites of the tunnel protocol.
+const (
+	ChaCha20Poly1305 = "chacha20poly1305" // WireGuard, byte for byte
+)
+
+// Config is everything an engine should do. Applying it twice changes nothing.
+type Config struct {
+	Own   []netip.Prefix // inner addresses of this host
+	Peers []Peer         // sorted by ID; AllowedIPs of two peers never overlap
+}
+
+// Peer is another node's end of the tunnel.
+type Peer struct {
+	ID         mesh.NodeID
+	PublicKey  mesh.Key
+	Endpoints  []netip.AddrPort // candidates, best first; an engine may learn another from authenticated packets
+	AllowedIPs []netip.Prefix   // inner addresses that are behind the peer
+	Suite      string
+}
+
+// Stats is a snapshot of the engine's counters since it was started.
+type Stats struct {
+	Peers map[mesh.NodeID]PeerStats
+	Drops map[string]uint64 // packets dropped, by reason
+}
+
+// Reasons for which packets are dropped.
+const (
+	DropSource      = "inner_source"      // leaving, source not ours
+	DropDestination = "inner_destination" // arrived, not for us
+	DropMalformed   = "malformed"         // neither IPv4 nor IPv6
+)
+
+// PeerStats is what the engine knows of one peer.
+type PeerStats struct {
+	Endpoint      netip.AddrPort // where the last packet went; zero: none known
+	LastHandshake time.Time      // zero: never
+	RxBytes       uint64
+	TxBytes       uint64
+}

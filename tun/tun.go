@@ -1,0 +1,93 @@
+// Package tun is the vocabulary of this host's network: what the kernel should
+// look like. Adapters below it make the kernel so.
+package tun
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// HostState is everything that meshd wants of the kernel's network. The zero
+// value wants nothing: applying it removes whatever is ours.
+type HostState struct {
+	Link       string         // name of the TUN device; empty: none
+	MTU        int            // of the TUN device, in bytes
+	Addresses  []netip.Prefix // on the TUN device
+	Routes     []Route
+	Forwarding bool // the kernel forwards packets between interfaces
+}
+
+// Route is one of our routes. All carry our route protocol number, which is how
+// they are told from anybody else's.
+type Route struct {
+	Dst netip.Prefix
+	// Unreachable: answer with ICMP "no route" instead of sending. Such a route
+	// has the worst metric, needs no device and so outlives the TUN: it keeps
+	// mesh traffic from leaving in clear text when the device is gone.
+	Unreachable bool
+	// Src is the source address that the kernel prefers for this destination;
+	// zero: its own choice. Only for routes to the TUN device.
+	Src netip.Addr
+}
+
+// String prints the route as `ip route` would, with DEV for the TUN device.
+func (r Route) String() string {
+	if r.Unreachable {
+		return "unreachable " + r.Dst.String()
+	}
+	if r.Src.IsValid() {
+		return fmt.Sprintf("%s dev DEV src %s", r.Dst, r.Src)
+	}
+	return r.Dst.String() + " dev DEV"
+}
+
+// Compare orders routes by destination, reachable ones first.
+func (r Route) Compare(o Route) int {
+	if c := r.Dst.Compare(o.Dst); c != 0 {
+		return c
+	}
+	switch {
+	case r.Unreachable == o.Unreachable:
+		return r.Src.Compare(o.Src)
+	case o.Unreachable:
+		return -1
+	}
+	return 1
+}
+
+// Normal gives the same state in one canonical order, so that states compare
+// and print alike.
+func (s HostState) Normal() HostState {
+	s.Addresses = slices.Clone(s.Addresses)
+	slices.SortFunc(s.Addresses, netip.Prefix.Compare)
+	s.Routes = slices.Clone(s.Routes)
+	slices.SortFunc(s.Routes, Route.Compare)
+	return s
+}
+
+// String prints the state as the commands that would make it.
+func (s HostState) String() string {
+	s = s.Normal()
+	var b strings.Builder
+	if s.Link != "" {
+		fmt.Fprintf(&b, "link set %s up mtu %d\n", s.Link, s.MTU)
+	}
+	for _, a := range s.Addresses {
+		fmt.Fprintf(&b, "addr add %s dev %s\n", a, s.Link)
+	}
+	for _, r := range s.Routes {
+		fmt.Fprintf(&b, "route add %s\n", strings.ReplaceAll(r.String(), "DEV", s.Link))
+	}
+	if s.Forwarding {
+		b.WriteString("sysctl forwarding=1\n")
+	}
+	return b.String()
+}
+
+// Underlay is what the host offers to carry the tunnels.
+type Underlay struct {
+	Addresses []netip.Addr // usable to reach this host, best first
+	MTU       int          // smallest MTU of the interfaces that carry them
+}
