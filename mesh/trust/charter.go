@@ -1,0 +1,179 @@
+package trust
+
+import (
+	"crypto/ed25519"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"meshd/mesh"
+)
+
+// Charter is the constitution of a mesh, signed by its CA. Of two charters the
+// one with the higher (Version, Hash) wins.
+type Charter struct {
+	Object
+	Name     string
+	CA       ed25519.PublicKey
+	Version  uint64
+	Previous Hash // of the charter before; zero for the first
+	Networks []mesh.Network
+	Created  time.Time
+}
+
+type charterBody struct {
+	Name     string            `cbor:"1,keyasint"`
+	CA       ed25519.PublicKey `cbor:"2,keyasint"`
+	Version  uint64            `cbor:"3,keyasint"`
+	Previous Hash              `cbor:"4,keyasint"`
+	Networks []networkBody     `cbor:"5,keyasint"`
+	Created  time.Time         `cbor:"6,keyasint"`
+}
+
+type networkBody struct {
+	Name    string       `cbor:"1,keyasint"`
+	IPv4    netip.Prefix `cbor:"2,keyasint"`
+	IPv4Len int          `cbor:"3,keyasint"`
+	IPv6    netip.Prefix `cbor:"4,keyasint"`
+	IPv6Len int          `cbor:"5,keyasint"`
+}
+
+// maxNetworks bounds a charter: one lease per network must fit a record.
+const maxNetworks = 64
+
+// ID is the mesh's identity: that of its CA key.
+func (c *Charter) ID() mesh.ID { return IdentityOf(c.CA) }
+
+// Control is the range of the members' control addresses.
+func (c *Charter) Control() netip.Prefix { return mesh.ControlRange(c.ID()) }
+
+// Ranges lists every range of the mesh, the control range first.
+func (c *Charter) Ranges() []netip.Prefix {
+	ranges := []netip.Prefix{c.Control()}
+	for _, n := range c.Networks {
+		ranges = append(ranges, n.Ranges()...)
+	}
+	return ranges
+}
+
+// Network finds a network by its name.
+func (c *Charter) Network(name string) (mesh.Network, bool) {
+	for _, n := range c.Networks {
+		if n.Name == name {
+			return n, true
+		}
+	}
+	return mesh.Network{}, false
+}
+
+// Newer tells whether c replaces old; nil is older than any.
+func (c *Charter) Newer(old *Charter) bool {
+	if old == nil || c.Version != old.Version {
+		return old == nil || c.Version > old.Version
+	}
+	return c.Hash.Compare(old.Hash) > 0
+}
+
+// Sign makes the charter's bytes. CA is set from the key.
+func (c *Charter) Sign(ca ed25519.PrivateKey) ([]byte, error) {
+	c.CA = ca.Public().(ed25519.PublicKey)
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	body := charterBody{Name: c.Name, CA: c.CA, Version: c.Version, Previous: c.Previous, Created: c.Created.Truncate(time.Second)}
+	for _, n := range c.Networks {
+		body.Networks = append(body.Networks, networkBody(n))
+	}
+	return sign(ca, KindCharter, body), nil
+}
+
+// ParseCharter verifies a charter of the mesh with the given ID; a zero ID
+// accepts any mesh, for the first contact by token.
+func ParseCharter(raw []byte, id mesh.ID) (*Charter, error) {
+	var body charterBody
+	e, err := parse(raw, KindCharter, &body)
+	if err != nil {
+		return nil, fmt.Errorf("charter: %w", err)
+	}
+	c := &Charter{
+		Object: e.Object, Name: body.Name, CA: body.CA, Version: body.Version,
+		Previous: body.Previous, Created: body.Created,
+	}
+	for _, n := range body.Networks {
+		c.Networks = append(c.Networks, mesh.Network(n))
+	}
+	if err := e.verify(c.CA); err != nil {
+		return nil, fmt.Errorf("charter: %w", err)
+	}
+	if !id.IsZero() && c.ID() != id {
+		return nil, fmt.Errorf("charter: %w: mesh %s, not %s", ErrForbidden, c.ID(), id)
+	}
+	if err := c.check(); err != nil {
+		return nil, fmt.Errorf("charter: %w", err)
+	}
+	return c, nil
+}
+
+// check verifies the bounds of every field.
+func (c *Charter) check() error {
+	if err := CheckName(c.Name); err != nil {
+		return fmt.Errorf("mesh: %w", err)
+	}
+	if c.Version == 0 {
+		return fmt.Errorf("%w: version 0", ErrMalformed)
+	}
+	if len(c.Networks) == 0 || len(c.Networks) > maxNetworks {
+		return fmt.Errorf("%w: %d networks, 1 to %d", ErrMalformed, len(c.Networks), maxNetworks)
+	}
+	names, ranges := map[string]bool{}, []netip.Prefix{c.Control()}
+	for _, n := range c.Networks {
+		if err := CheckNetwork(n); err != nil {
+			return err
+		}
+		if names[n.Name] {
+			return fmt.Errorf("%w: network %s appears twice", ErrMalformed, n.Name)
+		}
+		names[n.Name] = true
+		for _, r := range n.Ranges() {
+			for _, other := range ranges {
+				if r.Overlaps(other) {
+					return fmt.Errorf("%w: range %s of network %s overlaps %s", ErrMalformed, r, n.Name, other)
+				}
+			}
+			ranges = append(ranges, r)
+		}
+	}
+	return nil
+}
+
+// CheckNetwork verifies that a network's ranges can be cut into subnets.
+func CheckNetwork(n mesh.Network) error {
+	if err := CheckName(n.Name); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	if len(n.Ranges()) == 0 {
+		return fmt.Errorf("%w: network %s has no range", ErrMalformed, n.Name)
+	}
+	if err := checkRange(n.IPv4, n.IPv4Len, 30, netip.Addr.Is4); err != nil {
+		return fmt.Errorf("network %s: IPv4 range: %w", n.Name, err)
+	}
+	if err := checkRange(n.IPv6, n.IPv6Len, 126, func(a netip.Addr) bool { return a.Is6() && !a.Is4In6() }); err != nil {
+		return fmt.Errorf("network %s: IPv6 range: %w", n.Name, err)
+	}
+	return nil
+}
+
+// checkRange verifies one range and the length of its subnets.
+func checkRange(p netip.Prefix, bits, longest int, family func(netip.Addr) bool) error {
+	switch {
+	case !p.IsValid() && bits == 0:
+		return nil // the network has none of this family
+	case !p.IsValid() || !family(p.Addr()) || p != p.Masked() || p.Bits() < 4:
+		return fmt.Errorf("%w: %s is not a range (a prefix without host bits, at least 4 bits long)", ErrMalformed, p)
+	case p.Addr().IsMulticast() || p.Addr().IsLoopback() || p.Addr().IsLinkLocalUnicast() || p.Addr().IsUnspecified():
+		return fmt.Errorf("%w: %s is not a unicast range", ErrMalformed, p)
+	case bits <= p.Bits() || bits > longest:
+		return fmt.Errorf("%w: subnets of /%d do not fit %s (use /%d to /%d)", ErrMalformed, bits, p, p.Bits()+1, longest)
+	}
+	return nil
+}
