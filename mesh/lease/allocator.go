@@ -1,0 +1,196 @@
+package lease
+
+import (
+	"math/bits"
+	"net/netip"
+	"time"
+
+	"meshd/mesh"
+)
+
+// OnConflict says what a node does that loses its subnet.
+type OnConflict string
+
+// What a loser does.
+const (
+	Auto       OnConflict = "auto"       // quarantine while containers use the subnet, else renumber
+	Renumber   OnConflict = "renumber"   // always take another subnet
+	Quarantine OnConflict = "quarantine" // always keep it for local traffic and wait
+)
+
+// Config is fixed for the life of an allocator.
+type Config struct {
+	Self       mesh.NodeID
+	Network    mesh.Network
+	Pins       []netip.Prefix                     // the only subnet that the certificate permits; empty: any
+	Admitted   time.Time                          // this node's seniority
+	Permit     func(prefixes []netip.Prefix) bool // what the certificate permits
+	OnConflict OnConflict
+}
+
+// World is what an allocator is told at each step.
+type World struct {
+	MayClaim bool    // the node is admitted and knows the others' claims (or is the founder)
+	Epoch    uint64  // of the running daemon
+	Others   []Claim // of every other node, in any order
+	InUse    bool    // something local has addresses from the lease
+}
+
+// Allocator holds one node's lease in one network. It is a pure machine: the
+// owner calls Step after every event and when Next is due, and publishes Lease
+// whenever Step says that it changed.
+type Allocator struct {
+	cfg   Config
+	lease mesh.Lease // State 0: none
+	until time.Time  // end of the probe window, while pending
+	state mesh.State
+	lost  bool // had a subnet and lost it: renumbering rather than starting
+}
+
+// New makes an allocator. previous is the lease that the node last held, to be
+// held again at once; its zero value means there is none.
+func New(cfg Config, previous mesh.Lease) *Allocator {
+	a := &Allocator{cfg: cfg, state: mesh.WaitingForSeed}
+	if previous.State == mesh.Held && cfg.Permit(previous.Prefixes) && a.isSlot(previous.Prefixes) {
+		a.lease, a.state = previous, mesh.Ready
+	}
+	return a
+}
+
+// isSlot tells whether the prefixes are exactly one slot of the network, as it
+// is now: a mesh that was made anew with other ranges makes old leases void.
+func (a *Allocator) isSlot(prefixes []netip.Prefix) bool { return IsSlot(a.cfg.Network, prefixes) }
+
+// IsSlot tells whether the prefixes are exactly one slot of the network.
+func IsSlot(n mesh.Network, prefixes []netip.Prefix) bool {
+	if len(prefixes) == 0 {
+		return false
+	}
+	slot, err := n.SlotOf(prefixes[0])
+	if err != nil {
+		return false
+	}
+	want := n.Slot(slot)
+	if len(want) != len(prefixes) {
+		return false
+	}
+	for i := range want {
+		if want[i] != prefixes[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// Lease is the lease to publish; false: none.
+func (a *Allocator) Lease() (mesh.Lease, bool) { return a.lease, a.lease.State != 0 }
+
+// State says what the node is doing.
+func (a *Allocator) State() mesh.State { return a.state }
+
+// Next is the moment at which Step has something to do even if nothing happens.
+func (a *Allocator) Next() (time.Time, bool) { return a.until, a.lease.State == mesh.Pending }
+
+// Step takes the world as it is and moves on. It reports whether the lease
+// changed.
+func (a *Allocator) Step(now time.Time, w World) (changed bool) {
+	if a.state == mesh.Left {
+		return false
+	}
+	switch a.lease.State {
+	case mesh.Pending, mesh.Held:
+		if !wins(a.claim(a.lease), w.Others) {
+			a.lose(w)
+			changed = true
+		} else if a.lease.State == mesh.Pending && !now.Before(a.until) {
+			a.lease.State, a.state, a.lost = mesh.Held, mesh.Ready, false
+			return true
+		}
+	case mesh.Quarantined:
+		if again := a.pending(a.lease.Prefixes, now, w); a.free(again, w.Others) {
+			a.start(again, now, w)
+			return true
+		}
+	}
+	if a.lease.State == 0 {
+		return a.claimNext(now, w) || changed
+	}
+	return changed
+}
+
+// Release gives the lease back for good, when the node leaves the mesh.
+func (a *Allocator) Release(now time.Time) {
+	a.state = mesh.Left
+	if a.lease.State != 0 {
+		a.lease.State, a.lease.Since = mesh.Released, now
+	}
+}
+
+// lose withdraws from a subnet that belongs to another.
+func (a *Allocator) lose(w World) {
+	quarantine := a.cfg.OnConflict == Quarantine || a.cfg.OnConflict != Renumber && w.InUse
+	if quarantine && a.lease.State == mesh.Held {
+		a.lease.State, a.state = mesh.Quarantined, mesh.Quarantine
+		return
+	}
+	a.lease, a.lost = mesh.Lease{}, true
+}
+
+// claimNext announces the next candidate, if there is one.
+func (a *Allocator) claimNext(now time.Time, w World) bool {
+	if !w.MayClaim {
+		a.state = mesh.WaitingForSeed
+		return false
+	}
+	if len(a.cfg.Pins) > 0 {
+		pinned := a.pending(a.cfg.Pins, now, w)
+		if !wins(a.claim(pinned), w.Others) {
+			a.state = mesh.Conflict
+			return false
+		}
+		a.start(pinned, now, w)
+		return true
+	}
+	prefixes, ok := choose(a.cfg.Network, a.cfg.Self, a.cfg.Permit, w.Others)
+	if !ok {
+		a.state = mesh.NoFreeSubnets
+		return false
+	}
+	a.start(a.pending(prefixes, now, w), now, w)
+	return true
+}
+
+func (a *Allocator) start(l mesh.Lease, now time.Time, w World) {
+	a.lease, a.until, a.state = l, now.Add(ProbeWindow(len(w.Others)+1)), mesh.Probing
+	if a.lost {
+		a.state = mesh.Renumbering
+	}
+}
+
+func (a *Allocator) pending(prefixes []netip.Prefix, now time.Time, w World) mesh.Lease {
+	return mesh.Lease{
+		Network: a.cfg.Network.Name, Prefixes: prefixes, State: mesh.Pending,
+		Since: now.Round(0).UTC().Truncate(time.Second), ClaimEpoch: w.Epoch,
+	}
+}
+
+func (a *Allocator) claim(l mesh.Lease) Claim {
+	return Claim{Owner: a.cfg.Self, Pinned: len(a.cfg.Pins) > 0, Admitted: a.cfg.Admitted, Lease: l}
+}
+
+// free tells whether nobody else claims any part of the lease.
+func (a *Allocator) free(l mesh.Lease, others []Claim) bool {
+	for _, c := range others {
+		if c.candidate() && c.overlaps(l.Prefixes) {
+			return false
+		}
+	}
+	return true
+}
+
+// ProbeWindow is how long a claim stands before it counts. A record crosses a
+// gossip of n nodes in about log2(n) rounds of 200 ms; one and a half seconds
+// more cover loss, a repeated round and a slow host.
+func ProbeWindow(n int) time.Duration {
+	return 1500*time.Millisecond + time.Duration(bits.Len(uint(n)))*200*time.Millisecond
+}

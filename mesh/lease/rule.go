@@ -1,0 +1,103 @@
+// Package lease decides who owns which subnet, without a server.
+//
+// [Resolve] is the conflict rule: a pure function of signed facts, so every node
+// that knows the same records names the same owners, in whatever order they
+// arrived. [Allocator] is one node's side: it picks a subnet, announces it,
+// waits for objections, holds it, and withdraws when it loses.
+//
+//	          choose            probe window over         lost
+//	(none) ───────────► pending ───────────────► held ───────────┐
+//	   ▲                   │ lost                  ▲             │
+//	   └───────────────────┴───── renumber ────────┼─────────────┤
+//	                                  winner gone  │             ▼ in use
+//	                                               └──────── quarantined
+package lease
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"meshd/mesh"
+)
+
+// Claim is a lease with what the conflict rule reads of its owner. All of it is
+// signed: by the owner, or by who made the owner's certificate.
+type Claim struct {
+	Owner    mesh.NodeID
+	Pinned   bool      // the owner's certificate names exactly this subnet
+	Admitted time.Time // the owner's seniority; a lease counts no earlier
+	mesh.Lease
+}
+
+// Compare is the total order of claims; the smaller one wins a conflict: pinned
+// before free, held before pending, earlier before later, then the smaller ID.
+//
+// Held goes before older because a fresh node with a slow clock would otherwise
+// evict an old one while it still probes. No tolerance and no local fact enters,
+// or nodes would disagree.
+func (c Claim) Compare(o Claim) int {
+	if c.Pinned != o.Pinned {
+		return first(c.Pinned)
+	}
+	if held := c.State == mesh.Held; held != (o.State == mesh.Held) {
+		return first(held)
+	}
+	if d := c.since().Compare(o.since()); d != 0 {
+		return d
+	}
+	return c.Owner.Compare(o.Owner)
+}
+
+func first(yes bool) int {
+	if yes {
+		return -1
+	}
+	return 1
+}
+
+// since counts no earlier than the owner was admitted, so a newcomer cannot date
+// itself before the others. Seconds, as on the wire.
+func (c Claim) since() time.Time {
+	if c.Since.Before(c.Admitted) {
+		return c.Admitted.Truncate(time.Second)
+	}
+	return c.Since.Truncate(time.Second)
+}
+
+// candidate tells whether the claim takes part in conflicts at all.
+func (c Claim) candidate() bool { return c.State == mesh.Pending || c.State == mesh.Held }
+
+func (c Claim) overlaps(prefixes []netip.Prefix) bool {
+	return slices.ContainsFunc(c.Prefixes, func(p netip.Prefix) bool {
+		return slices.ContainsFunc(prefixes, p.Overlaps)
+	})
+}
+
+// Resolve picks the winners: claims are taken greedily in their order, each one
+// unless it overlaps one already taken. The result is sorted by that order.
+func Resolve(claims []Claim) []Claim {
+	claims = slices.DeleteFunc(slices.Clone(claims), func(c Claim) bool { return !c.candidate() })
+	slices.SortFunc(claims, Claim.Compare)
+	var winners []Claim
+	for _, c := range claims {
+		if !slices.ContainsFunc(winners, func(w Claim) bool { return w.overlaps(c.Prefixes) }) {
+			winners = append(winners, c)
+		}
+	}
+	return winners
+}
+
+// wins tells whether own is among the winners beside others.
+func wins(own Claim, others []Claim) bool {
+	rival := func(c Claim) bool { return c.candidate() && c.overlaps(own.Prefixes) }
+	if !slices.ContainsFunc(others, rival) {
+		return true // nearly always: no need to sort the whole mesh
+	}
+	for _, w := range Resolve(append(slices.Clone(others), own)) {
+		if w.Owner == own.Owner && w.Network == own.Network {
+			return true
+		}
+	}
+	return false
+}

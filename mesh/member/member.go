@@ -1,0 +1,447 @@
+// Package member is one node's membership as a pure machine: what it believes
+// of the others, what it says of itself, whom it admits, and which subnet it
+// holds.
+//
+//	objects from gossip ──► Receive ─┐
+//	exchange completed ───► Synced ──┤            ┌─► Save       (first, durable)
+//	addresses changed ────► Set... ──┼─► Step(now)┼─► Broadcast  (signed objects)
+//	leave ────────────────► Leave ───┘     ▲      ├─► Want       (to fetch)
+//	                             Next() ───┘      └─► View       (for the data plane)
+//
+// The owner calls Step after every event and when Next is due. A Member knows no
+// clock, no network and no disk, and is not safe for concurrent use.
+package member
+
+import (
+	"crypto/ed25519"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"meshd/mesh"
+	"meshd/mesh/lease"
+	"meshd/mesh/registry"
+	"meshd/mesh/trust"
+)
+
+// Config is fixed for the life of a daemon.
+type Config struct {
+	Identity    ed25519.PrivateKey
+	Charter     []byte // newest known, signed
+	Certificate []byte // of this node, signed
+	TunnelKey   mesh.Key
+	Nonce       uint64 // random per start
+	Founder     bool   // ran init: may claim a subnet with nobody else about
+	HasSeeds    bool   // somebody is named to sync with
+	OnConflict  lease.OnConflict
+	Labels      map[string]string
+	Suites      []string
+}
+
+// State is what must outlast the daemon.
+type State struct {
+	Epoch  uint64       // of the last daemon that ran; raised, durably, before a new one speaks
+	Leases []mesh.Lease // held ones, to be held again after a restart
+	Left   bool         // the node has left the mesh
+}
+
+// Output is what one Step asks its owner to do.
+type Output struct {
+	Save      *State       // not nil: must be durable before Broadcast goes out
+	Broadcast [][]byte     // signed objects for everybody
+	Want      []trust.Hash // certificates that others refer to and we lack
+	View      *mesh.View   // not nil: changed
+}
+
+// Timers.
+const (
+	// renewEvery keeps a lease alive: a lease ends 24 h after the last record.
+	renewEvery = time.Hour
+	// lookAgain bounds how late a view notices what only time changes, such as
+	// the end of a certificate.
+	lookAgain = 30 * time.Second
+	// admitSpread is the time per member over which witnesses draw lots, so that
+	// one admission is made, not one per member.
+	admitSpread = 20 * time.Millisecond
+	// complainAfter is how long a node waits to be admitted before it says so.
+	complainAfter = 10 * time.Second
+	// outbidEvery limits the fight of two nodes with one identity.
+	outbidEvery = 10 * time.Second
+)
+
+// network is the only one that nodes lease from in this version.
+const network = "default"
+
+// Member is the machine.
+type Member struct {
+	cfg   Config
+	id    mesh.NodeID
+	cert  *trust.Certificate
+	state State
+	reg   *registry.Registry
+	alloc *lease.Allocator
+
+	synced    bool // a whole exchange was made with another node
+	endpoints []netip.AddrPort
+	inUse     bool
+
+	seq       uint64
+	published *trust.Record // what the others were told last
+	renewAt   time.Time
+	admitAt   map[trust.Hash]time.Time // when it is our turn to witness
+	refused   map[trust.Hash]string    // certificates that we will not admit, and why
+	started   time.Time
+	outbidAt  time.Time // when an own record from elsewhere was last outbid
+	outbid    bool
+
+	seen     uint64 // registry changes that the last Step has seen
+	dirty    bool   // something other than the registry changed
+	tickAt   time.Time
+	view     *mesh.View
+	outBound [][]byte // own objects that wait for the next Step
+}
+
+// New makes the machine. state comes from disk with its epoch already raised;
+// table is what the last daemon knew, and may be empty.
+func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error) {
+	charter, err := trust.ParseCharter(cfg.Charter, mesh.ID{})
+	if err != nil {
+		return nil, err
+	}
+	cert, err := trust.ParseCertificate(cfg.Certificate, charter.CA)
+	if err != nil {
+		return nil, err
+	}
+	if !cert.Identity.Equal(cfg.Identity.Public()) {
+		return nil, errors.New("certificate is for another identity key")
+	}
+	if state.Epoch == 0 {
+		return nil, errors.New("epoch is zero: it must be raised before the start")
+	}
+	m := &Member{
+		cfg: cfg, id: cert.ID(), cert: cert, state: state, reg: registry.New(charter),
+		admitAt: map[trust.Hash]time.Time{}, refused: map[trust.Hash]string{}, started: now,
+		synced: cfg.Founder, dirty: true, tickAt: now.Add(lookAgain),
+	}
+	for _, raw := range append([][]byte{cfg.Certificate}, table...) {
+		_ = m.reg.Add(raw) // what a newer or older version wrote is fetched again
+	}
+	net, ok := m.reg.Charter().Network(network)
+	if !ok {
+		return nil, fmt.Errorf("the mesh has no network %q", network)
+	}
+	var previous mesh.Lease
+	for _, l := range state.Leases {
+		if l.Network == network {
+			previous = l
+		}
+	}
+	m.alloc = lease.New(lease.Config{
+		Self: m.id, Network: net, Pins: cert.Rights.Pins, Admitted: cert.Admitted,
+		Permit: cert.Rights.Permit, OnConflict: cfg.OnConflict,
+	}, previous)
+	return m, nil
+}
+
+// ID is this node's identity.
+func (m *Member) ID() mesh.NodeID { return m.id }
+
+// Receive takes one object that came from anybody. An error says that it was
+// refused, and why; it may be logged, at a bounded rate.
+func (m *Member) Receive(_ time.Time, raw []byte) error {
+	if err := m.reg.Add(raw); err != nil && !errors.Is(err, registry.ErrStale) {
+		return err
+	}
+	return nil
+}
+
+// Synced says that a whole exchange with another member has been made: its
+// table was received.
+func (m *Member) Synced(time.Time) {
+	m.dirty = m.dirty || !m.synced
+	m.synced = true
+}
+
+// SetEndpoints says where peers can reach this node's tunnel, best first.
+func (m *Member) SetEndpoints(_ time.Time, endpoints []netip.AddrPort) {
+	endpoints = endpoints[:min(len(endpoints), trust.MaxEndpoints)]
+	if !slices.Equal(m.endpoints, endpoints) {
+		m.endpoints, m.dirty = slices.Clone(endpoints), true
+	}
+}
+
+// SetInUse says whether anything local has addresses from the lease.
+func (m *Member) SetInUse(_ time.Time, inUse bool) {
+	m.dirty = m.dirty || m.inUse != inUse
+	m.inUse = inUse
+}
+
+// Leave gives everything back for good. The next Step has the signed release.
+func (m *Member) Leave(now time.Time) {
+	m.alloc.Release(now.Round(0).UTC())
+	m.state.Left, m.dirty = true, true
+}
+
+// Table lists all verified objects, for a whole exchange.
+func (m *Member) Table() [][]byte { return m.reg.Table() }
+
+// Lookup gives a certificate and what is needed to believe it, or nil.
+func (m *Member) Lookup(h trust.Hash) [][]byte { return m.reg.Lookup(h) }
+
+// Next is the moment at which Step is due even if nothing happens.
+func (m *Member) Next() (time.Time, bool) {
+	next := m.tickAt
+	earlier := func(t time.Time) {
+		if !t.IsZero() && t.Before(next) {
+			next = t
+		}
+	}
+	earlier(m.renewAt)
+	if t, ok := m.alloc.Next(); ok {
+		earlier(t)
+	}
+	for _, t := range m.admitAt {
+		earlier(t)
+	}
+	return next, true
+}
+
+// Step does what is due and says what follows from it.
+func (m *Member) Step(now time.Time) Output {
+	var out Output
+	if _, known := m.ownCertificate(); !known {
+		_ = m.reg.Add(m.cfg.Certificate) // junk had pushed it out of the waiting room
+	}
+	if m.reg.Changes() == m.seen && !m.dirty && now.Before(m.due()) {
+		out.Want = m.reg.Missing()
+		return out
+	}
+	if !now.Before(m.tickAt) {
+		m.tickAt = now.Add(lookAgain)
+	}
+	m.outbidForeign(now)
+	m.witness(now)
+	for m.allocate(now, &out) { // a lost claim may be followed by the next at once
+	}
+	m.publish(now)
+	out.Broadcast, m.outBound = m.outBound, nil
+	out.Want = m.reg.Missing()
+	if view := m.buildView(now); m.view == nil || !reflect.DeepEqual(view, m.view) {
+		m.view, out.View = view, view
+	}
+	m.seen, m.dirty = m.reg.Changes(), false
+	return out
+}
+
+func (m *Member) due() time.Time {
+	t, _ := m.Next()
+	return t
+}
+
+// Clock is the time by which certificates are judged: never earlier than what
+// the CA has signed, so a host whose clock starts in 1970 is not locked out.
+func (m *Member) clock(now time.Time) time.Time {
+	if newest := m.reg.Newest(); newest.After(now) {
+		return newest
+	}
+	return now
+}
+
+// valid gives the judge of certificates at this moment. While our own is out of
+// its time as well, it is rather our clock that is wrong: then nobody is dropped.
+func (m *Member) valid(now time.Time) func(*trust.Certificate) bool {
+	clock := m.clock(now)
+	if !m.cert.ValidAt(clock) {
+		return func(*trust.Certificate) bool { return true }
+	}
+	return func(c *trust.Certificate) bool { return c.ValidAt(clock) }
+}
+
+func (m *Member) ownCertificate() (admitted, known bool) {
+	c, admitted := m.reg.Certificate(m.cert.Hash)
+	return admitted, c != nil
+}
+
+// allocate steps the lease and reports whether it changed.
+func (m *Member) allocate(now time.Time, out *Output) bool {
+	admitted, _ := m.ownCertificate()
+	before := m.heldLeases()
+	changed := m.alloc.Step(now, lease.World{
+		MayClaim: m.synced && admitted,
+		Epoch:    m.state.Epoch,
+		Others:   m.claims(now),
+		InUse:    m.inUse,
+	})
+	if held := m.heldLeases(); !slices.EqualFunc(before, held, sameLease) || m.state.Left && !m.savedLeft(out) {
+		m.state.Leases = held
+		m.save(out)
+	}
+	return changed
+}
+
+func (m *Member) savedLeft(out *Output) bool {
+	return out.Save != nil || m.published != nil && m.published.Left
+}
+
+func (m *Member) save(out *Output) {
+	state := m.state
+	out.Save = &state
+}
+
+func sameLease(a, b mesh.Lease) bool {
+	return a.State == b.State && a.Since.Equal(b.Since) && slices.Equal(a.Prefixes, b.Prefixes)
+}
+
+// heldLeases are those to be held again after a restart.
+func (m *Member) heldLeases() []mesh.Lease {
+	if l, ok := m.alloc.Lease(); ok && l.State == mesh.Held {
+		return []mesh.Lease{l}
+	}
+	return nil
+}
+
+// claims lists what the other members claim in our network.
+func (m *Member) claims(now time.Time) []lease.Claim {
+	var out []lease.Claim
+	for _, n := range m.reg.Members(m.valid(now)) {
+		if n.ID != m.id {
+			out = append(out, claimsOf(n, m.reg.Charter())...)
+		}
+	}
+	return out
+}
+
+// claimsOf lists a member's leases that are subnets of the charter's networks;
+// what a record says beyond that counts for nothing.
+func claimsOf(n registry.Member, charter *trust.Charter) []lease.Claim {
+	if n.Record == nil {
+		return nil
+	}
+	var out []lease.Claim
+	for _, l := range n.Record.Leases {
+		if net, ok := charter.Network(l.Network); ok && lease.IsSlot(net, l.Prefixes) {
+			out = append(out, lease.Claim{
+				Owner: n.ID, Pinned: len(n.Certificate.Rights.Pins) > 0,
+				Admitted: n.Certificate.Admitted, Lease: l,
+			})
+		}
+	}
+	return out
+}
+
+// publish signs and spreads a new record if what we say of ourselves changed, or
+// if it is time to renew it.
+func (m *Member) publish(now time.Time) {
+	rec := trust.Record{
+		Version: mesh.Version{Epoch: m.state.Epoch, Seq: m.seq + 1}, Certificate: m.cert.Hash,
+		Nonce: m.cfg.Nonce, Key: m.cfg.TunnelKey, Endpoints: m.endpoints,
+		Labels: m.cfg.Labels, Suites: m.cfg.Suites, Left: m.state.Left,
+	}
+	if l, ok := m.alloc.Lease(); ok {
+		rec.Leases = []mesh.Lease{l}
+	}
+	if !m.outbid && m.published != nil && sameSaying(&rec, m.published) && now.Before(m.renewAt) {
+		return
+	}
+	raw, err := rec.Sign(m.cfg.Identity)
+	if err != nil {
+		// Only labels and endpoints come from outside; New's owner has checked them.
+		panic(fmt.Sprintf("own record: %v", err))
+	}
+	m.seq++
+	m.published, m.renewAt, m.outbid = &rec, now.Add(renewEvery), false
+	_ = m.reg.Add(raw)
+	m.outBound = append(m.outBound, raw)
+}
+
+// sameSaying compares what two records say, versions aside.
+func sameSaying(a, b *trust.Record) bool {
+	return a.Left == b.Left && slices.Equal(a.Endpoints, b.Endpoints) &&
+		slices.EqualFunc(a.Leases, b.Leases, sameLease)
+}
+
+// outbidForeign raises the epoch above a record of our own identity that we did
+// not sign: our past before a restored backup, or a clone.
+func (m *Member) outbidForeign(now time.Time) {
+	rec, ok := m.reg.Record(m.id)
+	if !ok || rec.Nonce == m.cfg.Nonce || rec.Version.Compare(mesh.Version{Epoch: m.state.Epoch, Seq: m.seq}) < 0 {
+		return
+	}
+	if !m.outbidAt.IsZero() && now.Sub(m.outbidAt) < outbidEvery {
+		return
+	}
+	m.outbidAt = now
+	m.state.Epoch, m.seq, m.outbid = rec.Version.Epoch+1, 0, true
+}
+
+// witness admits certificates that a token has signed, once it is our turn.
+func (m *Member) witness(now time.Time) {
+	admitted, _ := m.ownCertificate()
+	waiting := map[trust.Hash]bool{}
+	for _, c := range m.reg.Unadmitted() {
+		waiting[c.Hash] = true
+		if !admitted || m.state.Left || c.Hash == m.cert.Hash {
+			continue
+		}
+		if reason := m.refusal(c, now); reason != "" {
+			m.refused[c.Hash] = reason
+			delete(m.admitAt, c.Hash)
+			continue
+		}
+		delete(m.refused, c.Hash)
+		at, drawn := m.admitAt[c.Hash]
+		if !drawn {
+			at = now.Add(m.lot(c.Hash))
+			m.admitAt[c.Hash] = at
+		}
+		if !now.Before(at) {
+			m.admit(c, now)
+			delete(m.admitAt, c.Hash)
+		}
+	}
+	gone := func(h trust.Hash) bool { return !waiting[h] }
+	for h := range m.admitAt {
+		if gone(h) {
+			delete(m.admitAt, h)
+		}
+	}
+	for h := range m.refused {
+		if gone(h) {
+			delete(m.refused, h)
+		}
+	}
+}
+
+// refusal says why we do not vouch for a certificate; empty: we do.
+func (m *Member) refusal(c *trust.Certificate, now time.Time) string {
+	clock := m.clock(now)
+	switch cred := c.Credential; {
+	case clock.After(cred.NotAfter):
+		return "its token has expired"
+	case cred.Uses > 0 && m.reg.Uses(cred.Serial) >= int(min(cred.Uses, 1<<31)):
+		return fmt.Sprintf("its token was good for %d nodes, and they have joined", cred.Uses)
+	}
+	if !m.cert.ValidAt(clock) {
+		return "our own certificate is out of its time"
+	}
+	return ""
+}
+
+// lot draws how long to wait before vouching: by hash, so members differ.
+func (m *Member) lot(h trust.Hash) time.Duration {
+	members := len(m.reg.Members(m.valid(m.started)))
+	ticket := binary.BigEndian.Uint32(m.id[:4]) ^ binary.BigEndian.Uint32(h[:4])
+	return time.Duration(uint64(ticket) * uint64(admitSpread) * uint64(members) >> 32)
+}
+
+func (m *Member) admit(c *trust.Certificate, now time.Time) {
+	a := trust.Admission{Certificate: c.Hash, Admitter: m.cert.Hash, Seen: m.clock(now)}
+	raw := a.Sign(m.cfg.Identity)
+	if m.Receive(now, raw) == nil {
+		m.outBound = append(m.outBound, raw)
+	}
+}

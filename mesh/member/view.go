@@ -1,0 +1,119 @@
+package member
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"meshd/mesh"
+	"meshd/mesh/lease"
+	"meshd/mesh/registry"
+)
+
+// buildView tells everything that is known, with conflicts decided.
+func (m *Member) buildView(now time.Time) *mesh.View {
+	charter := m.reg.Charter()
+	view := &mesh.View{
+		Mesh: charter.ID(), MeshName: charter.Name, Control: charter.Control(),
+		Networks: charter.Networks, Self: m.id, Epoch: m.state.Epoch, State: m.alloc.State(),
+	}
+	members := m.reg.Members(m.valid(now))
+	var claims []lease.Claim
+	for _, n := range members {
+		claims = append(claims, claimsOf(n, charter)...)
+	}
+	type owned struct {
+		owner   mesh.NodeID
+		network string
+	}
+	winners := map[owned]bool{}
+	for _, c := range lease.Resolve(claims) {
+		winners[owned{c.Owner, c.Network}] = true
+	}
+	for _, n := range members {
+		node := nodeOf(n, view.Mesh)
+		for _, c := range claimsOf(n, charter) {
+			l := c.Lease
+			if l.State == mesh.Held && !winners[owned{n.ID, l.Network}] {
+				l.State = mesh.Quarantined // lost, and has not noticed yet
+			}
+			node.Leases = append(node.Leases, l)
+		}
+		view.Nodes = append(view.Nodes, node)
+	}
+	view.Health = m.health(now, view)
+	return view
+}
+
+func nodeOf(n registry.Member, id mesh.ID) mesh.Node {
+	node := mesh.Node{
+		ID: n.ID, Name: n.Certificate.Name, Control: mesh.ControlAddr(id, n.ID),
+		Pins: n.Certificate.Rights.Pins, Admitted: n.Certificate.Admitted,
+	}
+	if r := n.Record; r != nil {
+		node.Version, node.Key, node.Endpoints = r.Version, r.Key, r.Endpoints
+		node.Suites, node.Left = r.Suites, r.Left
+	}
+	return node
+}
+
+// health lists what an operator should know.
+func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
+	var out []mesh.Finding
+	find := func(level, code, format string, args ...any) {
+		out = append(out, mesh.Finding{Level: level, Code: code, Message: fmt.Sprintf(format, args...)})
+	}
+	if clock := m.clock(now); !m.cert.ValidAt(clock) {
+		find("error", "clock", "this node's certificate is valid from %s to %s and the clock says %s: set the clock, or renew the certificate",
+			m.cert.NotBefore.UTC().Format(time.RFC3339), m.cert.NotAfter.UTC().Format(time.RFC3339), clock.UTC().Format(time.RFC3339))
+	}
+	admitted, _ := m.ownCertificate()
+	late := now.Sub(m.started) >= complainAfter
+	switch {
+	case !m.synced && !m.cfg.HasSeeds && late:
+		find("warning", "no_seed", "no seed is configured and nobody has contacted this node: add one to seeds in the config file")
+	case !m.synced && late:
+		find("warning", "no_seed", "no seed answers: check that one of them runs and that its gossip port is open (TCP and UDP)")
+	case !admitted && m.synced && late:
+		find("error", "no_admission", "no member has admitted this node: its token may have expired or be used up; join again with a new one")
+	}
+	switch view.State {
+	case mesh.NoFreeSubnets:
+		find("error", "no_free_subnets", "every subnet that this node may lease is taken")
+	case mesh.Conflict:
+		find("error", "pin_conflict", "the subnet %s that this node is pinned to belongs to another node with the same pin", m.cert.Rights.Pins)
+	case mesh.Quarantine:
+		find("error", "quarantined", "this node's subnet belongs to another node: traffic stays local until that one gives it back")
+	}
+	if !m.outbidAt.IsZero() && now.Sub(m.outbidAt) < time.Minute {
+		find("warning", "identity_in_use", "records with this node's identity came from elsewhere: a clone runs, or this state was restored from a backup")
+	}
+	names := map[string][]string{}
+	for _, n := range view.Nodes {
+		if !n.Left {
+			names[n.Name] = append(names[n.Name], n.ID.Short())
+		}
+	}
+	for _, n := range view.Nodes {
+		if ids := names[n.Name]; len(ids) > 1 {
+			find("warning", "duplicate_name", "%d nodes are called %s (%s): use their ids", len(ids), n.Name, ids)
+			delete(names, n.Name)
+		}
+	}
+	for _, reason := range m.refusedReasons() {
+		find("warning", "admission_refused", "a node asks to join and is not admitted: %s", reason)
+	}
+	return out
+}
+
+// refusedReasons lists why certificates are not admitted, each reason once.
+func (m *Member) refusedReasons() []string {
+	var out []string
+	for _, r := range m.refused {
+		if !slices.Contains(out, r) {
+			out = append(out, r)
+		}
+	}
+	slices.Sort(out)
+	return out
+}

@@ -1,0 +1,372 @@
+// Package registry holds the signed objects of one mesh that a node believes:
+// charter, certificates, admissions and the newest record of every member.
+//
+// Objects may arrive in any order and any number of times, from anybody. One
+// that cannot be decided yet, because the certificate it speaks of is unknown or
+// not admitted, waits in a bounded room until that changes; what is missing can
+// be asked for with [Registry.Missing]. What is believed never depends on the
+// order of arrival.
+//
+//	certificate by the CA ──────────────► admitted
+//	certificate by a token ──► unadmitted ───┬───► admitted
+//	                     Admission by an admitted member
+//	Record ──► waits for its certificate to be admitted ──► newest one counts
+//
+// A Registry is not safe for concurrent use; its owner is one goroutine.
+package registry
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"meshd/mesh"
+	"meshd/mesh/trust"
+)
+
+// Bounds of what may wait. Both are filled only by objects that nobody vouches
+// for, so the oldest makes room: an honest one is sent again.
+const (
+	maxUnadmitted = 256  // certificates by a token, not yet admitted
+	maxWaiting    = 1024 // records and admissions that cannot be decided yet
+	maxAdmissions = 4    // kept per certificate: one is enough, a few survive revocations
+)
+
+// ErrStale says that an object is older than, or the same as, what is known.
+// It is no fault of the sender.
+var ErrStale = errors.New("already known")
+
+// Registry is the set of believed objects.
+type Registry struct {
+	id         mesh.ID
+	charter    *trust.Charter
+	certs      map[trust.Hash]*certificate
+	unadmitted []trust.Hash // in order of arrival
+	records    map[mesh.NodeID]*trust.Record
+	waiting    []waiting
+	changes    uint64
+	newest     time.Time // latest moment that the CA has signed
+}
+
+type certificate struct {
+	*trust.Certificate
+	admitted   bool
+	admissions []*trust.Admission // by witnesses that were admitted when it came, oldest first
+}
+
+// waiting is an object that needs certificates which are unknown or unadmitted.
+type waiting struct {
+	hash  trust.Hash
+	needs []trust.Hash
+	retry func() error
+}
+
+// New makes a registry of the mesh that the charter founds.
+func New(charter *trust.Charter) *Registry {
+	r := &Registry{
+		id:      charter.ID(),
+		certs:   map[trust.Hash]*certificate{},
+		records: map[mesh.NodeID]*trust.Record{},
+	}
+	r.setCharter(charter)
+	return r
+}
+
+// Charter is the newest charter.
+func (r *Registry) Charter() *trust.Charter { return r.charter }
+
+// Changes grows with every change of what is believed.
+func (r *Registry) Changes() uint64 { return r.changes }
+
+// Newest is the latest moment that the CA has signed: the present cannot be
+// earlier. Members' signatures do not count, or one of them could push
+// everybody's clock forward.
+func (r *Registry) Newest() time.Time { return r.newest }
+
+// Add takes one object in. A nil error means that it is new and either believed
+// or waiting; [ErrStale] that it adds nothing.
+func (r *Registry) Add(raw []byte) error {
+	kind, err := trust.KindOf(raw)
+	if err != nil {
+		return err
+	}
+	switch kind {
+	case trust.KindCharter:
+		return r.addCharter(raw)
+	case trust.KindCertificate:
+		return r.addCertificate(raw)
+	case trust.KindAdmission:
+		return r.addAdmission(raw)
+	case trust.KindRecord:
+		return r.addRecord(raw)
+	}
+	return fmt.Errorf("%w: kind %d is not for gossip", trust.ErrMalformed, kind)
+}
+
+func (r *Registry) addCharter(raw []byte) error {
+	c, err := trust.ParseCharter(raw, r.id)
+	if err != nil {
+		return err
+	}
+	if !c.Newer(r.charter) {
+		return ErrStale
+	}
+	r.setCharter(c)
+	return nil
+}
+
+func (r *Registry) setCharter(c *trust.Charter) {
+	r.charter = c
+	r.signedAt(c.Created)
+	r.changes++
+}
+
+func (r *Registry) signedAt(t time.Time) {
+	if t.After(r.newest) {
+		r.newest = t
+	}
+}
+
+func (r *Registry) addCertificate(raw []byte) error {
+	c, err := trust.ParseCertificate(raw, r.charter.CA)
+	if err != nil {
+		return err
+	}
+	if r.certs[c.Hash] != nil {
+		return ErrStale
+	}
+	r.certs[c.Hash] = &certificate{Certificate: c, admitted: c.Credential == nil}
+	r.changes++
+	if c.Credential == nil {
+		r.signedAt(c.NotBefore)
+		r.settle()
+		return nil
+	}
+	r.signedAt(c.Credential.NotBefore)
+	r.unadmitted = append(r.unadmitted, c.Hash)
+	r.settle()
+	if len(r.unadmitted) > maxUnadmitted {
+		delete(r.certs, r.unadmitted[0])
+		r.unadmitted = r.unadmitted[1:]
+	}
+	return nil
+}
+
+func (r *Registry) addAdmission(raw []byte) error {
+	a, err := trust.ParseAdmission(raw)
+	if err != nil {
+		return err
+	}
+	if r.isWaiting(a.Hash) {
+		return ErrStale
+	}
+	return r.decideAdmission(a)
+}
+
+// decideAdmission believes an admission, refuses it, or lets it wait.
+func (r *Registry) decideAdmission(a *trust.Admission) error {
+	seen, witness := r.certs[a.Certificate], r.certs[a.Admitter]
+	if seen == nil || witness == nil || !witness.admitted {
+		r.wait(a.Hash, func() error { return r.decideAdmission(a) }, a.Certificate, a.Admitter)
+		return nil
+	}
+	// The first ones stay: each came when its witness was admitted already, so
+	// they lead back to the CA. Later ones must not be able to push them out.
+	known := func(x *trust.Admission) bool { return x.Hash == a.Hash }
+	if len(seen.admissions) >= maxAdmissions || slices.ContainsFunc(seen.admissions, known) {
+		return ErrStale
+	}
+	if err := a.Verify(seen.Certificate, witness.Certificate); err != nil {
+		return err
+	}
+	seen.admissions = append(seen.admissions, a)
+	r.changes++
+	if !seen.admitted {
+		seen.admitted = true
+		r.unadmitted = slices.DeleteFunc(r.unadmitted, func(h trust.Hash) bool { return h == seen.Hash })
+		r.settle()
+	}
+	return nil
+}
+
+func (r *Registry) addRecord(raw []byte) error {
+	rec, err := trust.ParseRecord(raw)
+	if err != nil {
+		return err
+	}
+	if r.isWaiting(rec.Hash) {
+		return ErrStale
+	}
+	return r.decideRecord(rec)
+}
+
+// decideRecord believes a record, refuses it, or lets it wait.
+func (r *Registry) decideRecord(rec *trust.Record) error {
+	cert := r.certs[rec.Certificate]
+	if cert == nil || !cert.admitted {
+		r.wait(rec.Hash, func() error { return r.decideRecord(rec) }, rec.Certificate)
+		return nil
+	}
+	id := cert.ID()
+	if old := r.records[id]; old != nil && !newer(rec, old) {
+		return ErrStale
+	}
+	if err := rec.Verify(cert.Certificate, r.charter.Ranges()); err != nil {
+		return err
+	}
+	r.records[id] = rec
+	r.changes++
+	return nil
+}
+
+// newer orders records of one node. Two of one version come from a clone or a
+// restored backup; the larger hash makes everybody pick the same.
+func newer(a, b *trust.Record) bool {
+	if d := a.Version.Compare(b.Version); d != 0 {
+		return d > 0
+	}
+	return a.Hash.Compare(b.Hash) > 0
+}
+
+func (r *Registry) isWaiting(h trust.Hash) bool {
+	return slices.ContainsFunc(r.waiting, func(w waiting) bool { return w.hash == h })
+}
+
+func (r *Registry) wait(h trust.Hash, retry func() error, needs ...trust.Hash) {
+	if len(r.waiting) >= maxWaiting {
+		r.waiting = slices.Delete(r.waiting, 0, 1)
+	}
+	r.waiting = append(r.waiting, waiting{h, needs, retry})
+}
+
+// settle decides again what waited. Errors are dropped: the sender is long gone.
+func (r *Registry) settle() {
+	old := r.waiting
+	r.waiting = nil
+	for _, w := range old {
+		_ = w.retry()
+	}
+}
+
+// Missing lists the certificates that waiting objects need and that are unknown.
+func (r *Registry) Missing() []trust.Hash {
+	missing := map[trust.Hash]bool{}
+	for _, w := range r.waiting {
+		for _, h := range w.needs {
+			if r.certs[h] == nil {
+				missing[h] = true
+			}
+		}
+	}
+	return slices.SortedFunc(maps.Keys(missing), trust.Hash.Compare)
+}
+
+// Certificate finds a certificate, and tells whether it is admitted.
+func (r *Registry) Certificate(h trust.Hash) (cert *trust.Certificate, admitted bool) {
+	c := r.certs[h]
+	if c == nil {
+		return nil, false
+	}
+	return c.Certificate, c.admitted
+}
+
+// Unadmitted lists the certificates that wait for a witness, oldest first.
+func (r *Registry) Unadmitted() []*trust.Certificate {
+	out := make([]*trust.Certificate, 0, len(r.unadmitted))
+	for _, h := range r.unadmitted {
+		out = append(out, r.certs[h].Certificate)
+	}
+	return out
+}
+
+// Uses counts the identities that were admitted with a credential.
+func (r *Registry) Uses(credential trust.Serial) int {
+	ids := map[mesh.NodeID]bool{}
+	for _, c := range r.certs {
+		if c.admitted && c.Credential != nil && c.Credential.Serial == credential {
+			ids[c.ID()] = true
+		}
+	}
+	return len(ids)
+}
+
+// Record finds the newest record of a node.
+func (r *Registry) Record(id mesh.NodeID) (*trust.Record, bool) {
+	rec, ok := r.records[id]
+	return rec, ok
+}
+
+// Table lists every believed object in an order in which each can be decided at
+// once: charter, certificates with what admits them, records. Certificates that
+// wait for admission are included, so that some member sees and admits them.
+func (r *Registry) Table() [][]byte {
+	out := [][]byte{r.charter.Raw}
+	done := map[trust.Hash]bool{}
+	for _, h := range slices.SortedFunc(maps.Keys(r.certs), trust.Hash.Compare) {
+		out = r.chain(h, done, out)
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(r.records), mesh.NodeID.Compare) {
+		out = append(out, r.records[id].Raw)
+	}
+	return out
+}
+
+// Lookup gives a certificate and what is needed to believe it, in order; nil if
+// it is unknown.
+func (r *Registry) Lookup(h trust.Hash) [][]byte { return r.chain(h, map[trust.Hash]bool{}, nil) }
+
+// chain appends a certificate after its witnesses, then its admissions.
+func (r *Registry) chain(h trust.Hash, done map[trust.Hash]bool, out [][]byte) [][]byte {
+	c := r.certs[h]
+	if c == nil || done[h] {
+		return out
+	}
+	done[h] = true
+	for _, a := range c.admissions {
+		out = r.chain(a.Admitter, done, out)
+	}
+	out = append(out, c.Raw)
+	for _, a := range c.admissions {
+		out = append(out, a.Raw)
+	}
+	return out
+}
+
+// Members lists, sorted by ID, the identities that hold an admitted certificate
+// which valid accepts, each with the certificate that counts: the one its record
+// names, else the one that ends last.
+func (r *Registry) Members(valid func(*trust.Certificate) bool) []Member {
+	best := map[mesh.NodeID]*trust.Certificate{}
+	for _, c := range r.certs {
+		if !c.admitted || !valid(c.Certificate) {
+			continue
+		}
+		id := c.ID()
+		if old := best[id]; old == nil || r.prefers(id, c.Certificate, old) {
+			best[id] = c.Certificate
+		}
+	}
+	out := make([]Member, 0, len(best))
+	for id, c := range best {
+		out = append(out, Member{ID: id, Certificate: c, Record: r.records[id]})
+	}
+	slices.SortFunc(out, func(a, b Member) int { return a.ID.Compare(b.ID) })
+	return out
+}
+
+func (r *Registry) prefers(id mesh.NodeID, a, b *trust.Certificate) bool {
+	if rec := r.records[id]; rec != nil && (rec.Certificate == a.Hash) != (rec.Certificate == b.Hash) {
+		return rec.Certificate == a.Hash
+	}
+	return cmp.Or(a.NotAfter.Compare(b.NotAfter), a.Hash.Compare(b.Hash)) > 0
+}
+
+// Member is one admitted identity.
+type Member struct {
+	ID          mesh.NodeID
+	Certificate *trust.Certificate
+	Record      *trust.Record // nil: none seen yet
+}
