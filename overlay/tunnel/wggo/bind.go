@@ -1,0 +1,149 @@
+package wggo
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+)
+
+// bind is wireguard-go's socket pair, made to survive: the device ends a
+// receiver for good after some errors, and keeps sending from an address that
+// the host no longer has.
+type bind struct {
+	conn.Bind
+
+	port atomic.Uint32 // in use, 0 before the first Open
+
+	mu     sync.Mutex
+	closed chan struct{} // of the current Open; closed by Close
+
+	tries tries
+}
+
+func newBind() *bind {
+	return &bind{Bind: conn.NewStdNetBind(), tries: tries{at: map[netip.AddrPort]time.Time{}}}
+}
+
+// Open implements [conn.Bind].
+func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
+	receivers, actual, err := b.Bind.Open(port)
+	if err != nil {
+		return nil, 0, err
+	}
+	if actual == 0 { // so says the bind below on a host without IPv6
+		actual = port
+	}
+	b.port.Store(uint32(actual))
+	closed := make(chan struct{})
+	b.mu.Lock()
+	b.closed = closed
+	b.mu.Unlock()
+	for i, receive := range receivers {
+		receivers[i] = keepReceiving(receive, closed)
+	}
+	return receivers, actual, nil
+}
+
+// Close implements [conn.Bind].
+func (b *bind) Close() error {
+	b.mu.Lock()
+	if b.closed != nil {
+		close(b.closed)
+		b.closed = nil
+	}
+	b.mu.Unlock()
+	return b.Bind.Close()
+}
+
+// keepReceiving makes a receiver that fails only when the socket was closed.
+func keepReceiving(receive conn.ReceiveFunc, closed <-chan struct{}) conn.ReceiveFunc {
+	pause := firstPause // owned by the one goroutine that receives
+	return func(bufs [][]byte, sizes []int, endpoints []conn.Endpoint) (int, error) {
+		for {
+			n, err := receive(bufs, sizes, endpoints)
+			if err == nil {
+				pause = firstPause
+				return n, nil
+			}
+			if errors.Is(err, net.ErrClosed) || !wait(closed, pause) {
+				return 0, net.ErrClosed
+			}
+			pause = min(2*pause, maxPause)
+		}
+	}
+}
+
+// Send implements [conn.Bind]. A packet goes out from the address at which the
+// peer's last packet arrived. When the host has lost that address or the way
+// from there, the kernel chooses another.
+func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
+	if len(bufs) == 1 && isInitiation(bufs[0]) {
+		b.tries.note(ep)
+	}
+	err := b.Bind.Send(bufs, ep)
+	if !lostSource(err) {
+		return err
+	}
+	std, ok := ep.(*conn.StdNetEndpoint)
+	if !ok || !std.SrcIP().IsValid() {
+		return err
+	}
+	// A copy, since ep may be read by others; it is replaced by the peer's next
+	// packet.
+	return b.Bind.Send(bufs, &conn.StdNetEndpoint{AddrPort: std.AddrPort})
+}
+
+func lostSource(err error) bool {
+	return errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EHOSTUNREACH) ||
+		errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ENETDOWN)
+}
+
+func isInitiation(packet []byte) bool {
+	return len(packet) == device.MessageInitiationSize &&
+		binary.LittleEndian.Uint32(packet) == device.MessageInitiationType
+}
+
+// tries remembers to which endpoints handshakes were initiated. That is how the
+// engine knows that it is trying to reach a peer: the device does not tell.
+type tries struct {
+	mu sync.Mutex
+	at map[netip.AddrPort]time.Time // the last one
+}
+
+func (t *tries) note(ep conn.Endpoint) {
+	std, ok := ep.(*conn.StdNetEndpoint)
+	if !ok {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.at[std.AddrPort] = time.Now()
+}
+
+// last gives the time of the last initiation to an endpoint, zero if there was
+// none that is worth remembering.
+func (t *tries) last(ep netip.AddrPort) time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.at[ep]
+}
+
+// forget drops what is older than the given time, which bounds the map by the
+// number of peers that are being tried.
+func (t *tries) forget(before time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for ep, at := range t.at {
+		if at.Before(before) {
+			delete(t.at, ep)
+		}
+	}
+}

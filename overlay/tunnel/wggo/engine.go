@@ -1,0 +1,238 @@
+// Package wggo is a tunnel engine on wireguard-go's device, and the reference
+// for the engines to come.
+//
+// Around the device stand two guards. One, on the TUN side, drops packets whose
+// inner source (leaving) or destination (arriving) is not ours; wireguard-go
+// itself holds the other half of cryptokey routing. The other, on the UDP side,
+// keeps receivers alive through errors that pass.
+//
+// A peer with several endpoints is tried at the next one when it does not
+// answer at the current one. There is no keepalive: idle peers cost no packet.
+//
+// The owner builds an [Engine] with New, calls Run once, and Apply as often as
+// it likes. It gives the TUN away: Run closes it. When Run returns an error,
+// build a new TUN and a new engine. The owner sets the link up, its addresses
+// and its MTU.
+package wggo
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.zx2c4.com/wireguard/device"
+
+	"meshd/mesh"
+	"meshd/overlay/tunnel"
+)
+
+// Errors that the owner may act on.
+var (
+	ErrPortInUse  = errors.New("UDP port is in use by another program")
+	ErrTUNGone    = errors.New("TUN device is gone")
+	ErrNotRunning = errors.New("tunnel engine is not running")
+)
+
+// Options say how to build an [Engine].
+type Options struct {
+	TUN        TUN
+	PrivateKey [32]byte     // X25519
+	Port       uint16       // UDP, on every address of both families; 0: any
+	MTU        int          // of the TUN; followed if the TUN has MTU() (int, error)
+	Log        *slog.Logger // nil: nothing is logged
+}
+
+// Engine carries packets between a TUN device and the peers.
+//
+// Memory: wireguard-go's buffers are 64 KiB each and come in batches of 128, one
+// batch for each of two receivers and the TUN reader, 24 MiB of heap that no
+// option reduces on Linux (the queue sizes and PreallocatedBuffersPerPool are
+// constants, and its socket code relies on the batch size). An idle engine
+// touches only the first page of a few of them, so its resident memory is about
+// 3 MiB, and 100 KiB per peer; see TestIdleMemory.
+type Engine struct {
+	// fixed at construction
+	options  Options
+	log      *slog.Logger
+	bind     *bind
+	patience time.Duration // before the next endpoint of a silent peer is tried
+	up       chan struct{} // closed by Run when Apply may be called
+	down     chan struct{} // closed when Run returns
+
+	started atomic.Bool
+
+	// set by Run before up is closed
+	device *device.Device
+	filter *filter
+
+	mu    sync.Mutex // guards peers and configuration of the device
+	peers map[mesh.Key]*peer
+}
+
+// New builds an engine; it does nothing before [Engine.Run].
+func New(o Options) *Engine {
+	log := o.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Engine{
+		options:  o,
+		log:      log,
+		bind:     newBind(),
+		patience: 10 * time.Second, // two retries of a handshake, 5 s apart
+		up:       make(chan struct{}),
+		down:     make(chan struct{}),
+		peers:    map[mesh.Key]*peer{},
+	}
+}
+
+// Name implements the engine's part of the status document.
+func (e *Engine) Name() string { return "wireguard-go" }
+
+// Port gives the UDP port in use; 0 before the engine is ready.
+func (e *Engine) Port() uint16 { return uint16(e.bind.port.Load()) }
+
+// Ready is closed once the engine carries packets.
+func (e *Engine) Ready() <-chan struct{} { return e.up }
+
+// Run carries packets until ctx is done, and then returns nil. It fails with
+// [ErrPortInUse] at the start, or with [ErrTUNGone] when the TUN device was
+// deleted or cannot be read any more. Sockets are opened in the network
+// namespace of the calling thread. It can be called once.
+func (e *Engine) Run(ctx context.Context) (err error) {
+	if e.started.Swap(true) {
+		return errors.New("run tunnel engine: called twice")
+	}
+	defer close(e.down)
+	under, err := takeOver(e.options.TUN)
+	if err != nil {
+		return err
+	}
+	e.filter = newFilter(under, e.options.MTU)
+	e.followMTU()
+	e.device = device.NewDevice(e.filter, e.bind, deviceLogger(e.log, e.up))
+	defer e.device.Close() // closes the TUN, waits for readers and receivers
+
+	identity := fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(e.options.PrivateKey[:]), e.options.Port)
+	if err := e.device.IpcSet(identity); err != nil {
+		return fmt.Errorf("configure tunnel engine: %w", err)
+	}
+	if err := e.device.Up(); err != nil {
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return fmt.Errorf("listen on UDP port %d: %w", e.options.Port, ErrPortInUse)
+		}
+		return fmt.Errorf("listen on UDP port %d: %w", e.options.Port, err)
+	}
+	close(e.up)
+	return e.watch(ctx)
+}
+
+// watch does what is done from time to time, until the end.
+func (e *Engine) watch(ctx context.Context) error {
+	ticker := time.NewTicker(min(2*time.Second, e.patience/2))
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-e.device.Wait():
+			return e.tunError()
+		case now := <-ticker.C:
+			e.followMTU()
+			e.tryNextEndpoints(now)
+		}
+	}
+}
+
+// tunError says why the device closed itself, which only a TUN makes it do.
+func (e *Engine) tunError() error {
+	name := e.options.TUN.Name()
+	if cause := e.filter.failed.Load(); cause != nil && !errors.Is(*cause, os.ErrClosed) {
+		return fmt.Errorf("%w: read %s: %w", ErrTUNGone, name, *cause)
+	}
+	return fmt.Errorf("%w: %s was deleted", ErrTUNGone, name)
+}
+
+// followMTU asks for the MTU that somebody else sets.
+func (e *Engine) followMTU() {
+	link, ok := e.options.TUN.(interface{ MTU() (int, error) })
+	if !ok {
+		return
+	}
+	if mtu, err := link.MTU(); err == nil {
+		e.filter.setMTU(mtu)
+	}
+}
+
+// ready waits until Run has come so far that the device can be configured.
+func (e *Engine) ready(ctx context.Context) error {
+	select {
+	case <-e.down:
+		return ErrNotRunning
+	default:
+	}
+	select {
+	case <-e.up:
+		return nil
+	case <-e.down:
+		return ErrNotRunning
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrNotRunning, ctx.Err())
+	}
+}
+
+// Apply makes the engine do what the configuration says, and nothing else. It
+// waits until Run has started. Sessions and learned endpoints of peers that
+// stay are kept; peers that cannot be configured are left out and reported.
+func (e *Engine) Apply(ctx context.Context, want tunnel.Config) error {
+	if err := e.ready(ctx); err != nil {
+		return fmt.Errorf("apply tunnel configuration: %w", err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	wanted, bad := byKey(want.Peers)
+	now, err := e.readDevice()
+	if err != nil {
+		return fmt.Errorf("apply tunnel configuration: %w", err)
+	}
+	next, ops := diff(e.peers, wanted, now)
+	e.filter.setOwn(want.Own)
+	if ops != "" {
+		if err := e.device.IpcSet(ops); err != nil {
+			return fmt.Errorf("apply tunnel configuration: %w", err)
+		}
+	}
+	e.peers = next
+	return bad
+}
+
+// Stats gives a snapshot of the counters. It is empty before the engine is
+// ready.
+func (e *Engine) Stats() tunnel.Stats {
+	stats := tunnel.Stats{Peers: map[mesh.NodeID]tunnel.PeerStats{}, Drops: map[string]uint64{}}
+	select {
+	case <-e.up:
+	default:
+		return stats
+	}
+	stats.Drops[tunnel.DropSource] = e.filter.dropSource.Load()
+	stats.Drops[tunnel.DropDestination] = e.filter.dropDestination.Load()
+	stats.Drops[tunnel.DropMalformed] = e.filter.dropMalformed.Load()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now, err := e.readDevice()
+	if err != nil {
+		return stats // a closed device has no peers
+	}
+	for key, p := range e.peers {
+		stats.Peers[p.want.ID] = now[key]
+	}
+	return stats
+}
