@@ -82,6 +82,7 @@ type Member struct {
 	id    mesh.NodeID
 	cert  *trust.Certificate
 	state State
+	saved State // the last one given to the owner to be saved
 	reg   *registry.Registry
 	alloc *lease.Allocator
 
@@ -123,7 +124,7 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 		return nil, errors.New("epoch is zero: it must be raised before the start")
 	}
 	m := &Member{
-		cfg: cfg, id: cert.ID(), cert: cert, state: state, reg: registry.New(charter),
+		cfg: cfg, id: cert.ID(), cert: cert, state: state, saved: state, reg: registry.New(charter),
 		admitAt: map[trust.Hash]time.Time{}, refused: map[trust.Hash]string{}, started: now,
 		synced: cfg.Founder, dirty: true, tickAt: now.Add(lookAgain),
 	}
@@ -225,10 +226,13 @@ func (m *Member) Step(now time.Time) Output {
 	}
 	m.outbidForeign(now)
 	m.witness(now)
-	for m.allocate(now, &out) { // a lost claim may be followed by the next at once
-	}
+	m.allocate(now)
 	m.publish(now)
 	out.Broadcast, m.outBound = m.outBound, nil
+	if !sameState(m.state, m.saved) {
+		state := m.state
+		m.saved, out.Save = state, &state
+	}
 	out.Want = m.reg.Missing()
 	if view := m.buildView(now); m.view == nil || !reflect.DeepEqual(view, m.view) {
 		m.view, out.View = view, view
@@ -266,42 +270,27 @@ func (m *Member) ownCertificate() (admitted, known bool) {
 	return admitted, c != nil
 }
 
-// allocate steps the lease and reports whether it changed.
-func (m *Member) allocate(now time.Time, out *Output) bool {
+// allocate steps the lease, and remembers it for the next start while it is held.
+func (m *Member) allocate(now time.Time) {
 	admitted, _ := m.ownCertificate()
-	before := m.heldLeases()
-	changed := m.alloc.Step(now, lease.World{
+	m.alloc.Step(now, lease.World{
 		MayClaim: m.synced && admitted,
 		Epoch:    m.state.Epoch,
 		Others:   m.claims(now),
 		InUse:    m.inUse,
 	})
-	if held := m.heldLeases(); !slices.EqualFunc(before, held, sameLease) || m.state.Left && !m.savedLeft(out) {
-		m.state.Leases = held
-		m.save(out)
+	m.state.Leases = nil
+	if l, ok := m.alloc.Lease(); ok && l.State == mesh.Held {
+		m.state.Leases = []mesh.Lease{l}
 	}
-	return changed
 }
 
-func (m *Member) savedLeft(out *Output) bool {
-	return out.Save != nil || m.published != nil && m.published.Left
-}
-
-func (m *Member) save(out *Output) {
-	state := m.state
-	out.Save = &state
+func sameState(a, b State) bool {
+	return a.Epoch == b.Epoch && a.Left == b.Left && slices.EqualFunc(a.Leases, b.Leases, sameLease)
 }
 
 func sameLease(a, b mesh.Lease) bool {
 	return a.State == b.State && a.Since.Equal(b.Since) && slices.Equal(a.Prefixes, b.Prefixes)
-}
-
-// heldLeases are those to be held again after a restart.
-func (m *Member) heldLeases() []mesh.Lease {
-	if l, ok := m.alloc.Lease(); ok && l.State == mesh.Held {
-		return []mesh.Lease{l}
-	}
-	return nil
 }
 
 // claims lists what the other members claim in our network.
@@ -395,7 +384,7 @@ func (m *Member) witness(now time.Time) {
 		delete(m.refused, c.Hash)
 		at, drawn := m.admitAt[c.Hash]
 		if !drawn {
-			at = now.Add(m.lot(c.Hash))
+			at = now.Add(m.lot(c.Hash, now))
 			m.admitAt[c.Hash] = at
 		}
 		if !now.Before(at) {
@@ -432,8 +421,8 @@ func (m *Member) refusal(c *trust.Certificate, now time.Time) string {
 }
 
 // lot draws how long to wait before vouching: by hash, so members differ.
-func (m *Member) lot(h trust.Hash) time.Duration {
-	members := len(m.reg.Members(m.valid(m.started)))
+func (m *Member) lot(h trust.Hash, now time.Time) time.Duration {
+	members := len(m.reg.Members(m.valid(now)))
 	ticket := binary.BigEndian.Uint32(m.id[:4]) ^ binary.BigEndian.Uint32(h[:4])
 	return time.Duration(uint64(ticket) * uint64(admitSpread) * uint64(members) >> 32)
 }

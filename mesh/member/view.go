@@ -17,6 +17,9 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 		Mesh: charter.ID(), MeshName: charter.Name, Control: charter.Control(),
 		Networks: charter.Networks, Self: m.id, Epoch: m.state.Epoch, State: m.alloc.State(),
 	}
+	if admitted, _ := m.ownCertificate(); !admitted && view.State == mesh.Ready {
+		view.State = mesh.WaitingForSeed // holds a lease from before, but cannot prove its admission yet
+	}
 	members := m.reg.Members(m.valid(now))
 	var claims []lease.Claim
 	for _, n := range members {
