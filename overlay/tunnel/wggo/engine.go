@@ -35,7 +35,7 @@ import (
 
 // Errors that the owner may act on.
 var (
-	ErrPortInUse  = errors.New("UDP port is in use by another program")
+	ErrPortInUse  = fmt.Errorf("taken by another program: %w", syscall.EADDRINUSE)
 	ErrTUNGone    = errors.New("TUN device is gone")
 	ErrNotRunning = errors.New("tunnel engine is not running")
 )

@@ -1,0 +1,575 @@
+package tunneltest
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdh"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"meshd/mesh"
+	"meshd/overlay/tunnel"
+)
+
+// Engine is what the contract asks of an engine.
+type Engine interface {
+	// Run carries packets until ctx is done and then returns nil.
+	Run(ctx context.Context) error
+	// Apply configures; it waits until Run has started.
+	Apply(ctx context.Context, want tunnel.Config) error
+	Stats() tunnel.Stats
+	Name() string
+	Port() uint16 // in use; known once Apply has returned
+}
+
+// Setup is what a factory makes an engine of. The engine uses the inner side of
+// Pipe, which has an MTU of [MTU], and real UDP sockets.
+type Setup struct {
+	Pipe       *Pipe
+	PrivateKey [32]byte
+	Port       uint16 // 0: any
+	Log        *slog.Logger
+}
+
+// Factory makes an engine that is not running. It should be impatient: the
+// contract waits at most 30 s for the second endpoint of a peer to be tried.
+type Factory func(t *testing.T, s Setup) Engine
+
+// MTU of the inner side.
+const MTU = 1420
+
+// Timeouts of the contract. A packet that should arrive may wait for a lost
+// handshake to be repeated; one that should not arrive is waited for as long as
+// local delivery could possibly take.
+const (
+	arrival   = 30 * time.Second
+	nonsense  = 500 * time.Millisecond
+	beginning = 10 * time.Second
+)
+
+// Contract tests an engine against what package tunnel promises. Subtests that
+// do not count goroutines run in parallel.
+func Contract(t *testing.T, factory Factory) {
+	t.Run("run ends with its context", func(t *testing.T) { endsClean(t, factory) })
+	for _, c := range []struct {
+		name string
+		test func(*testing.T, *lab)
+	}{
+		{"data both ways", bothWays},
+		{"large packets", largePackets},
+		{"source not ours is not sent", foreignSource},
+		{"destination not ours is not delivered", foreignDestination},
+		{"inner source outside the peer's prefixes is not delivered", spoofedSource},
+		{"malformed packets are dropped", malformed},
+		{"unknown destination is dropped", unknownDestination},
+		{"removed peer is cut off both ways", removedPeer},
+		{"prefix moves from peer to peer", movedPrefix},
+		{"own prefixes change", ownChanges},
+		{"applying again keeps sessions", applyAgain},
+		{"learned endpoint survives applying again", learnedEndpoint},
+		{"second endpoint is used when the first is dead", secondEndpoint},
+		{"wrong key delivers nothing", wrongKey},
+		{"junk changes nothing", junk},
+		{"statistics", statistics},
+		{"port in use", portInUse},
+		{"inner side gone", innerGone},
+		{"apply without run", applyWithoutRun},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			c.test(t, &lab{factory: factory})
+		})
+	}
+}
+
+// lab starts hosts, numbered from 1, each with an engine.
+type lab struct {
+	factory Factory
+	hosts   int
+}
+
+// host is one engine with what is around it.
+type host struct {
+	Engine
+	pipe   *Pipe
+	number int
+	id     mesh.NodeID
+	key    mesh.Key
+	own    []netip.Prefix
+	config tunnel.Config // applied last
+	stop   context.CancelFunc
+	ended  chan error
+}
+
+// start starts a host with one IPv4 and one IPv6 subnet and no peers.
+func (l *lab) start(t *testing.T) *host {
+	t.Helper()
+	l.hosts++
+	h := &host{pipe: NewPipe(), number: l.hosts, id: mesh.NodeID{byte(l.hosts)}, ended: make(chan error, 1)}
+	h.own = []netip.Prefix{
+		netip.MustParsePrefix(fmt.Sprintf("10.99.%d.0/24", h.number)),
+		netip.MustParsePrefix(fmt.Sprintf("fd99:0:0:%d::/64", h.number)),
+	}
+	private, public := newKey(t)
+	h.key = public
+	h.Engine = l.factory(t, Setup{Pipe: h.pipe, PrivateKey: private, Log: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancel(context.Background())
+	h.stop = cancel
+	go func() { h.ended <- h.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-h.ended })
+	h.apply(t)
+	if h.Port() == 0 {
+		t.Fatal("engine has no port")
+	}
+	return h
+}
+
+func newKey(t *testing.T) (private [32]byte, public mesh.Key) {
+	t.Helper()
+	k, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return [32]byte(k.Bytes()), mesh.Key(k.PublicKey().Bytes())
+}
+
+// apply gives the host these peers and its own subnets.
+func (h *host) apply(t *testing.T, peers ...tunnel.Peer) {
+	t.Helper()
+	h.configure(t, tunnel.Config{Own: h.own, Peers: peers})
+}
+
+func (h *host) configure(t *testing.T, want tunnel.Config) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), beginning)
+	defer cancel()
+	if err := h.Apply(ctx, want); err != nil {
+		t.Fatalf("apply: %v", err)
+	}
+	h.config = want
+}
+
+// peer is how others see the host.
+func (h *host) peer() tunnel.Peer {
+	return tunnel.Peer{
+		ID:         h.id,
+		PublicKey:  h.key,
+		Endpoints:  []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), h.Port())},
+		AllowedIPs: h.own,
+		Suite:      tunnel.ChaCha20Poly1305,
+	}
+}
+
+// silentPeer is the host without a known endpoint.
+func (h *host) silentPeer() tunnel.Peer {
+	p := h.peer()
+	p.Endpoints = nil
+	return p
+}
+
+func (h *host) v4() netip.Addr { return h.own[0].Addr().Next() }
+func (h *host) v6() netip.Addr { return h.own[1].Addr().Next() }
+
+// pair starts two hosts that know each other.
+func (l *lab) pair(t *testing.T) (a, b *host) {
+	t.Helper()
+	a, b = l.start(t), l.start(t)
+	a.apply(t, b.peer())
+	b.apply(t, a.peer())
+	return a, b
+}
+
+// marker makes a packet that differs from every other.
+func marker(src, dst netip.Addr) []byte { return Packet(src, dst, []byte(rand.Text())) }
+
+// passes sends a packet from one host and fails unless it arrives at the other
+// as the very next one: whatever was sent before on that way was dropped.
+func passes(t *testing.T, from, to *host, packet []byte) {
+	t.Helper()
+	from.pipe.Send(packet)
+	got, ok := to.pipe.Receive(arrival)
+	if !ok {
+		t.Fatalf("packet of %d bytes from host %d did not arrive at host %d", len(packet), from.number, to.number)
+	}
+	if !bytes.Equal(got, packet) {
+		t.Fatalf("host %d got another packet:\n got %x\nwant %x", to.number, got, packet)
+	}
+}
+
+// silence fails if anything arrives.
+func silence(t *testing.T, h *host) {
+	t.Helper()
+	if got, ok := h.pipe.Receive(nonsense); ok {
+		t.Fatalf("host %d got a packet: %x", h.number, got)
+	}
+}
+
+// dropped waits until the host has counted n drops for a reason.
+func dropped(t *testing.T, h *host, reason string, n uint64) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%d drops for %s", n, reason), func() (bool, string) {
+		drops := h.Stats().Drops
+		return drops[reason] == n, fmt.Sprint(drops)
+	})
+}
+
+func eventually(t *testing.T, what string, check func() (bool, string)) {
+	t.Helper()
+	deadline := time.Now().Add(arrival)
+	for {
+		ok, got := check()
+		if ok {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no %s; at last %s", what, got)
+		}
+		select {
+		case <-t.Context().Done():
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+func bothWays(t *testing.T, l *lab) {
+	a, b := l.pair(t)
+	for range 3 {
+		passes(t, a, b, marker(a.v4(), b.v4()))
+		passes(t, b, a, marker(b.v4(), a.v4()))
+		passes(t, a, b, marker(a.v6(), b.v6()))
+		passes(t, b, a, marker(b.v6(), a.v6()))
+	}
+}
+
+func largePackets(t *testing.T, l *lab) {
+	a, b := l.pair(t)
+	passes(t, a, b, Packet(a.v4(), b.v4(), bytes.Repeat([]byte("4"), MTU-20)))
+	passes(t, a, b, Packet(a.v6(), b.v6(), bytes.Repeat([]byte("6"), MTU-40)))
+	passes(t, b, a, Packet(b.v4(), a.v4(), bytes.Repeat([]byte("4"), MTU-21)))
+}
+
+func foreignSource(t *testing.T, l *lab) {
+	a, b := l.pair(t)
+	a.pipe.Send(marker(netip.MustParseAddr("192.0.2.1"), b.v4()))
+	a.pipe.Send(marker(netip.MustParseAddr("2001:db8::1"), b.v6()))
+	a.pipe.Send(marker(b.v4(), b.v4()))
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	dropped(t, a, tunnel.DropSource, 3)
+}
+
+func foreignDestination(t *testing.T, l *lab) {
+	a, b := l.pair(t)
+	// To a, the third subnet is behind b; to b it is not its own. Delivering it
+	// would make b a router.
+	third := netip.MustParsePrefix("10.99.77.0/24")
+	p := b.peer()
+	p.AllowedIPs = append([]netip.Prefix{third}, p.AllowedIPs...)
+	a.apply(t, p)
+	a.pipe.Send(marker(a.v4(), third.Addr().Next()))
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	dropped(t, b, tunnel.DropDestination, 1)
+}
+
+func spoofedSource(t *testing.T, l *lab) {
+	a, b := l.pair(t)
+	// a believes that it owns more than b grants it.
+	more := netip.MustParsePrefix("10.99.77.0/24")
+	a.configure(t, tunnel.Config{Own: append([]netip.Prefix{more}, a.own...), Peers: a.config.Peers})
+	a.pipe.Send(marker(more.Addr().Next(), b.v4()))
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	if n := a.Stats().Drops[tunnel.DropSource]; n != 0 {
+		t.Errorf("the sender dropped %d packets, so the receiver was not tested", n)
+	}
+}
+
+func malformed(t *testing.T, l *lab) {
+	a, b := l.pair(t)
+	whole := marker(a.v4(), b.v4())
+	a.pipe.Send(whole[:19])
+	a.pipe.Send(marker(a.v6(), b.v6())[:39])
+	a.pipe.Send(append([]byte{0x55}, whole[1:]...)) // IP version 5
+	a.pipe.Send([]byte{0x45})
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	dropped(t, a, tunnel.DropMalformed, 4)
+}
+
+func unknownDestination(t *testing.T, l *lab) {
+	a, b := l.pair(t)
+	a.pipe.Send(marker(a.v4(), netip.MustParseAddr("10.99.200.1")))
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	silence(t, a)
+}
+
+func removedPeer(t *testing.T, l *lab) {
+	a, b := l.pair(t)
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	passes(t, b, a, marker(b.v4(), a.v4()))
+	a.apply(t)
+	a.pipe.Send(marker(a.v4(), b.v4()))
+	b.pipe.Send(marker(b.v4(), a.v4()))
+	silence(t, a)
+	silence(t, b)
+	if n := len(a.Stats().Peers); n != 0 {
+		t.Errorf("%d peers in the statistics, want none", n)
+	}
+	a.apply(t, b.peer())
+	passes(t, a, b, marker(a.v4(), b.v4()))
+}
+
+func movedPrefix(t *testing.T, l *lab) {
+	a, b, c := l.start(t), l.start(t), l.start(t)
+	moving := netip.MustParsePrefix("10.99.77.0/24")
+	b.own, c.own = append(b.own, moving), append(c.own, moving)
+	b.apply(t, a.peer())
+	c.apply(t, a.peer())
+	with, without := b.peer(), b.peer()
+	without.AllowedIPs = b.own[:2]
+	cWith, cWithout := c.peer(), c.peer()
+	cWithout.AllowedIPs = c.own[:2]
+
+	packet := func() []byte { return marker(a.v4(), moving.Addr().Next()) }
+	a.apply(t, with, cWithout)
+	passes(t, a, b, packet())
+	a.apply(t, without, cWith)
+	passes(t, a, c, packet())
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	a.apply(t, with, cWithout)
+	passes(t, a, b, packet())
+	passes(t, a, c, marker(a.v4(), c.v4()))
+}
+
+func ownChanges(t *testing.T, l *lab) {
+	a, b := l.pair(t)
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	old := b.v4()
+	b.own[0] = netip.MustParsePrefix("10.99.78.0/24")
+	b.configure(t, tunnel.Config{Own: b.own, Peers: b.config.Peers})
+	grown := b.peer()
+	grown.AllowedIPs = append([]netip.Prefix{netip.PrefixFrom(old, 32)}, grown.AllowedIPs...)
+	a.apply(t, grown)
+	a.pipe.Send(marker(a.v4(), old))
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	dropped(t, b, tunnel.DropDestination, 1)
+	passes(t, b, a, marker(b.v4(), a.v4()))
+}
+
+func applyAgain(t *testing.T, l *lab) {
+	a, b := l.pair(t)
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	passes(t, b, a, marker(b.v4(), a.v4()))
+	before := a.Stats().Peers[b.id]
+	for range 5 {
+		a.apply(t, a.config.Peers...)
+		passes(t, a, b, marker(a.v4(), b.v4()))
+		passes(t, b, a, marker(b.v4(), a.v4()))
+	}
+	after := a.Stats().Peers[b.id]
+	if !after.LastHandshake.Equal(before.LastHandshake) {
+		t.Errorf("applying again led to another handshake: %v, before %v", after.LastHandshake, before.LastHandshake)
+	}
+	if after.Endpoint != before.Endpoint || after.RxBytes <= before.RxBytes {
+		t.Errorf("applying again reset the peer: %+v, before %+v", after, before)
+	}
+}
+
+func learnedEndpoint(t *testing.T, l *lab) {
+	a, b := l.start(t), l.start(t)
+	p := b.peer()
+	real := p.Endpoints[0]
+	p.Endpoints = []netip.AddrPort{deadEnd(t)}
+	a.apply(t, p)
+	b.apply(t, a.peer())
+	passes(t, b, a, marker(b.v4(), a.v4())) // this is how a learns
+	for range 3 {
+		a.apply(t, p)
+		if got := a.Stats().Peers[b.id].Endpoint; got != real {
+			t.Fatalf("endpoint is %v, want the learned %v", got, real)
+		}
+		passes(t, a, b, marker(a.v4(), b.v4()))
+	}
+	other := deadEnd(t)
+	p.Endpoints = []netip.AddrPort{other}
+	a.apply(t, p)
+	if got := a.Stats().Peers[b.id].Endpoint; got != other {
+		t.Errorf("endpoint is %v after the candidates changed, want %v", got, other)
+	}
+}
+
+func secondEndpoint(t *testing.T, l *lab) {
+	a, b := l.start(t), l.start(t)
+	p := b.peer()
+	p.Endpoints = []netip.AddrPort{deadEnd(t), p.Endpoints[0]}
+	a.apply(t, p)
+	b.apply(t, a.silentPeer())
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	passes(t, b, a, marker(b.v4(), a.v4()))
+}
+
+// deadEnd is a local endpoint that answers nothing.
+func deadEnd(t *testing.T) netip.AddrPort {
+	t.Helper()
+	conn := listen(t)
+	return conn.LocalAddr().(*net.UDPAddr).AddrPort()
+}
+
+func listen(t *testing.T) *net.UDPConn {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() }) // nothing was written
+	return conn
+}
+
+func wrongKey(t *testing.T, l *lab) {
+	a, b := l.start(t), l.start(t)
+	_, other := newKey(t)
+	wrong := b.peer()
+	wrong.PublicKey = other
+	a.apply(t, wrong)
+	b.apply(t, a.peer())
+	a.pipe.Send(marker(a.v4(), b.v4()))
+	b.pipe.Send(marker(b.v4(), a.v4()))
+	silence(t, a)
+	silence(t, b)
+	for _, h := range []*host{a, b} {
+		for id, s := range h.Stats().Peers {
+			if !s.LastHandshake.IsZero() || s.RxBytes != 0 {
+				t.Errorf("host %d has heard of peer %s: %+v", h.number, id.Short(), s)
+			}
+		}
+	}
+	a.apply(t, b.peer())
+	passes(t, a, b, marker(a.v4(), b.v4()))
+}
+
+func junk(t *testing.T, l *lab) {
+	a, b := l.pair(t)
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	passes(t, b, a, marker(b.v4(), a.v4()))
+	before := b.Stats().Peers[a.id]
+	conn, to := listen(t), net.UDPAddrFromAddrPort(b.peer().Endpoints[0])
+	sizes := []int{1, 4, 31, 32, 64, 92, 148, 149, 1400} // among them those of every WireGuard message
+	for i := range 1000 {
+		datagram := make([]byte, sizes[i%len(sizes)])
+		_, _ = rand.Read(datagram) // never fails
+		if i%2 == 0 {
+			copy(datagram, []byte{byte(i/2%5 + 1), 0, 0, 0})
+		}
+		if _, err := conn.WriteTo(datagram, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	passes(t, b, a, marker(b.v4(), a.v4()))
+	after := b.Stats().Peers[a.id]
+	if after.Endpoint != before.Endpoint || !after.LastHandshake.Equal(before.LastHandshake) {
+		t.Errorf("junk changed the peer: %+v, before %+v", after, before)
+	}
+}
+
+func statistics(t *testing.T, l *lab) {
+	begin := time.Now()
+	a, b := l.pair(t)
+	if s := a.Stats().Peers[b.id]; s.RxBytes != 0 || !s.LastHandshake.IsZero() || s.Endpoint != b.peer().Endpoints[0] {
+		t.Errorf("statistics before any packet: %+v", s)
+	}
+	const size, count = 1000, 10
+	for range count {
+		passes(t, a, b, Packet(a.v4(), b.v4(), bytes.Repeat([]byte{1}, size)))
+	}
+	eventually(t, "bytes and handshake on both sides", func() (bool, string) {
+		sent, got := a.Stats().Peers[b.id], b.Stats().Peers[a.id]
+		ok := sent.TxBytes >= size*count && sent.TxBytes < 2*size*count &&
+			got.RxBytes >= size*count && got.RxBytes < 2*size*count &&
+			sent.LastHandshake.After(begin) && got.LastHandshake.After(begin) &&
+			got.Endpoint == a.peer().Endpoints[0]
+		return ok, fmt.Sprintf("%+v and %+v", sent, got)
+	})
+}
+
+func portInUse(t *testing.T, l *lab) {
+	taken := listen(t).LocalAddr().(*net.UDPAddr).AddrPort().Port()
+	private, _ := newKey(t)
+	pipe := NewPipe()
+	e := l.factory(t, Setup{Pipe: pipe, PrivateKey: private, Port: taken, Log: slog.New(slog.DiscardHandler)})
+	err := e.Run(t.Context())
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("run with port %d taken: %v", taken, err)
+	}
+	if err != nil && !strings.Contains(err.Error(), fmt.Sprint(taken)) {
+		t.Errorf("the error does not name the port %d: %v", taken, err)
+	}
+	if !pipe.Closed() {
+		t.Error("the inner side is still open")
+	}
+}
+
+func innerGone(t *testing.T, l *lab) {
+	a := l.start(t)
+	_ = a.pipe.Close() // never fails
+	select {
+	case err := <-a.ended:
+		if err == nil {
+			t.Error("run returned without an error")
+		}
+		a.ended <- err // for the clean-up
+	case <-time.After(arrival):
+		t.Fatal("run goes on")
+	}
+	if err := a.Apply(t.Context(), a.config); err == nil {
+		t.Error("apply on an engine that has ended succeeded")
+	}
+	a.Stats() // must not hang or panic
+}
+
+func applyWithoutRun(t *testing.T, l *lab) {
+	private, _ := newKey(t)
+	e := l.factory(t, Setup{Pipe: NewPipe(), PrivateKey: private, Log: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := e.Apply(ctx, tunnel.Config{}); err == nil {
+		t.Error("apply without run succeeded")
+	}
+	if s := e.Stats(); len(s.Peers) != 0 {
+		t.Errorf("statistics without run: %+v", s)
+	}
+}
+
+// endsClean looks at the whole process, so nothing may run beside it.
+func endsClean(t *testing.T, factory Factory) {
+	before := runtime.NumGoroutine()
+	l := &lab{factory: factory}
+	a, b := l.pair(t)
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	for _, h := range []*host{a, b} {
+		h.stop()
+		select {
+		case err := <-h.ended:
+			if err != nil {
+				t.Errorf("run: %v", err)
+			}
+			h.ended <- nil // for the clean-up
+		case <-time.After(arrival):
+			t.Fatal("run goes on after its context is done")
+		}
+		if !h.pipe.Closed() {
+			t.Error("the inner side is still open")
+		}
+	}
+	eventually(t, "return to as many goroutines as before", func() (bool, string) {
+		n := runtime.NumGoroutine()
+		stacks := make([]byte, 1<<20)
+		return n <= before, fmt.Sprintf("%d, before %d\n%s", n, before, stacks[:runtime.Stack(stacks, true)])
+	})
+}
