@@ -1,0 +1,121 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"meshd/overlay/tunnel"
+)
+
+// Back-off between attempts to rebuild the engine.
+const (
+	firstRebuild = 200 * time.Millisecond
+	lastRebuild  = 5 * time.Second
+)
+
+// errNoEngine says that the data plane is being rebuilt.
+var errNoEngine = errors.New("the tunnel engine is starting")
+
+// dataPlane keeps an engine running. An engine ends for good when its TUN device
+// goes away; then a new one is built, on a new device.
+type dataPlane struct {
+	// fixed at construction
+	build   func(mtu int) (Engine, error)
+	mtu     func() int
+	log     *slog.Logger
+	changed func() // called when a new engine wants the plan
+
+	mu     sync.Mutex // guards engine
+	engine Engine     // nil while there is none
+}
+
+func newDataPlane(build func(int) (Engine, error), mtu func() int, log *slog.Logger) *dataPlane {
+	return &dataPlane{build: build, mtu: mtu, log: log}
+}
+
+// Run keeps an engine running until ctx is done. If the first one cannot start,
+// the reason is one that a person must remove, and Run returns it.
+func (d *dataPlane) Run(ctx context.Context) error {
+	delay := firstRebuild
+	for first := true; ; first = false {
+		started := time.Now()
+		ready, err := d.once(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if first && !ready {
+			return err
+		}
+		if time.Since(started) > time.Minute {
+			delay = firstRebuild
+		}
+		d.log.Warn("tunnel engine ended, building it again", "err", err, "in", delay)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(delay):
+		}
+		delay = min(2*delay, lastRebuild)
+	}
+}
+
+// once builds one engine and runs it to its end.
+func (d *dataPlane) once(ctx context.Context) (ready bool, err error) {
+	e, err := d.build(d.mtu())
+	if err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		select {
+		case <-e.Ready():
+			d.set(e)
+			ready = true
+			d.changed()
+		case <-ctx.Done():
+		}
+	})
+	err = e.Run(ctx)
+	cancel()
+	waiting.Wait()
+	d.set(nil)
+	return ready, err
+}
+
+func (d *dataPlane) set(e Engine) {
+	d.mu.Lock()
+	d.engine = e
+	d.mu.Unlock()
+}
+
+func (d *dataPlane) current() Engine {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.engine
+}
+
+// Apply configures the engine that runs now.
+func (d *dataPlane) Apply(ctx context.Context, want tunnel.Config) error {
+	e := d.current()
+	if e == nil {
+		return errNoEngine
+	}
+	if err := e.Apply(ctx, want); err != nil {
+		return fmt.Errorf("configure %s: %w", e.Name(), err)
+	}
+	return nil
+}
+
+// Stats reads the counters of the engine that runs now.
+func (d *dataPlane) Stats() (name string, stats tunnel.Stats) {
+	e := d.current()
+	if e == nil {
+		return "", tunnel.Stats{}
+	}
+	return e.Name(), e.Stats()
+}

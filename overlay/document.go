@@ -1,0 +1,92 @@
+package overlay
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"meshd/mesh"
+	"meshd/overlay/probe"
+	"meshd/overlay/status"
+	"meshd/overlay/tunnel"
+)
+
+// sessionLife is how long a tunnel session carries data after its handshake
+// (WireGuard's REJECT_AFTER_TIME).
+const sessionLife = 180 * time.Second
+
+// Status tells how the node and its peers are doing, as far as was measured.
+func (n *Node) Status() status.Document {
+	view := n.view.Load()
+	doc := status.Document{
+		Version: status.Version, State: n.state(view), Health: n.findings(view),
+		Node: status.Node{ID: n.opt.Self, Name: n.opt.Name},
+	}
+	name, stats := n.data.Stats()
+	doc.Engine = status.Engine{Name: name, MTU: n.mtu(), Drops: stats.Drops}
+	if view == nil {
+		return doc
+	}
+	doc.Mesh = status.Mesh{ID: view.Mesh, Name: view.MeshName}
+	doc.Node.Epoch = view.Epoch
+	probes, now := n.prober.Results(), time.Now()
+	for _, m := range view.Nodes {
+		if m.ID == view.Self {
+			doc.Node.Name, doc.Node.Control = m.Name, &m.Control
+			for _, l := range m.Leases {
+				doc.Node.Leases = append(doc.Node.Leases, status.NewLease(l))
+			}
+			continue
+		}
+		counters, measured := stats.Peers[m.ID]
+		result := probes[m.ID]
+		doc.Peers = append(doc.Peers, peerDocument(m, counters, measured, result, now))
+	}
+	slices.SortFunc(doc.Peers, func(a, b status.Peer) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), a.ID.Compare(b.ID))
+	})
+	return doc
+}
+
+// peerDocument tells of one peer; what was not measured stays nil.
+func peerDocument(m mesh.Node, counters tunnel.PeerStats, measured bool, r probe.Result, now time.Time) status.Peer {
+	p := status.Peer{
+		ID: m.ID, Name: m.Name, Control: &m.Control, State: status.PeerIdle, Path: status.PathNone,
+		Suite: tunnel.ChaCha20Poly1305,
+	}
+	for _, l := range m.Leases {
+		p.Leases = append(p.Leases, status.NewLease(l))
+	}
+	if measured {
+		p.RxBytes, p.TxBytes = &counters.RxBytes, &counters.TxBytes
+		if e := counters.Endpoint; e.IsValid() {
+			p.Endpoint, p.Path = &e, status.PathIdle
+		}
+		if t := counters.LastHandshake; !t.IsZero() {
+			p.LastHandshake = &t
+		}
+	}
+	if r.Probes > 0 {
+		p.Loss = &r.Loss
+	}
+	if r.RTT > 0 {
+		ms := float64(r.RTT.Microseconds()) / 1000
+		p.RTTms = &ms
+	}
+	if t := r.Answered; !t.IsZero() {
+		p.LastSeen = &t
+	}
+	session := p.LastHandshake != nil && now.Sub(*p.LastHandshake) < sessionLife
+	switch {
+	case m.Left:
+		p.State, p.Path, p.Endpoint = status.PeerLeft, status.PathNone, nil
+	case r.Down:
+		p.State = status.PeerDown
+	case r.Probes > 0 && !r.Answered.IsZero(), session:
+		p.State = status.PeerUp
+		if p.Endpoint != nil {
+			p.Path = status.PathDirect
+		}
+	}
+	return p
+}

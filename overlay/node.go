@@ -1,0 +1,390 @@
+// Package overlay is the assembled node: decisions come in from the mesh as
+// views, become a plan, and the plan is made true on this host.
+//
+//	Mesh ──View──► plan.Build ──Plan──► reconcile ──┬──► data plane ──► Engine
+//	  ▲                            ▲                └──► Host (kernel)
+//	  └── endpoints ── Host.Underlay, Host.Watch ──────────┘
+//
+// A [Node] is built from parts that its owner chooses; it knows no file, no flag
+// and no concrete adapter.
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"meshd/mesh"
+	"meshd/overlay/plan"
+	"meshd/overlay/probe"
+	"meshd/overlay/reconcile"
+	"meshd/overlay/status"
+	"meshd/overlay/tunnel"
+	"meshd/tun"
+)
+
+// Mesh is this node's membership, as an adapter runs it.
+type Mesh interface {
+	// Run blocks until ctx is done or membership cannot go on.
+	Run(ctx context.Context) error
+	// Views delivers what is known, the newest only.
+	Views() <-chan *mesh.View
+	// SetEndpoints says where peers can reach this node's tunnel.
+	SetEndpoints([]netip.AddrPort)
+	// SetAddress says where members can reach this node's gossip.
+	SetAddress(netip.AddrPort)
+	// Leave gives up membership for good and tells the others.
+	Leave(ctx context.Context) error
+}
+
+// Host is this host's kernel.
+type Host interface {
+	reconcile.Host
+	// Watch signals whenever links, addresses or routes have changed.
+	Watch(ctx context.Context) (<-chan struct{}, error)
+	// Underlay tells what can carry the tunnels, leaving out the given ranges.
+	Underlay(ctx context.Context, exclude ...netip.Prefix) (tun.Underlay, error)
+}
+
+// Engine carries packets; see package tunnel for what it must do.
+type Engine interface {
+	reconcile.Tunnel
+	Name() string
+	// Run blocks until ctx is done or the engine cannot go on.
+	Run(ctx context.Context) error
+	// Ready is closed once Apply may be called.
+	Ready() <-chan struct{}
+	Stats() tunnel.Stats
+}
+
+// Options are the parts and settings of a node. All are required but for those
+// that say what their zero value means.
+type Options struct {
+	Self mesh.NodeID
+	Name string // of this node, until a view tells it
+
+	Mesh      Mesh
+	Host      Host
+	NewEngine func(mtu int) (Engine, error) // with a TUN device of its own
+
+	Link       string           // name of the TUN device
+	MTU        int              // 0: from the underlay
+	TunnelPort uint16           // where the engine listens
+	GossipPort uint16           // where gossip listens
+	Advertise  []netip.AddrPort // where peers reach the tunnel; empty: found on the interfaces. Port 0: TunnelPort
+	Version    string
+	Log        *slog.Logger
+}
+
+// tunnelOverhead is what a tunnel packet adds, in bytes: IPv6 40, UDP 8,
+// WireGuard's header 16 and tag 16. IPv4 takes 20 less, but a path may change.
+const tunnelOverhead = 40 + 8 + 16 + 16
+
+// lookAround is how often the underlay is read even if no event came.
+const lookAround = 10 * time.Second
+
+// Reasons for which Run ends by itself.
+var (
+	ErrLeft = errors.New("this node has left the mesh")
+	errDown = errors.New("asked to go down")
+)
+
+// Node is one member of the mesh on one host.
+type Node struct {
+	// fixed at construction
+	opt    Options
+	loop   *reconcile.Loop
+	data   *dataPlane
+	prober *probe.Prober
+	ready  chan struct{} // closed when the node was ready for the first time
+
+	stop     context.CancelCauseFunc // set by Run before anything else runs
+	stopped  chan struct{}           // closed when Run is about to return
+	underlay atomic.Pointer[tun.Underlay]
+	view     atomic.Pointer[mesh.View]
+
+	readyOnce sync.Once
+	planMu    sync.Mutex // one plan after the other
+	health    atomic.Pointer[[]mesh.Finding]
+}
+
+// New builds a node; it does nothing before Run.
+func New(opt Options) *Node {
+	n := &Node{opt: opt, ready: make(chan struct{}), stopped: make(chan struct{})}
+	n.data = newDataPlane(opt.NewEngine, n.mtu, opt.Log)
+	n.loop = reconcile.New(n.data, opt.Host, opt.Log)
+	n.data.changed = n.loop.Kick
+	n.prober = probe.New(opt.Log)
+	return n
+}
+
+// Ready is closed when the lease is held and the host carries its traffic, for
+// the first time.
+func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+// Run joins the mesh and carries traffic until ctx is done; then it returns nil
+// and leaves the unreachable routes behind, so that nothing leaks while the
+// daemon is away. After [Node.Down] and [Node.Leave] it removes everything that
+// is ours from the host; after Leave it returns [ErrLeft].
+func (n *Node) Run(ctx context.Context) error {
+	defer close(n.stopped)
+	run, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	n.stop = stop
+	if err := n.lookAtUnderlay(run); err != nil {
+		return err
+	}
+	events, err := n.opt.Host.Watch(run)
+	if err != nil {
+		return err
+	}
+	var tasks sync.WaitGroup
+	start := func(task func(context.Context) error) {
+		tasks.Go(func() {
+			if err := task(run); err != nil {
+				stop(err)
+			}
+		})
+	}
+	start(n.data.Run)
+	start(n.opt.Mesh.Run)
+	start(n.loop.Run)
+	start(n.prober.Run)
+	start(n.follow)
+	start(func(ctx context.Context) error { return n.watch(ctx, events) })
+	start(n.awaitReady)
+	<-run.Done()
+	tasks.Wait()
+
+	switch cause := context.Cause(run); {
+	case ctx.Err() != nil:
+		return nil
+	case errors.Is(cause, errDown):
+		return n.clear()
+	case errors.Is(cause, ErrLeft):
+		return errors.Join(n.clear(), ErrLeft)
+	default:
+		return cause
+	}
+}
+
+// clear removes what is ours from the host.
+func (n *Node) clear() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := n.opt.Host.Apply(ctx, tun.HostState{}); err != nil {
+		return fmt.Errorf("clear host network: %w", err)
+	}
+	return nil
+}
+
+// Down removes everything that is ours from the host and ends Run. It returns
+// when that is done.
+func (n *Node) Down(ctx context.Context) error { return n.end(ctx, errDown) }
+
+// Leave gives up membership for good, then does what Down does.
+func (n *Node) Leave(ctx context.Context) error {
+	if err := n.opt.Mesh.Leave(ctx); err != nil {
+		return err
+	}
+	return n.end(ctx, ErrLeft)
+}
+
+func (n *Node) end(ctx context.Context, cause error) error {
+	n.stop(cause)
+	select {
+	case <-n.stopped:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// follow turns views into plans.
+func (n *Node) follow(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case view := <-n.opt.Mesh.Views():
+			n.report(n.view.Swap(view), view)
+			n.prober.SetView(view)
+			n.replan()
+		}
+	}
+}
+
+// replan builds the plan from the newest view and underlay.
+func (n *Node) replan() {
+	n.planMu.Lock()
+	defer n.planMu.Unlock()
+	view := n.view.Load()
+	if view == nil {
+		return
+	}
+	p := plan.Build(view, plan.Options{Link: n.opt.Link, MTU: n.mtu()})
+	n.health.Store(&p.Health)
+	n.loop.Set(&p)
+}
+
+// report logs what a person would want to know of a new view.
+func (n *Node) report(old, now *mesh.View) {
+	for _, line := range mesh.Diff(old, now) {
+		n.opt.Log.Info(line.Message, line.Args...)
+	}
+}
+
+// watch follows the host: repairs what others change, and tells the mesh where
+// this node can be reached.
+func (n *Node) watch(ctx context.Context, events <-chan struct{}) error {
+	ticker := time.NewTicker(lookAround)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-events:
+			n.loop.Kick()
+		case <-ticker.C:
+		}
+		if err := n.lookAtUnderlay(ctx); err != nil && ctx.Err() == nil {
+			n.opt.Log.Warn("underlay not read, will be tried again", "err", err)
+		}
+	}
+}
+
+// lookAtUnderlay learns how this host can be reached, and passes it on.
+func (n *Node) lookAtUnderlay(ctx context.Context) error {
+	var ranges []netip.Prefix
+	if view := n.view.Load(); view != nil {
+		ranges = view.Ranges()
+	}
+	u, err := n.opt.Host.Underlay(ctx, ranges...)
+	if err != nil {
+		return err
+	}
+	old := n.underlay.Swap(&u)
+	n.opt.Mesh.SetEndpoints(n.endpoints(u))
+	if addr, ok := n.gossipAddress(u); ok {
+		n.opt.Mesh.SetAddress(addr)
+	}
+	if old != nil && old.MTU != u.MTU {
+		n.opt.Log.Info("underlay changed", "mtu", u.MTU)
+		n.replan()
+	}
+	return nil
+}
+
+// endpoints are where peers reach the tunnel.
+func (n *Node) endpoints(u tun.Underlay) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, a := range n.opt.Advertise {
+		if a.Port() == 0 {
+			a = netip.AddrPortFrom(a.Addr(), n.opt.TunnelPort)
+		}
+		out = append(out, a)
+	}
+	if len(out) == 0 {
+		for _, a := range u.Addresses {
+			out = append(out, netip.AddrPortFrom(a, n.opt.TunnelPort))
+		}
+	}
+	return out
+}
+
+// gossipAddress is where members reach gossip: the first address of the tunnel,
+// with gossip's own port.
+func (n *Node) gossipAddress(u tun.Underlay) (netip.AddrPort, bool) {
+	if all := n.endpoints(u); len(all) > 0 {
+		return netip.AddrPortFrom(all[0].Addr(), n.opt.GossipPort), true
+	}
+	return netip.AddrPort{}, false
+}
+
+// mtu is that of the TUN device.
+func (n *Node) mtu() int {
+	if n.opt.MTU != 0 {
+		return n.opt.MTU
+	}
+	under := 1500
+	if u := n.underlay.Load(); u != nil && u.MTU != 0 {
+		under = u.MTU
+	}
+	return max(under-tunnelOverhead, 1280) // IPv6 does not work below
+}
+
+// awaitReady notices when the node is ready for the first time.
+func (n *Node) awaitReady(ctx context.Context) error {
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		if n.state(n.view.Load()) == mesh.Ready {
+			n.readyOnce.Do(func() { close(n.ready) })
+			return nil
+		}
+	}
+}
+
+// state is the node's state with the host taken into account: ready means that
+// routes and tunnels are in.
+func (n *Node) state(view *mesh.View) mesh.State {
+	switch {
+	case view == nil:
+		return mesh.WaitingForSeed
+	case view.State == mesh.Ready && !n.loop.Settled():
+		return mesh.Probing
+	}
+	return view.State
+}
+
+// Ping sends one probe through the tunnel to a node and waits for its answer.
+func (n *Node) Ping(ctx context.Context, id mesh.NodeID) (time.Duration, netip.Addr, error) {
+	view := n.view.Load()
+	if view == nil {
+		return 0, netip.Addr{}, status.ErrUnknownNode
+	}
+	node, ok := view.Node(id)
+	if !ok || node.Left {
+		return 0, netip.Addr{}, status.ErrUnknownNode
+	}
+	rtt, err := n.prober.Ping(ctx, node.Control)
+	return rtt, node.Control, err
+}
+
+// Version is that of the program.
+func (n *Node) Version() string { return n.opt.Version }
+
+// findings lists everything that is wrong, from all parts.
+func (n *Node) findings(view *mesh.View) []status.Finding {
+	var all []mesh.Finding
+	if view != nil {
+		all = append(all, view.Health...)
+	}
+	if planned := n.health.Load(); planned != nil {
+		all = append(all, *planned...)
+	}
+	for _, p := range n.loop.Problems() {
+		all = append(all, mesh.Finding{Level: "error", Code: "not_applied", Message: fmt.Sprintf("%s: %v", p.Adapter, p.Err)})
+	}
+	if n.underlay.Load() != nil && len(n.endpoints(*n.underlay.Load())) == 0 {
+		all = append(all, mesh.Finding{Level: "warning", Code: "no_underlay", Message: "this host has no address by which others could reach it: bring an interface up, or set advertise in the config file"})
+	}
+	var out []status.Finding
+	for _, f := range all {
+		if s := status.Finding(f); !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}

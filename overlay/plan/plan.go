@@ -1,0 +1,130 @@
+// Package plan turns what a node knows of the mesh into what its host should do.
+//
+// [Build] is a pure function, so every decision about who gets which traffic is
+// made, and can be read and tested, in one place.
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"meshd/mesh"
+	"meshd/overlay/tunnel"
+	"meshd/tun"
+)
+
+// Plan is everything that the adapters of a host should make true.
+type Plan struct {
+	Tunnel tunnel.Config
+	Host   tun.HostState
+	Health []mesh.Finding // about members whose wishes were not granted
+}
+
+// Options are what the plan takes from this host.
+type Options struct {
+	Link string // name of the TUN device
+	MTU  int    // of the TUN device, in bytes
+}
+
+// Build makes the plan for the node whose view is given.
+//
+//	control range   ── dev mesh0, from our control address
+//	mesh range      ── dev mesh0, from our address in our lease; only while it is held
+//	both            ── unreachable behind that, for when the device is gone
+//	our own lease   ── unreachable: what has no owner on this host stops here
+//
+// A node that has left wants nothing.
+func Build(view *mesh.View, opt Options) Plan {
+	self, member := view.Node(view.Self)
+	if self.Left || view.State == mesh.Left {
+		return Plan{}
+	}
+	p := Plan{Host: tun.HostState{Link: opt.Link, MTU: opt.MTU, Forwarding: true}}
+	for _, r := range view.Ranges() {
+		p.Host.Routes = append(p.Host.Routes, tun.Route{Dst: r, Unreachable: true})
+	}
+	if !member {
+		return p // not admitted yet: nothing may pass, and nothing may leak
+	}
+	p.addControl(view, self)
+	for _, l := range self.Leases {
+		if l.State == mesh.Held {
+			p.addLease(view, l)
+		}
+	}
+	p.addPeers(view, self)
+	p.Host = p.Host.Normal()
+	return p
+}
+
+// addControl makes this node reachable by its control address.
+func (p *Plan) addControl(view *mesh.View, self mesh.Node) {
+	addr := netip.PrefixFrom(self.Control, self.Control.BitLen())
+	p.Tunnel.Own = append(p.Tunnel.Own, addr)
+	p.Host.Addresses = append(p.Host.Addresses, addr)
+	p.Host.Routes = append(p.Host.Routes, tun.Route{Dst: view.Control, Src: self.Control})
+}
+
+// addLease opens a network by way of our lease in it.
+func (p *Plan) addLease(view *mesh.View, l mesh.Lease) {
+	for _, prefix := range l.Prefixes {
+		host := mesh.FirstHost(prefix)
+		p.Tunnel.Own = append(p.Tunnel.Own, prefix)
+		p.Host.Addresses = append(p.Host.Addresses, netip.PrefixFrom(host, host.BitLen()))
+		p.Host.Routes = append(p.Host.Routes, tun.Route{Dst: prefix, Unreachable: true})
+		for _, n := range view.Networks {
+			for _, r := range n.Ranges() {
+				if n.Name == l.Network && r.Contains(host) {
+					p.Host.Routes = append(p.Host.Routes, tun.Route{Dst: r, Src: host})
+				}
+			}
+		}
+	}
+}
+
+// addPeers gives every other member a tunnel. Two members with one tunnel key or
+// one control address cannot both have it: the senior one does, since the other
+// has copied what is public.
+func (p *Plan) addPeers(view *mesh.View, self mesh.Node) {
+	members := slices.Clone(view.Nodes)
+	slices.SortFunc(members, func(a, b mesh.Node) int {
+		return cmp.Or(a.Admitted.Compare(b.Admitted), a.ID.Compare(b.ID))
+	})
+	keys := map[mesh.Key]mesh.NodeID{self.Key: self.ID}
+	controls := map[netip.Addr]mesh.NodeID{self.Control: self.ID}
+	for _, n := range members {
+		if n.ID == self.ID || n.Left || n.Key.IsZero() {
+			continue
+		}
+		holder, taken := keys[n.Key]
+		if !taken {
+			holder, taken = controls[n.Control]
+		}
+		if taken {
+			p.Health = append(p.Health, mesh.Finding{
+				Level: "warning", Code: "key_in_use",
+				Message: fmt.Sprintf("node %s (%s) shows the tunnel key or control address of node %s and gets no tunnel", n.Name, n.ID.Short(), holder.Short()),
+			})
+			continue
+		}
+		keys[n.Key], controls[n.Control] = n.ID, n.ID
+		p.Tunnel.Peers = append(p.Tunnel.Peers, peer(n))
+	}
+	slices.SortFunc(p.Tunnel.Peers, func(a, b tunnel.Peer) int { return a.ID.Compare(b.ID) })
+}
+
+// peer gives a member its own addresses and nothing else.
+func peer(n mesh.Node) tunnel.Peer {
+	out := tunnel.Peer{
+		ID: n.ID, PublicKey: n.Key, Endpoints: n.Endpoints, Suite: tunnel.ChaCha20Poly1305,
+		AllowedIPs: []netip.Prefix{netip.PrefixFrom(n.Control, n.Control.BitLen())},
+	}
+	for _, l := range n.Leases {
+		if l.State == mesh.Held {
+			out.AllowedIPs = append(out.AllowedIPs, l.Prefixes...)
+		}
+	}
+	return out
+}

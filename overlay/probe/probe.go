@@ -1,0 +1,268 @@
+// Package probe measures peers through the tunnel: round trip, loss, whether
+// they answer at all. It is a small echo over UDP between the daemons' control
+// addresses, so it sees what traffic sees and needs no raw socket.
+//
+//	 0        4        5                13
+//	+--------+--------+----------------+
+//	| "mshP" | 1 or 2 | id, big endian |    1 asks, 2 answers
+//	+--------+--------+----------------+
+//
+// Nothing in a packet is believed but the id: who sent it is known by the source
+// address, which the tunnel has checked. An answer is as long as the question,
+// so there is nothing to amplify.
+package probe
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"meshd/mesh"
+)
+
+// Port is the UDP port on every node's control address.
+const Port = 51882
+
+const (
+	size    = 13
+	magic   = "mshP"
+	ask     = 1
+	respond = 2
+)
+
+// ErrNoAnswer says that a ping was not answered in time.
+var ErrNoAnswer = errors.New("no answer")
+
+// Prober probes peers and answers their probes.
+type Prober struct {
+	log  *slog.Logger
+	wake chan struct{}
+
+	mu       sync.Mutex // guards all below
+	self     netip.Addr // own control address; zero: not known yet
+	control  netip.Prefix
+	conn     *net.UDPConn // nil while there is no socket
+	schedule *schedule
+	pings    map[uint64]ping
+}
+
+// ping is somebody who waits for an answer.
+type ping struct {
+	from netip.Addr
+	at   chan time.Time
+}
+
+// New builds a prober; it does nothing before Run.
+func New(log *slog.Logger) *Prober {
+	return &Prober{
+		log: log, wake: make(chan struct{}, 1), schedule: newSchedule(randomID()), pings: map[uint64]ping{},
+	}
+}
+
+func randomID() uint64 {
+	var raw [8]byte
+	rand.Read(raw[:])
+	return binary.BigEndian.Uint64(raw[:]) | 1 // never zero
+}
+
+// SetView tells whom to probe: every member that has a tunnel and has not left.
+func (p *Prober) SetView(view *mesh.View) {
+	var targets []target
+	var self netip.Addr
+	for _, n := range view.Nodes {
+		switch {
+		case n.ID == view.Self:
+			self = n.Control
+		case !n.Left && !n.Key.IsZero():
+			targets = append(targets, target{n.ID, n.Control})
+		}
+	}
+	p.mu.Lock()
+	p.self, p.control = self, view.Control
+	p.schedule.set(time.Now(), targets)
+	p.mu.Unlock()
+	p.poke()
+}
+
+func (p *Prober) poke() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Results lists what is known of the peers that were probed at least once.
+func (p *Prober) Results() map[mesh.NodeID]Result {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.schedule.results()
+}
+
+// Ping sends one probe and waits for its answer, until ctx is done.
+func (p *Prober) Ping(ctx context.Context, to netip.Addr) (time.Duration, error) {
+	id, at := randomID(), make(chan time.Time, 1)
+	p.mu.Lock()
+	conn := p.conn
+	p.pings[id] = ping{to, at}
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		delete(p.pings, id)
+		p.mu.Unlock()
+	}()
+	if conn == nil {
+		return 0, errors.New("ping: this node has no address in the mesh yet")
+	}
+	sent := time.Now()
+	if err := send(conn, to, ask, id); err != nil {
+		return 0, fmt.Errorf("ping: %w", err)
+	}
+	select {
+	case t := <-at:
+		return t.Sub(sent), nil
+	case <-ctx.Done():
+		return 0, ErrNoAnswer
+	}
+}
+
+// Run probes and answers until ctx is done. While the control address is not on
+// the host, or the socket breaks, it tries again.
+func (p *Prober) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		conn, err := p.open()
+		if err == nil {
+			p.serve(ctx, conn)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(250 * time.Millisecond): // the address comes with the first plan
+		}
+	}
+	return nil
+}
+
+func (p *Prober) open() (*net.UDPConn, error) {
+	p.mu.Lock()
+	self := p.self
+	p.mu.Unlock()
+	if !self.IsValid() {
+		return nil, errors.New("no control address yet")
+	}
+	return net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.AddrPortFrom(self, Port)))
+}
+
+// serve runs sender and receiver on one socket, until either ends.
+func (p *Prober) serve(ctx context.Context, conn *net.UDPConn) {
+	ctx, cancel := context.WithCancel(ctx)
+	var receiver sync.WaitGroup
+	receiver.Go(func() { defer cancel(); p.receive(ctx, conn) })
+	p.mu.Lock()
+	p.conn = conn
+	p.mu.Unlock()
+	p.sendDue(ctx, conn)
+	p.mu.Lock()
+	p.conn = nil
+	p.mu.Unlock()
+	cancel()
+	conn.Close()
+	receiver.Wait()
+}
+
+// sendDue sends probes as the schedule wants them.
+func (p *Prober) sendDue(ctx context.Context, conn *net.UDPConn) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.wake:
+		case <-timer.C:
+		}
+		now := time.Now()
+		p.mu.Lock()
+		moved := netip.AddrPortFrom(p.self, Port) != conn.LocalAddr().(*net.UDPAddr).AddrPort()
+		due := p.schedule.step(now)
+		next, ok := p.schedule.next()
+		p.mu.Unlock()
+		if moved {
+			return
+		}
+		for _, o := range due {
+			// A lost probe and one that could not be sent are the same finding.
+			_ = send(conn, o.Addr, ask, o.ID)
+		}
+		wait := every
+		if ok {
+			wait = max(next.Sub(now), time.Millisecond)
+		}
+		timer.Reset(wait)
+	}
+}
+
+// receive answers questions and takes answers in.
+func (p *Prober) receive(ctx context.Context, conn *net.UDPConn) {
+	buf := make([]byte, size+1)
+	for ctx.Err() == nil {
+		n, from, err := conn.ReadFromUDPAddrPort(buf)
+		now := time.Now()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			// An ICMP error about an earlier probe, for example: it passes.
+			select {
+			case <-ctx.Done():
+			case <-time.After(10 * time.Millisecond):
+			}
+			continue
+		}
+		kind, id, ok := parse(buf[:n])
+		if !ok || !p.inMesh(from.Addr()) {
+			continue
+		}
+		switch {
+		case kind == ask && from.Port() == Port:
+			_ = send(conn, from.Addr(), respond, id)
+		case kind == respond:
+			p.answered(now, from.Addr(), id)
+		}
+	}
+}
+
+func (p *Prober) inMesh(from netip.Addr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.control.Contains(from)
+}
+
+func (p *Prober) answered(now time.Time, from netip.Addr, id uint64) {
+	p.mu.Lock()
+	if w, ok := p.pings[id]; ok && w.from == from {
+		w.at <- now
+		delete(p.pings, id)
+	}
+	p.schedule.answer(now, from, id)
+	p.mu.Unlock()
+	p.poke()
+}
+
+func send(conn *net.UDPConn, to netip.Addr, kind byte, id uint64) error {
+	_, err := conn.WriteToUDPAddrPort(binary.BigEndian.AppendUint64(append([]byte(magic), kind), id), netip.AddrPortFrom(to, Port))
+	return err
+}
+
+// parse reads one packet.
+func parse(packet []byte) (kind byte, id uint64, ok bool) {
+	if len(packet) != size || string(packet[:4]) != magic || packet[4] != ask && packet[4] != respond {
+		return 0, 0, false
+	}
+	return packet[4], binary.BigEndian.Uint64(packet[5:]), true
+}

@@ -1,0 +1,180 @@
+package probe
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"time"
+
+	"meshd/mesh"
+)
+
+// Timers of the schedule.
+const (
+	// Every is the time between probes of a peer that answers: often enough that
+	// status is true within half a minute, rare enough to cost a mesh of 50 nodes
+	// 7 packets a second per node.
+	every = 15 * time.Second
+	// patience is how long an answer may take.
+	patience = time.Second
+	// retry is the time between probes of a peer that does not answer.
+	retry = 5 * time.Second
+	// downAfter is the number of probes lost in a row that make a peer down: a
+	// handshake that has to be repeated takes 5 s, so one or two prove nothing.
+	downAfter = 3
+	// window is the number of probes over which loss is told.
+	window = 32
+)
+
+// Result is what probes have shown of one peer.
+type Result struct {
+	RTT      time.Duration // of the last answer that did not wait for a handshake; 0: none
+	Loss     float64       // 0 to 1, over the last probes; meaningless before the first outcome
+	Probes   int           // outcomes so far
+	Answered time.Time     // last answer; zero: never
+	Down     bool          // several probes in a row were lost
+}
+
+// peer is the schedule of one peer.
+type peer struct {
+	addr    netip.Addr
+	due     time.Time
+	id      uint64    // of the probe on its way; 0: none
+	sent    time.Time // when it left
+	history uint32    // the last outcomes, bit 0 the newest, 1: answered
+	count   int       // outcomes in history, at most window
+	lost    int       // in a row
+	warm    bool      // the last probe was answered, so a session stands
+	result  Result
+}
+
+// schedule decides whom to probe when. It takes the time and gives back work.
+type schedule struct {
+	peers map[mesh.NodeID]*peer
+	rand  *rand.Rand
+}
+
+func newSchedule(seed uint64) *schedule {
+	return &schedule{map[mesh.NodeID]*peer{}, rand.New(rand.NewPCG(seed, 0))}
+}
+
+// target is a peer to be probed.
+type target struct {
+	ID   mesh.NodeID
+	Addr netip.Addr
+}
+
+// set replaces the peers; what is known of those that stay is kept. New ones are
+// due at once, which also makes the first handshake.
+func (s *schedule) set(now time.Time, targets []target) {
+	old := s.peers
+	s.peers = make(map[mesh.NodeID]*peer, len(targets))
+	for _, t := range targets {
+		if p := old[t.ID]; p != nil && p.addr == t.Addr {
+			s.peers[t.ID] = p
+			continue
+		}
+		s.peers[t.ID] = &peer{addr: t.Addr, due: now}
+	}
+}
+
+// outgoing is one probe to send.
+type outgoing struct {
+	Addr netip.Addr
+	ID   uint64
+}
+
+// step expires what was not answered, and lists the probes to send now.
+func (s *schedule) step(now time.Time) []outgoing {
+	var out []outgoing
+	for _, p := range s.peers {
+		if p.id != 0 && now.Sub(p.sent) >= patience {
+			p.outcome(false)
+			p.id = 0
+			p.due = p.sent.Add(s.after(p))
+		}
+		if p.id == 0 && !now.Before(p.due) {
+			p.id, p.sent = s.rand.Uint64()|1, now
+			out = append(out, outgoing{p.addr, p.id})
+		}
+	}
+	return out
+}
+
+// next is when step is due.
+func (s *schedule) next() (time.Time, bool) {
+	var first time.Time
+	for _, p := range s.peers {
+		t := p.due
+		if p.id != 0 {
+			t = p.sent.Add(patience)
+		}
+		if first.IsZero() || t.Before(first) {
+			first = t
+		}
+	}
+	return first, !first.IsZero()
+}
+
+// answer takes an answer in. One that is late, or that nobody asked for, counts
+// for nothing.
+func (s *schedule) answer(now time.Time, from netip.Addr, id uint64) {
+	for _, p := range s.peers {
+		if p.addr != from || p.id == 0 || p.id != id {
+			continue
+		}
+		if p.warm {
+			p.result.RTT = now.Sub(p.sent)
+		}
+		p.outcome(true)
+		p.result.Answered, p.id = now, 0
+		p.due = now.Add(s.after(p))
+		if p.result.RTT == 0 {
+			p.due = now // the first answer waited for the handshake: measure again
+		}
+		return
+	}
+}
+
+// after is the time to the next probe, with jitter so that nodes which start
+// together do not keep step.
+func (s *schedule) after(p *peer) time.Duration {
+	base := every
+	switch {
+	case p.lost > 0 && p.lost < downAfter:
+		base = patience
+	case p.lost >= downAfter:
+		base = retry
+	}
+	return base*9/10 + time.Duration(s.rand.Int64N(int64(base/5)))
+}
+
+// outcome notes one probe's fate.
+func (p *peer) outcome(answered bool) {
+	p.history <<= 1
+	p.count = min(p.count+1, window)
+	p.result.Probes++
+	p.warm = answered
+	if answered {
+		p.history |= 1
+		p.lost = 0
+	} else {
+		p.lost++
+	}
+	p.result.Down = p.lost >= downAfter
+	hits := 0
+	for i := range p.count {
+		hits += int(p.history >> i & 1)
+	}
+	p.result.Loss = float64(p.count-hits) / float64(p.count)
+}
+
+// results lists what is known.
+func (s *schedule) results() map[mesh.NodeID]Result {
+	out := make(map[mesh.NodeID]Result, len(s.peers))
+	for id, p := range s.peers {
+		if p.result.Probes > 0 {
+			out[id] = p.result
+		}
+	}
+	return out
+}

@@ -1,0 +1,213 @@
+// Package reconcile is the one loop that makes the host look like the plan.
+//
+// It keeps the newest plan and hands it to each adapter until that one has
+// applied it. An adapter that fails is tried again with back-off, and does not
+// hold up the other. Adapters are idempotent, so whoever suspects that the host
+// has changed behind our back may [Loop.Kick] at any time.
+package reconcile
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"meshd/overlay/plan"
+	"meshd/overlay/tunnel"
+	"meshd/tun"
+)
+
+// Tunnel is the data plane's engine.
+type Tunnel interface {
+	Apply(ctx context.Context, want tunnel.Config) error
+}
+
+// Host is the kernel's network.
+type Host interface {
+	Apply(ctx context.Context, want tun.HostState) error
+}
+
+// Timers.
+const (
+	firstRetry = 100 * time.Millisecond
+	lastRetry  = 5 * time.Second
+	// again is when everything is applied even if nothing called for it: an event
+	// may have been lost.
+	again = 30 * time.Second
+	// settle lets a burst of kernel events, such as our own changes, pass as one.
+	settle = 50 * time.Millisecond
+)
+
+// Loop is the reconciler.
+type Loop struct {
+	adapters []*adapter // fixed at construction, in the order of application
+	log      *slog.Logger
+	kick     chan struct{}
+
+	mu      sync.Mutex // guards all below, and the adapters' err
+	want    *plan.Plan
+	version uint64 // of want
+	changed chan struct{}
+}
+
+// adapter is one thing to keep as planned.
+type adapter struct {
+	name  string
+	apply func(context.Context, *plan.Plan) error
+
+	// owned by Run
+	due   time.Time
+	delay time.Duration
+
+	// guarded by Loop.mu
+	err     error
+	applied uint64 // version of the plan that was applied last
+}
+
+// New builds the loop.
+func New(t Tunnel, h Host, log *slog.Logger) *Loop {
+	return &Loop{
+		log: log, kick: make(chan struct{}, 1), changed: make(chan struct{}, 1),
+		adapters: []*adapter{
+			// The tunnel first, so that no route leads to a peer it does not know.
+			{name: "tunnel", apply: func(ctx context.Context, p *plan.Plan) error { return t.Apply(ctx, p.Tunnel) }},
+			{name: "host network", apply: func(ctx context.Context, p *plan.Plan) error { return h.Apply(ctx, p.Host) }},
+		},
+	}
+}
+
+// Set replaces the plan.
+func (l *Loop) Set(p *plan.Plan) {
+	l.mu.Lock()
+	l.want, l.version = p, l.version+1
+	l.mu.Unlock()
+	l.signal(l.changed)
+}
+
+// Kick applies the plan again: the host may have changed.
+func (l *Loop) Kick() { l.signal(l.kick) }
+
+func (l *Loop) signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Problem is what keeps an adapter from the plan.
+type Problem struct {
+	Adapter string
+	Err     error
+}
+
+// Problems lists the adapters whose last attempt failed.
+func (l *Loop) Problems() []Problem {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var out []Problem
+	for _, a := range l.adapters {
+		if a.err != nil {
+			out = append(out, Problem{a.name, a.err})
+		}
+	}
+	return out
+}
+
+// Settled tells whether the newest plan stands, wholly.
+func (l *Loop) Settled() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, a := range l.adapters {
+		if l.want == nil || a.err != nil || a.applied != l.version {
+			return false
+		}
+	}
+	return true
+}
+
+// Run applies plans until ctx is done. It leaves the host as it is.
+func (l *Loop) Run(ctx context.Context) error {
+	timer := time.NewTimer(again)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.changed:
+		case <-l.kick:
+			if !sleep(ctx, settle) {
+				return nil
+			}
+			l.allDue()
+		case <-timer.C:
+		}
+		timer.Reset(l.round(ctx))
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+func (l *Loop) allDue() {
+	for _, a := range l.adapters {
+		a.due = time.Time{}
+	}
+}
+
+// round applies the plan where that is due, and says when to come again.
+func (l *Loop) round(ctx context.Context) time.Duration {
+	l.mu.Lock()
+	want, version := l.want, l.version
+	l.mu.Unlock()
+	if want == nil {
+		return again
+	}
+	next := again
+	for _, a := range l.adapters {
+		l.mu.Lock()
+		fresh := a.applied != version && a.err == nil
+		l.mu.Unlock()
+		if now := time.Now(); !fresh && now.Before(a.due) {
+			next = min(next, a.due.Sub(now))
+			continue
+		}
+		err := a.apply(ctx, want)
+		if ctx.Err() != nil {
+			return again
+		}
+		next = min(next, l.note(a, version, err))
+	}
+	return next
+}
+
+// note records the outcome and says when the adapter is due again.
+func (l *Loop) note(a *adapter, version uint64, err error) time.Duration {
+	l.mu.Lock()
+	before := a.err
+	a.err = err
+	if err == nil {
+		a.applied = version
+	}
+	l.mu.Unlock()
+	switch {
+	case err == nil && before != nil:
+		l.log.Info("applied again", "adapter", a.name)
+	case err != nil && (before == nil || before.Error() != err.Error()):
+		l.log.Warn("not applied, will be tried again", "adapter", a.name, "err", err)
+	}
+	wait := again
+	if err == nil {
+		a.delay = 0
+	} else {
+		a.delay = min(max(2*a.delay, firstRetry), lastRetry)
+		wait = a.delay
+	}
+	a.due = time.Now().Add(wait)
+	return wait
+}
