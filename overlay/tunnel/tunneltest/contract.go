@@ -122,7 +122,7 @@ func (l *lab) start(t *testing.T) *host {
 	private, public := newKey(t)
 	h.key = public
 	h.Engine = l.factory(t, Setup{Pipe: h.pipe, PrivateKey: private, Log: slog.New(slog.DiscardHandler)})
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	h.stop = cancel
 	go func() { h.ended <- h.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-h.ended })

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
@@ -15,8 +14,7 @@ import (
 )
 
 // bind is wireguard-go's socket pair, made to survive: the device ends a
-// receiver for good after some errors, and keeps sending from an address that
-// the host no longer has.
+// receiver for good after some errors.
 type bind struct {
 	conn.Bind
 
@@ -63,7 +61,10 @@ func (b *bind) Close() error {
 	return b.Bind.Close()
 }
 
-// keepReceiving makes a receiver that fails only when the socket was closed.
+// keepReceiving makes a receiver that fails only when the socket was closed. It
+// forgets at which of our addresses a packet arrived: answers from there stop
+// when the host loses that address, so the kernel chooses for each packet.
+// (Where the kernel has UDP GRO, the bind below forgets it anyway.)
 func keepReceiving(receive conn.ReceiveFunc, closed <-chan struct{}) conn.ReceiveFunc {
 	pause := firstPause // owned by the one goroutine that receives
 	return func(bufs [][]byte, sizes []int, endpoints []conn.Endpoint) (int, error) {
@@ -71,6 +72,11 @@ func keepReceiving(receive conn.ReceiveFunc, closed <-chan struct{}) conn.Receiv
 			n, err := receive(bufs, sizes, endpoints)
 			if err == nil {
 				pause = firstPause
+				for i := range n {
+					if sizes[i] > 0 {
+						endpoints[i].ClearSrc()
+					}
+				}
 				return n, nil
 			}
 			if errors.Is(err, net.ErrClosed) || !wait(closed, pause) {
@@ -81,29 +87,12 @@ func keepReceiving(receive conn.ReceiveFunc, closed <-chan struct{}) conn.Receiv
 	}
 }
 
-// Send implements [conn.Bind]. A packet goes out from the address at which the
-// peer's last packet arrived. When the host has lost that address or the way
-// from there, the kernel chooses another.
+// Send implements [conn.Bind].
 func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 	if len(bufs) == 1 && isInitiation(bufs[0]) {
 		b.tries.note(ep)
 	}
-	err := b.Bind.Send(bufs, ep)
-	if !lostSource(err) {
-		return err
-	}
-	std, ok := ep.(*conn.StdNetEndpoint)
-	if !ok || !std.SrcIP().IsValid() {
-		return err
-	}
-	// A copy, since ep may be read by others; it is replaced by the peer's next
-	// packet.
-	return b.Bind.Send(bufs, &conn.StdNetEndpoint{AddrPort: std.AddrPort})
-}
-
-func lostSource(err error) bool {
-	return errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EHOSTUNREACH) ||
-		errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ENETDOWN)
+	return b.Bind.Send(bufs, ep)
 }
 
 func isInitiation(packet []byte) bool {
