@@ -1,0 +1,163 @@
+//go:build linux
+
+package hostnet
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"meshd/tun"
+)
+
+// state is what the kernel has of ours.
+type state struct {
+	link   link           // of the wanted name
+	addrs  []netip.Prefix // on link
+	routes []route        // with our protocol
+	sysctl sysctls
+}
+
+// link is the TUN device; zero: not there.
+type link struct {
+	name  string
+	index int
+	mtu   int
+	txq   int
+	up    bool
+}
+
+// route is one of our routes, as the kernel tells routes apart.
+type route struct {
+	key
+	kind  int    // unix.RTN_UNICAST, ...
+	dev   string // zero if unreachable
+	index int    // of dev
+	src   netip.Addr
+}
+
+// key is what the kernel holds at most one route for.
+type key struct {
+	dst    netip.Prefix
+	table  int
+	metric int
+}
+
+var kinds = map[int]string{
+	unix.RTN_UNREACHABLE: "unreachable ", unix.RTN_BLACKHOLE: "blackhole ",
+	unix.RTN_PROHIBIT: "prohibit ", unix.RTN_THROW: "throw ",
+}
+
+// String prints the route as `ip route` takes it.
+func (r route) String() string {
+	s := kinds[r.kind] + r.dst.String()
+	if r.dev != "" {
+		s += " dev " + r.dev
+	}
+	if r.table != unix.RT_TABLE_MAIN {
+		s += fmt.Sprintf(" table %d", r.table)
+	}
+	s += fmt.Sprintf(" proto %d metric %d", RouteProtocol, r.metric)
+	if r.src.IsValid() {
+		s += " src " + r.src.String()
+	}
+	return s
+}
+
+func (r route) netlink() *netlink.Route {
+	n := &netlink.Route{
+		Dst: ipNet(r.dst), Table: r.table, Priority: r.metric, Protocol: RouteProtocol,
+		Type: r.kind, LinkIndex: r.index, Src: r.src.AsSlice(),
+	}
+	if r.kind == unix.RTN_UNICAST && r.dst.Addr().Is4() {
+		n.Scope = netlink.SCOPE_LINK // there is no gateway
+	}
+	return n
+}
+
+func wantRoute(r tun.Route, l link) route {
+	if r.Unreachable {
+		return route{
+			key:  key{r.Dst.Masked(), unix.RT_TABLE_MAIN, metricUnreachable},
+			kind: unix.RTN_UNREACHABLE,
+		}
+	}
+	return route{
+		key:  key{r.Dst.Masked(), unix.RT_TABLE_MAIN, metricLink},
+		kind: unix.RTN_UNICAST, dev: l.name, index: l.index, src: r.Src,
+	}
+}
+
+// read takes the kernel's state, of the link with that name if there is one.
+func (k kernel) read(name string) (state, error) {
+	var s state
+	links, err := k.links()
+	if err != nil {
+		return s, err
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		a := l.Attrs()
+		names[a.Index] = a.Name
+		if a.Name != name {
+			continue
+		}
+		s.link = link{a.Name, a.Index, a.MTU, a.TxQLen, a.Flags&net.FlagUp != 0}
+		addrs, err := k.addrs(l)
+		if err != nil {
+			return s, err
+		}
+		for _, a := range addrs {
+			if a.Peer == nil { // we never set one
+				s.addrs = append(s.addrs, prefix(a.IPNet))
+			}
+		}
+	}
+	routes, err := k.ourRoutes()
+	if err != nil {
+		return s, err
+	}
+	for _, r := range routes {
+		s.routes = append(s.routes, fromNetlink(r, names))
+	}
+	s.sysctl, err = k.sysctl.read(s.link.name)
+	return s, err
+}
+
+func fromNetlink(r netlink.Route, names map[int]string) route {
+	out := route{key: key{destination(r), r.Table, r.Priority}, kind: r.Type}
+	if r.Type == unix.RTN_UNICAST { // the others of IPv6 show lo
+		out.dev, out.index = names[r.LinkIndex], r.LinkIndex
+	}
+	if src, ok := netip.AddrFromSlice(r.Src); ok {
+		out.src = src.Unmap()
+	}
+	return out
+}
+
+// destination gives a route's destination, 0.0.0.0/0 or ::/0 for a default route.
+func destination(r netlink.Route) netip.Prefix {
+	switch {
+	case r.Dst != nil:
+		return prefix(r.Dst)
+	case r.Family == netlink.FAMILY_V6:
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+}
+
+func prefix(n *net.IPNet) netip.Prefix {
+	a, _ := netip.AddrFromSlice(n.IP)
+	bits, size := n.Mask.Size()
+	if size == 32 {
+		a = a.Unmap()
+	}
+	return netip.PrefixFrom(a, bits)
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
