@@ -186,7 +186,7 @@ func openPlain(name string) (io.ReadWriteCloser, error) {
 		return nil, explain(name, err)
 	}
 	// water opens it without O_CLOEXEC; a child would keep the link alive.
-	if file, ok := iface.ReadWriteCloser.(*os.File); ok {
+	if file := plainFile(iface); file != nil {
 		raw, err := file.SyscallConn()
 		if err == nil {
 			err = raw.Control(func(fd uintptr) { unix.CloseOnExec(int(fd)) })
@@ -196,6 +196,16 @@ func openPlain(name string) (io.ReadWriteCloser, error) {
 		}
 	}
 	return iface, nil
+}
+
+// plainFile finds the file below water's wrapper, nil if it is not one.
+func plainFile(plain io.ReadWriteCloser) *os.File {
+	iface, ok := plain.(*water.Interface)
+	if !ok {
+		return nil
+	}
+	file, _ := iface.ReadWriteCloser.(*os.File)
+	return file
 }
 
 // attach opens the TUN device without packet information and attaches it to
