@@ -24,11 +24,13 @@ import (
 type Engine interface {
 	// Run carries packets until ctx is done and then returns nil.
 	Run(ctx context.Context) error
-	// Apply configures; it waits until Run has started.
+	// Ready is closed once Apply may be called and Port is known.
+	Ready() <-chan struct{}
+	// Apply configures; it waits until the engine is ready.
 	Apply(ctx context.Context, want tunnel.Config) error
 	Stats() tunnel.Stats
 	Name() string
-	Port() uint16 // in use; known once Apply has returned
+	Port() uint16 // in use
 }
 
 // Setup is what a factory makes an engine of. The engine uses the inner side of
@@ -126,10 +128,18 @@ func (l *lab) start(t *testing.T) *host {
 	h.stop = cancel
 	go func() { h.ended <- h.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-h.ended })
-	h.apply(t)
-	if h.Port() == 0 {
-		t.Fatal("engine has no port")
+	select {
+	case <-h.Ready():
+	case err := <-h.ended:
+		h.ended <- err // for the clean-up
+		t.Fatalf("run: %v", err)
+	case <-time.After(beginning):
+		t.Fatal("the engine does not become ready")
 	}
+	if h.Name() == "" || h.Port() == 0 {
+		t.Fatalf("engine %q listens on port %d", h.Name(), h.Port())
+	}
+	h.apply(t)
 	return h
 }
 

@@ -31,6 +31,13 @@ func (f *Fake) Name() string { return "fake" }
 // Port is any number that is not zero.
 func (f *Fake) Port() uint16 { return 51820 }
 
+// Ready is always closed.
+func (f *Fake) Ready() <-chan struct{} {
+	ready := make(chan struct{})
+	close(ready)
+	return ready
+}
+
 // Run waits until ctx is done.
 func (f *Fake) Run(ctx context.Context) error {
 	<-ctx.Done()

@@ -79,7 +79,8 @@ func (f *filter) readPackets(bufs [][]byte, sizes []int, offset int) (int, error
 			}
 			pause = min(2*pause, maxPause)
 		case fatal:
-			f.failed.CompareAndSwap(nil, &err)
+			cause := err // a variable of its own, so that err need not be on the heap
+			f.failed.CompareAndSwap(nil, &cause)
 			// The device logs any other error; whoever runs the engine gets
 			// this one from Run.
 			return 0, os.ErrClosed

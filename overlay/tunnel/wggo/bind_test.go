@@ -1,0 +1,117 @@
+package wggo
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+)
+
+func TestReceiverSurvivesErrors(t *testing.T) {
+	errs := []error{
+		&net.OpError{Op: "read", Err: syscall.ENETDOWN}, // not Temporary: the device would stop at once
+		syscall.ENOBUFS,
+		errors.New("splitting coalesced packet resulted in overflow"),
+		nil,
+		net.ErrClosed,
+	}
+	calls := 0
+	receive := keepReceiving(func(_ [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		err := errs[calls]
+		calls++
+		sizes[0], eps[0] = 1, &conn.StdNetEndpoint{}
+		return 1, err
+	}, make(chan struct{}))
+	sizes, eps := make([]int, 1), make([]conn.Endpoint, 1)
+	if n, err := receive(nil, sizes, eps); n != 1 || err != nil {
+		t.Fatalf("received %d, %v; want a packet after the errors", n, err)
+	}
+	if calls != 4 {
+		t.Errorf("received after %d calls, want 4", calls)
+	}
+	if _, err := receive(nil, sizes, eps); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("received from a closed socket: %v, want %v", err, net.ErrClosed)
+	}
+}
+
+func TestReceiverEndsWhileItPauses(t *testing.T) {
+	closed := make(chan struct{})
+	failing := make(chan struct{}, 1)
+	receive := keepReceiving(func([][]byte, []int, []conn.Endpoint) (int, error) {
+		select {
+		case failing <- struct{}{}:
+		default:
+		}
+		return 0, syscall.ENETDOWN
+	}, closed)
+	ended := make(chan error)
+	go func() {
+		_, err := receive(nil, nil, nil)
+		ended <- err
+	}()
+	<-failing
+	close(closed)
+	if err := <-ended; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("ended with %v, want %v", err, net.ErrClosed)
+	}
+}
+
+func TestBindReopens(t *testing.T) {
+	b := newBind()
+	_, port, err := b.Open(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		receivers, again, err := b.Open(port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again != port || len(receivers) == 0 || b.port.Load() != uint32(port) {
+			t.Fatalf("reopened on port %d with %d receivers, want %d", again, len(receivers), port)
+		}
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Close(); err != nil {
+		t.Errorf("closed twice: %v", err)
+	}
+}
+
+func TestTriesAreForgotten(t *testing.T) {
+	b := newBind()
+	ep, err := b.ParseEndpoint("127.0.0.1:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := netip.MustParseAddrPort("127.0.0.1:9")
+	initiation := make([]byte, device.MessageInitiationSize)
+	initiation[0] = device.MessageInitiationType
+	// The socket is not open: a try counts, whether or not it gets out.
+	_ = b.Send([][]byte{make([]byte, 32)}, ep)
+	if at := b.tries.last(addr); !at.IsZero() {
+		t.Error("a keepalive counts as a try")
+	}
+	_ = b.Send([][]byte{initiation}, ep)
+	at := b.tries.last(addr)
+	if at.IsZero() {
+		t.Fatal("an initiation does not count as a try")
+	}
+	b.tries.forget(at)
+	if b.tries.last(addr).IsZero() {
+		t.Error("forgotten too early")
+	}
+	b.tries.forget(at.Add(time.Nanosecond))
+	if !b.tries.last(addr).IsZero() {
+		t.Error("not forgotten")
+	}
+}
