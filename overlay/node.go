@@ -46,8 +46,9 @@ type Mesh interface {
 // Host is this host's kernel.
 type Host interface {
 	reconcile.Host
-	// Watch signals whenever links, addresses or routes have changed.
-	Watch(ctx context.Context) (<-chan struct{}, error)
+	// Watch signals whenever links, addresses or routes have changed, until ctx
+	// is done. It never blocks on the channel, so give it a buffer of one.
+	Watch(ctx context.Context, changed chan<- struct{}) error
 	// Underlay tells what can carry the tunnels, leaving out the given ranges.
 	Underlay(ctx context.Context, exclude ...netip.Prefix) (tun.Underlay, error)
 }
@@ -140,10 +141,7 @@ func (n *Node) Run(ctx context.Context) error {
 	if err := n.lookAtUnderlay(run); err != nil {
 		return err
 	}
-	events, err := n.opt.Host.Watch(run)
-	if err != nil {
-		return err
-	}
+	events := make(chan struct{}, 1)
 	var tasks sync.WaitGroup
 	start := func(task func(context.Context) error) {
 		tasks.Go(func() {
@@ -157,6 +155,7 @@ func (n *Node) Run(ctx context.Context) error {
 	start(n.loop.Run)
 	start(n.prober.Run)
 	start(n.follow)
+	start(func(ctx context.Context) error { return n.opt.Host.Watch(ctx, events) })
 	start(func(ctx context.Context) error { return n.watch(ctx, events) })
 	start(n.awaitReady)
 	<-run.Done()

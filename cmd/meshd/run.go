@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+
+	"meshd/cmd/internal/exit"
+	"meshd/mesh/statedir"
+	"meshd/overlay"
+	"meshd/overlay/config"
+	"meshd/overlay/status"
+)
+
+const help = `meshd makes this host a node of a mesh: it finds the other nodes by gossip,
+leases a subnet, and carries traffic to theirs through encrypted tunnels.
+
+The state directory is made beforehand, by "meshctl init" on the first host and
+"meshctl join TOKEN" on every other one. See "meshctl status" for how it goes.
+
+On SIGTERM it stops and leaves unreachable routes for the mesh behind, so that
+nothing travels in clear text meanwhile; --cleanup removes those as well.`
+
+// run is the whole program but for signals and the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	var path string
+	var check, cleanup bool
+	cmd := &cobra.Command{
+		Use: "meshd", Short: "The daemon of a mesh node", Long: help, Version: version,
+		Args:         func(_ *cobra.Command, args []string) error { return noArguments(args) },
+		SilenceUsage: true, SilenceErrors: true,
+		Example: "  meshd --config /etc/meshd/config.yaml\n  meshd --check      # is everything in place to start?\n  meshd --cleanup    # remove all that is meshd's from this host's network",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := loadConfig(path)
+			switch {
+			case err != nil:
+				return err
+			case cleanup:
+				return cleanUp(cmd.Context(), cfg, stdout)
+			case check:
+				return checkStart(cmd.Context(), cfg, path, stdout)
+			}
+			return serve(cmd.Context(), cfg, stderr)
+		},
+	}
+	cmd.Flags().StringVar(&path, "config", "/etc/meshd/config.yaml", "configuration `FILE`")
+	cmd.Flags().BoolVar(&check, "check", false, "say whether the daemon could start, and exit")
+	cmd.Flags().BoolVar(&cleanup, "cleanup", false, "remove everything that is ours from this host's network, whether a daemon runs or not, and exit")
+	cmd.MarkFlagsMutuallyExclusive("check", "cleanup")
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exit.With(exit.Usage, err) })
+	cmd.SetArgs(args)
+	cmd.SetOut(stdout)
+	cmd.SetErr(stderr)
+	return cmd.ExecuteContext(ctx)
+}
+
+func noArguments(args []string) error {
+	if len(args) > 0 {
+		return exit.With(exit.Usage, fmt.Errorf("unexpected argument %q: meshd takes flags only, see meshd --help", args[0]))
+	}
+	return nil
+}
+
+func loadConfig(path string) (*config.Config, error) {
+	cfg, err := config.Load(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil, exit.With(exit.NoInput, fmt.Errorf("no config file %s: make one with `meshctl init` or `meshctl join TOKEN`, or name another with --config", path))
+	case errors.Is(err, os.ErrPermission):
+		return nil, exit.With(exit.NoPermission, fmt.Errorf("read config: %w: run as root", err))
+	case err != nil:
+		return nil, exit.With(exit.Config, err)
+	}
+	return cfg, nil
+}
+
+// serve runs the node and its control socket until ctx is done or the node ends.
+func serve(ctx context.Context, cfg *config.Config, stderr io.Writer) error {
+	log := newLogger(cfg, stderr)
+	release, err := lock(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer release()
+	node, err := assemble(cfg, log)
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+
+	server := status.NewServer(status.Options{Control: cfg.Control, HTTP: cfg.HTTP, Daemon: node, Log: log})
+	serving := make(chan error, 1)
+	serverCtx, stopServer := context.WithCancel(context.WithoutCancel(ctx)) // outlives the node, to tell of its end
+	defer stopServer()
+	go func() {
+		err := server.Run(serverCtx)
+		stop(err)
+		serving <- err
+	}()
+	go func() {
+		select {
+		case <-node.Ready():
+			log.Info("ready")
+			notify(log, daemon.SdNotifyReady)
+		case <-ctx.Done():
+		}
+	}()
+
+	log.Info("starting", "version", version, "state", cfg.StateDir)
+	err = node.Run(ctx)
+	notify(log, daemon.SdNotifyStopping)
+	stopServer()
+	if serveErr := <-serving; serveErr != nil {
+		err = errors.Join(serveErr, err)
+	}
+	if errors.Is(err, overlay.ErrLeft) {
+		log.Info("left the mesh")
+		return nil
+	}
+	if err == nil {
+		log.Info("stopped")
+	}
+	return withCode(err)
+}
+
+// notify tells systemd, if it is there.
+func notify(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("systemd not notified", "err", err)
+	}
+}
+
+func newLogger(cfg *config.Config, w io.Writer) *slog.Logger {
+	options := &slog.HandlerOptions{Level: cfg.Log.Level}
+	if cfg.Log.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// lock makes sure that no other daemon uses the state directory.
+func lock(dir string) (release func(), err error) {
+	release, err = statedir.Lock(dir)
+	if errors.Is(err, statedir.ErrLocked) {
+		return nil, exit.With(exit.Unavailable, fmt.Errorf("%w: a daemon runs already, see `meshctl status`", err))
+	}
+	return release, withCode(err)
+}

@@ -1,0 +1,131 @@
+package probe
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"meshd/mesh"
+)
+
+var (
+	start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	beta  = target{mesh.NodeID{2}, netip.MustParseAddr("fd00::2")}
+)
+
+// drive runs a schedule for a while; answer says after how long a probe comes
+// back, negative: never. It returns the number of probes sent.
+func drive(s *schedule, from time.Time, d time.Duration, answer func(at time.Duration) time.Duration) int {
+	sent := 0
+	for now := from; now.Before(from.Add(d)); {
+		for _, o := range s.step(now) {
+			sent++
+			if rtt := answer(now.Sub(start)); rtt >= 0 {
+				s.answer(now.Add(rtt), o.Addr, o.ID)
+			}
+		}
+		next, ok := s.next()
+		if !ok {
+			break
+		}
+		now = later(next, now.Add(time.Millisecond))
+	}
+	return sent
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func always(rtt time.Duration) func(time.Duration) time.Duration {
+	return func(time.Duration) time.Duration { return rtt }
+}
+
+func TestFirstRoundTripIsNotTheHandshake(t *testing.T) {
+	s := newSchedule(1)
+	s.set(start, []target{beta})
+	first := true
+	drive(s, start, time.Second, func(time.Duration) time.Duration {
+		if first {
+			first = false
+			return 800 * time.Millisecond // waits for the handshake
+		}
+		return 5 * time.Millisecond
+	})
+	r := s.results()[beta.ID]
+	if r.RTT != 5*time.Millisecond || r.Probes != 2 || r.Loss != 0 || r.Down {
+		t.Errorf("%+v, want an RTT of 5ms after two probes", r)
+	}
+}
+
+func TestIdleCost(t *testing.T) {
+	s := newSchedule(1)
+	s.set(start, []target{beta})
+	if sent := drive(s, start, time.Hour, always(time.Millisecond)); sent < 3600/17 || sent > 3600/13 {
+		t.Errorf("%d probes in an hour, want about one in 15 s", sent)
+	}
+}
+
+func TestDownAndUpAgain(t *testing.T) {
+	s := newSchedule(1)
+	s.set(start, []target{beta})
+	drive(s, start, time.Minute, always(time.Millisecond))
+	dead := start.Add(time.Minute)
+	drive(s, dead, 25*time.Second, always(-1))
+	if r := s.results()[beta.ID]; !r.Down || r.Loss == 0 {
+		t.Errorf("%+v: silent for 25 s, and not down", r)
+	}
+	drive(s, dead.Add(25*time.Second), 7*time.Second, always(time.Millisecond))
+	if r := s.results()[beta.ID]; r.Down || r.Answered.Before(dead) {
+		t.Errorf("%+v: answers again, and is down", r)
+	}
+}
+
+func TestForeignAnswersCountForNothing(t *testing.T) {
+	s := newSchedule(1)
+	s.set(start, []target{beta})
+	o := s.step(start)[0]
+	s.answer(start, netip.MustParseAddr("fd00::3"), o.ID) // from another node
+	s.answer(start, o.Addr, o.ID+2)                       // to another question
+	if len(s.results()) != 0 {
+		t.Error("an answer that nobody asked for was counted")
+	}
+	s.answer(start, o.Addr, o.ID)
+	s.answer(start, o.Addr, o.ID) // replayed
+	if r := s.results()[beta.ID]; r.Probes != 1 {
+		t.Errorf("%d outcomes, want 1", r.Probes)
+	}
+}
+
+func TestSetKeepsWhatIsKnown(t *testing.T) {
+	s := newSchedule(1)
+	s.set(start, []target{beta})
+	drive(s, start, time.Second, always(time.Millisecond))
+	gamma := target{mesh.NodeID{3}, netip.MustParseAddr("fd00::3")}
+	s.set(start.Add(time.Second), []target{beta, gamma})
+	if s.results()[beta.ID].Probes == 0 {
+		t.Error("results were lost")
+	}
+	if due := s.step(start.Add(time.Second)); len(due) != 1 || due[0].Addr != gamma.Addr {
+		t.Errorf("due %v, want the new peer at once", due)
+	}
+	s.set(start.Add(time.Second), nil)
+	if _, ok := s.next(); ok || len(s.results()) != 0 {
+		t.Error("peers that left are still probed")
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("mshP\x01\x00\x00\x00\x00\x00\x00\x00\x07"))
+	f.Add([]byte("mshP\x03\x00\x00\x00\x00\x00\x00\x00\x07"))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, packet []byte) {
+		kind, _, ok := parse(packet)
+		if ok != (len(packet) == size && string(packet[:4]) == magic && (kind == ask || kind == respond)) {
+			t.Errorf("parse(%x) = %d, %v", packet, kind, ok)
+		}
+	})
+}

@@ -1,0 +1,132 @@
+package reconcile_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"meshd/overlay/plan"
+	"meshd/overlay/reconcile"
+	"meshd/overlay/tunnel"
+	"meshd/tun"
+)
+
+// fake counts what it is asked and fails as often as it is told to.
+type fake[W any] struct {
+	mu    sync.Mutex
+	fails int
+	calls []time.Time
+	last  W
+}
+
+func (f *fake[W]) Apply(_ context.Context, want W) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls = append(f.calls, time.Now())
+	if f.fails > 0 {
+		f.fails--
+		return errors.New("the kernel says no")
+	}
+	f.last = want
+	return nil
+}
+
+func (f *fake[W]) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.calls)
+}
+
+// run starts a loop in virtual time and hands it to the test.
+func run(t *testing.T, tunnelFails, hostFails int, test func(*reconcile.Loop, *fake[tunnel.Config], *fake[tun.HostState])) {
+	synctest.Test(t, func(t *testing.T) {
+		tunnels, host := &fake[tunnel.Config]{fails: tunnelFails}, &fake[tun.HostState]{fails: hostFails}
+		loop := reconcile.New(tunnels, host, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- loop.Run(ctx) }()
+		test(loop, tunnels, host)
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+}
+
+func planFor(link string) *plan.Plan { return &plan.Plan{Host: tun.HostState{Link: link}} }
+
+func TestAppliesTheNewestPlan(t *testing.T) {
+	run(t, 0, 0, func(l *reconcile.Loop, tunnels *fake[tunnel.Config], host *fake[tun.HostState]) {
+		if l.Settled() {
+			t.Error("settled without a plan")
+		}
+		for _, link := range []string{"a", "b", "c"} {
+			l.Set(planFor(link))
+		}
+		synctest.Wait()
+		if !l.Settled() || host.last.Link != "c" || host.count() != 1 || tunnels.count() != 1 {
+			t.Errorf("settled %v, link %q, %d host and %d tunnel calls; want the last plan, applied once",
+				l.Settled(), host.last.Link, host.count(), tunnels.count())
+		}
+	})
+}
+
+func TestRetriesWithBackoff(t *testing.T) {
+	run(t, 0, 4, func(l *reconcile.Loop, tunnels *fake[tunnel.Config], host *fake[tun.HostState]) {
+		l.Set(planFor("mesh0"))
+		synctest.Wait()
+		if p := l.Problems(); len(p) != 1 || p[0].Adapter != "host network" || l.Settled() {
+			t.Errorf("problems %v, settled %v", p, l.Settled())
+		}
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if len(l.Problems()) != 0 || !l.Settled() {
+			t.Errorf("problems %v, settled %v after the kernel came round", l.Problems(), l.Settled())
+		}
+		if host.count() != 5 || tunnels.count() != 1 {
+			t.Errorf("%d host calls, want 5; %d tunnel calls, want 1: one adapter's failure is not the other's", host.count(), tunnels.count())
+		}
+		for i := 2; i < len(host.calls); i++ {
+			if was, is := host.calls[i-1].Sub(host.calls[i-2]), host.calls[i].Sub(host.calls[i-1]); is < 2*was {
+				t.Errorf("waited %s after %s: no back-off", is, was)
+			}
+		}
+	})
+}
+
+func TestFailureDoesNotStopTheOther(t *testing.T) {
+	run(t, 1<<30, 0, func(l *reconcile.Loop, _ *fake[tunnel.Config], host *fake[tun.HostState]) {
+		l.Set(planFor("a"))
+		synctest.Wait()
+		l.Set(planFor("b"))
+		synctest.Wait()
+		if host.last.Link != "b" || l.Settled() {
+			t.Errorf("link %q, settled %v; the host must follow while the tunnel fails", host.last.Link, l.Settled())
+		}
+	})
+}
+
+func TestKickRepairs(t *testing.T) {
+	run(t, 0, 0, func(l *reconcile.Loop, tunnels *fake[tunnel.Config], host *fake[tun.HostState]) {
+		l.Set(planFor("mesh0"))
+		synctest.Wait()
+		for range 100 {
+			l.Kick()
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if n := host.count(); n < 2 || n > 3 {
+			t.Errorf("%d host calls after a burst of events, want one or two more than before", n)
+		}
+		before := tunnels.count()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n := tunnels.count() - before; n < 1 || n > 3 {
+			t.Errorf("%d calls in a quiet minute, want one or two", n)
+		}
+	})
+}
