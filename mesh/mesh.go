@@ -50,8 +50,8 @@ func (id *ID) UnmarshalText(text []byte) error {
 
 // ParseID reads what [ID.String] writes.
 func ParseID(s string) (ID, error) {
-	raw, err := idEncoding.DecodeString(s)
-	if err != nil || len(raw) != len(ID{}) {
+	raw, err := idEncoding.DecodeString(s) // ignores line breaks, hence both lengths
+	if err != nil || len(s) != 32 || len(raw) != len(ID{}) {
 		return ID{}, fmt.Errorf("%q is not an identity (32 characters of a-z and 2-7)", s)
 	}
 	return ID(raw), nil

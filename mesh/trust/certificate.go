@@ -39,15 +39,12 @@ func (r Rights) Permit(prefixes []netip.Prefix) bool {
 	return true
 }
 
-// within tells whether r allows nothing that outer forbids.
+// within tells whether r allows nothing that outer forbids. Pins must be the
+// same: a pin beats every lease that is not pinned, so a token that names none
+// must not let its holder choose one.
 func (r Rights) within(outer Rights) bool {
-	if len(outer.Pins) > 0 {
-		return slices.Equal(r.Pins, outer.Pins)
-	}
-	if len(outer.Ranges) > 0 {
-		return slices.Equal(r.Ranges, outer.Ranges) || len(r.Pins) > 0 && outer.Permit(r.Pins)
-	}
-	return true
+	return slices.Equal(r.Pins, outer.Pins) &&
+		(len(outer.Ranges) == 0 || slices.Equal(r.Ranges, outer.Ranges))
 }
 
 func (r Rights) check() error {
@@ -128,6 +125,9 @@ const maxLife = 100 * 365 * 24 * time.Hour
 func (c *Credential) check() error {
 	if len(c.Key) != ed25519.PublicKeySize {
 		return fmt.Errorf("%w: key of %d bytes", ErrMalformed, len(c.Key))
+	}
+	if err := checkTime(c.NotBefore, c.NotAfter); err != nil {
+		return err
 	}
 	if !c.NotBefore.Before(c.NotAfter) {
 		return fmt.Errorf("%w: it ends before it begins", ErrMalformed)
@@ -243,6 +243,9 @@ func (c *Certificate) check() error {
 	}
 	if err := checkWords(c.Capabilities); err != nil {
 		return fmt.Errorf("capabilities: %w", err)
+	}
+	if err := checkTime(c.NotBefore, c.NotAfter, c.Admitted); err != nil {
+		return err
 	}
 	life := c.NotAfter.Sub(c.NotBefore)
 	if life <= 0 || life > maxLife {

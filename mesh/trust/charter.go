@@ -119,6 +119,9 @@ func (c *Charter) check() error {
 	if err := CheckName(c.Name); err != nil {
 		return fmt.Errorf("mesh: %w", err)
 	}
+	if err := checkTime(c.Created); err != nil {
+		return err
+	}
 	if c.Version == 0 {
 		return fmt.Errorf("%w: version 0", ErrMalformed)
 	}

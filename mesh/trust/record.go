@@ -34,9 +34,15 @@ func (a *Admission) Sign(identity ed25519.PrivateKey) []byte {
 
 // ParseAdmission reads an admission; [Admission.Verify] decides on it.
 func ParseAdmission(raw []byte) (*Admission, error) {
+	if len(raw) > MaxBroadcast {
+		return nil, fmt.Errorf("admission: %w: %d bytes, at most %d", ErrMalformed, len(raw), MaxBroadcast)
+	}
 	var b admissionBody
 	e, err := parse(raw, KindAdmission, &b)
 	if err != nil {
+		return nil, fmt.Errorf("admission: %w", err)
+	}
+	if err := checkTime(b.Seen); err != nil {
 		return nil, fmt.Errorf("admission: %w", err)
 	}
 	return &Admission{e.Object, b.Certificate, b.Admitter, b.Seen, e}, nil
@@ -103,6 +109,7 @@ type leaseBody struct {
 const (
 	MaxEndpoints = 4
 	MaxLeases    = 8
+	MaxEpoch     = 1 << 62 // so that a higher one is always left
 )
 
 // Sign makes the record's bytes with the member's identity key. It fails if the
@@ -176,8 +183,8 @@ func (r *Record) Verify(cert *Certificate, ranges []netip.Prefix) error {
 // check verifies the bounds of every field.
 func (r *Record) check() error {
 	switch {
-	case r.Version.Epoch == 0:
-		return fmt.Errorf("%w: epoch 0", ErrMalformed)
+	case r.Version.Epoch == 0 || r.Version.Epoch > MaxEpoch:
+		return fmt.Errorf("%w: epoch %d, 1 to %d", ErrMalformed, r.Version.Epoch, uint64(MaxEpoch))
 	case r.Key.IsZero():
 		return fmt.Errorf("%w: no tunnel key", ErrMalformed)
 	case len(r.Endpoints) > MaxEndpoints:
@@ -232,6 +239,9 @@ func checkLease(l mesh.Lease) error {
 	}
 	if l.State < mesh.Pending || l.State > mesh.Released {
 		return fmt.Errorf("%w: lease state %d", ErrMalformed, l.State)
+	}
+	if err := checkTime(l.Since); err != nil {
+		return err
 	}
 	if len(l.Prefixes) == 0 || len(l.Prefixes) > 2 {
 		return fmt.Errorf("%w: lease of %d prefixes, 1 or 2", ErrMalformed, len(l.Prefixes))

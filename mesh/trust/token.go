@@ -73,7 +73,7 @@ func parseToken(text string) (*Token, error) {
 	if len(text) > maxTokenText {
 		return nil, fmt.Errorf("it is longer than %d characters", maxTokenText)
 	}
-	raw, err := base64.RawURLEncoding.DecodeString(encoded)
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(encoded)
 	if err != nil || len(raw) <= tokenSum {
 		return nil, errors.New("it is damaged: copy it again, whole and on one line")
 	}

@@ -27,6 +27,9 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"reflect"
+	"slices"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -145,7 +148,9 @@ func encode(v any) []byte {
 }
 
 // decode reads one CBOR item that must be in deterministic encoding. The check
-// is made on the generic tree, so it covers fields that v does not know.
+// is made on the generic tree, so it covers fields that v does not know. Those
+// that v knows must be there in exactly the form that we write: the decoder by
+// itself would pad a short key, cut a long one, or take a text for a time.
 func decode(raw []byte, v any) error {
 	var tree any
 	if err := decMode.Unmarshal(raw, &tree); err != nil {
@@ -157,6 +162,42 @@ func decode(raw []byte, v any) error {
 	}
 	if err := decMode.Unmarshal(raw, v); err != nil {
 		return fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	var known any
+	if again, err = encMode.Marshal(v); err == nil {
+		err = decMode.Unmarshal(again, &known)
+	}
+	if err != nil || !covers(tree, known) {
+		return fmt.Errorf("%w: a field is missing or of another form", ErrMalformed)
+	}
+	return nil
+}
+
+// covers tells whether tree holds everything that known holds, in the same form;
+// only maps may hold more.
+func covers(tree, known any) bool {
+	switch known := known.(type) {
+	case map[any]any:
+		tree, ok := tree.(map[any]any)
+		for k, v := range known {
+			field, there := tree[k]
+			ok = ok && there && covers(field, v)
+		}
+		return ok
+	case []any:
+		tree, ok := tree.([]any)
+		return ok && slices.EqualFunc(tree, known, covers)
+	}
+	return reflect.DeepEqual(tree, known)
+}
+
+// checkTime accepts the years 1970 to 9999, in which sums and differences of
+// times hold, and the zero time.
+func checkTime(times ...time.Time) error {
+	for _, t := range times {
+		if !t.IsZero() && (t.Unix() < 0 || t.Year() > 9999) {
+			return fmt.Errorf("%w: a time outside the years 1970 to 9999", ErrMalformed)
+		}
 	}
 	return nil
 }
