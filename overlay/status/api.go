@@ -1,0 +1,175 @@
+package status
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"time"
+)
+
+// The control API, HTTP with JSON on the unix socket:
+//
+//	GET  /v1/status    the document
+//	GET  /v1/version   {"version":"..."}
+//	POST /v1/ping      PingRequest; answers a PingReply per line
+//	POST /v1/leave     {} when the node has left and cleaned up
+//	POST /v1/down      {} when the host is clean
+//
+// An error is {"error":"..."} with a status of 400 or above.
+
+// PingRequest asks for probes to one node.
+type PingRequest struct {
+	Node       string `json:"node"`        // name, ID or mesh address
+	Count      int    `json:"count"`       // 0: until the client goes
+	IntervalMS int    `json:"interval_ms"` // between two probes; 0: 1000, at least 10
+}
+
+// PingReply is the outcome of one probe.
+type PingReply struct {
+	Seq     int         `json:"seq"`
+	Address *netip.Addr `json:"address"` // that answered
+	RTTms   *float64    `json:"rtt_ms"`
+	Error   string      `json:"error,omitempty"` // no answer
+}
+
+const (
+	minPingInterval = 10 * time.Millisecond // a tool for people, not a load generator
+	maxPingInterval = time.Hour
+	pingTimeout     = 2 * time.Second // far above the round trip of any usable path
+	changeTimeout   = 30 * time.Second
+)
+
+type errorReply struct {
+	Error string `json:"error"`
+}
+
+type versionReply struct {
+	Version string `json:"version"`
+}
+
+// controlHandler serves the control API; streams end with stop.
+func controlHandler(stop context.Context, d Daemon) http.Handler {
+	mux := http.NewServeMux()
+	handle := func(method, path string, serve http.HandlerFunc) {
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			if r.Method != method {
+				w.Header().Set("Allow", method)
+				replyError(w, http.StatusMethodNotAllowed, fmt.Sprintf("%s takes %s", path, method))
+				return
+			}
+			r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+			serve(w, r)
+		})
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		replyError(w, http.StatusNotFound, fmt.Sprintf("no %.80q here: this daemon is version %s", r.URL.Path, d.Version()))
+	})
+	handle(http.MethodGet, "/v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, d.Status()) })
+	handle(http.MethodGet, "/v1/version", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, http.StatusOK, versionReply{d.Version()})
+	})
+	handle(http.MethodPost, "/v1/ping", func(w http.ResponseWriter, r *http.Request) { servePing(stop, d, w, r) })
+	handle(http.MethodPost, "/v1/leave", change(d.Leave))
+	handle(http.MethodPost, "/v1/down", change(d.Down))
+	return mux
+}
+
+func reply(w http.ResponseWriter, code int, v any) {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		code, raw = http.StatusInternalServerError, []byte(`{"error":"encode answer"}`)
+	}
+	// On an error here the client has gone; there is nobody to tell.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_, _ = w.Write(append(raw, '\n'))
+}
+
+func replyError(w http.ResponseWriter, code int, message string) {
+	reply(w, code, errorReply{message})
+}
+
+// change serves a request that changes the daemon. A client that goes away does
+// not stop it half-way.
+func change(do func(context.Context) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changeTimeout)
+		defer cancel()
+		if err := do(ctx); err != nil {
+			replyError(w, http.StatusInternalServerError, err.Error())
+			return
+		}
+		reply(w, http.StatusOK, struct{}{})
+	}
+}
+
+func servePing(stop context.Context, d Daemon, w http.ResponseWriter, r *http.Request) {
+	var req PingRequest
+	decoder := json.NewDecoder(r.Body)
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&req); err != nil {
+		replyError(w, http.StatusBadRequest, fmt.Sprintf("read request: %v", err))
+		return
+	}
+	interval := time.Duration(cmp.Or(req.IntervalMS, 1000)) * time.Millisecond
+	if req.Count < 0 || req.IntervalMS < 0 || req.IntervalMS > int(maxPingInterval/time.Millisecond) || interval < minPingInterval {
+		replyError(w, http.StatusBadRequest, fmt.Sprintf("count must not be negative, interval be %s to %s", minPingInterval, maxPingInterval))
+		return
+	}
+	doc := d.Status()
+	peer, err := doc.Find(req.Node)
+	switch {
+	case errors.Is(err, ErrUnknownNode):
+		replyError(w, http.StatusNotFound, err.Error())
+		return
+	case err != nil:
+		replyError(w, http.StatusConflict, err.Error())
+		return
+	}
+
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	defer context.AfterFunc(stop, cancel)()
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Time{}) // from here on the client only listens
+	w.Header().Set("Content-Type", "application/jsonl")
+	w.WriteHeader(http.StatusOK)
+	encoder := json.NewEncoder(w)
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for seq := 0; req.Count == 0 || seq < req.Count; seq++ {
+		if seq > 0 {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		answer := pingOnce(ctx, d, peer, seq)
+		_ = control.SetWriteDeadline(time.Now().Add(writeTimeout))
+		if encoder.Encode(answer) != nil || control.Flush() != nil {
+			return
+		}
+	}
+}
+
+func pingOnce(ctx context.Context, d Daemon, peer *Peer, seq int) PingReply {
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	rtt, addr, err := d.Ping(ctx, peer.ID)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return PingReply{Seq: seq, Error: fmt.Sprintf("no answer within %s", pingTimeout)}
+	case err != nil:
+		return PingReply{Seq: seq, Error: err.Error()}
+	}
+	ms := float64(rtt) / float64(time.Millisecond)
+	return PingReply{Seq: seq, Address: &addr, RTTms: &ms}
+}

@@ -1,0 +1,132 @@
+package status
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+)
+
+// ErrNoDaemon says that nobody listens on the control socket.
+var ErrNoDaemon = errors.New("no daemon answers")
+
+// maxDocument bounds what a client reads: 100 000 peers fit.
+const maxDocument = 128 << 20
+
+// Client asks a daemon through its control socket. All methods fail with
+// [ErrNoDaemon] when there is none, and with [fs.ErrPermission] when the socket
+// may not be used.
+type Client struct {
+	socket string
+	http   http.Client
+}
+
+// NewClient builds a client; it connects with each request.
+func NewClient(socket string) *Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{Timeout: 2 * time.Second}).DialContext(ctx, "unix", socket)
+	}
+	return &Client{socket, http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+}
+
+// Status fetches the document.
+func (c *Client) Status(ctx context.Context) (*Document, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	var d Document
+	return &d, c.call(ctx, http.MethodGet, "/v1/status", nil, &d)
+}
+
+// Version fetches the daemon's version.
+func (c *Client) Version(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	var v versionReply
+	err := c.call(ctx, http.MethodGet, "/v1/version", nil, &v)
+	return v.Version, err
+}
+
+// Leave makes the node sign that it leaves, clean the host and end.
+func (c *Client) Leave(ctx context.Context) error { return c.change(ctx, "/v1/leave") }
+
+// Down makes the daemon clean the host and end.
+func (c *Client) Down(ctx context.Context) error { return c.change(ctx, "/v1/down") }
+
+func (c *Client) change(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout+writeTimeout)
+	defer cancel()
+	return c.call(ctx, http.MethodPost, path, struct{}{}, &struct{}{})
+}
+
+// Ping hands each reply to each as it comes, until all have come or ctx ends.
+func (c *Client) Ping(ctx context.Context, req PingRequest, each func(PingReply)) error {
+	response, err := c.do(ctx, http.MethodPost, "/v1/ping", req)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	decoder := json.NewDecoder(response.Body)
+	for {
+		var r PingReply
+		switch err := decoder.Decode(&r); {
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return fmt.Errorf("read answer of %s: %w", c.socket, err)
+		}
+		each(r)
+	}
+}
+
+func (c *Client) call(ctx context.Context, method, path string, body, result any) error {
+	response, err := c.do(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if err := json.NewDecoder(io.LimitReader(response.Body, maxDocument)).Decode(result); err != nil {
+		return fmt.Errorf("read answer of %s: %w", c.socket, err)
+	}
+	return nil
+}
+
+// do sends a request and turns an error that the daemon answers into ours.
+func (c *Client) do(ctx context.Context, method, path string, body any) (*http.Response, error) {
+	var payload io.Reader
+	if body != nil {
+		raw, err := json.Marshal(body)
+		if err != nil {
+			return nil, fmt.Errorf("encode request: %w", err)
+		}
+		payload = bytes.NewReader(raw)
+	}
+	request, err := http.NewRequestWithContext(ctx, method, "http://meshd"+path, payload)
+	if err != nil {
+		return nil, fmt.Errorf("build request: %w", err)
+	}
+	response, err := c.http.Do(request)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return nil, fmt.Errorf("%w on %s", ErrNoDaemon, c.socket)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("connect to %s: %w", c.socket, fs.ErrPermission)
+	case err != nil:
+		return nil, fmt.Errorf("ask the daemon on %s: %w", c.socket, errors.Unwrap(err))
+	}
+	if response.StatusCode == http.StatusOK {
+		return response, nil
+	}
+	defer response.Body.Close()
+	var e errorReply
+	if err := json.NewDecoder(io.LimitReader(response.Body, maxBody)).Decode(&e); err != nil || e.Error == "" {
+		return nil, fmt.Errorf("ask the daemon on %s: it answers %s", c.socket, response.Status)
+	}
+	return nil, errors.New(clean(e.Error))
+}

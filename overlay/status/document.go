@@ -1,0 +1,238 @@
+// Package status is how a running daemon is seen and asked: the status
+// document, the server that offers it, the client that reads it, and its text
+// form.
+//
+//	meshctl ──HTTP over the unix socket──> Server ──> Daemon (the assembled node)
+//	Prometheus, load balancers ──TCP──────────┘
+//
+// The document is versioned and only ever grows: fields are added, never renamed
+// or removed. What was not measured is null, a list is never null, times are
+// RFC 3339, loss is 0 to 1.
+//
+// The owner of a [Server] runs [Server.Run] and gives it a [Daemon] whose methods
+// may be called from any goroutine. The socket's permissions are the only access
+// control: root and the group meshd. The TCP listener offers nothing that changes
+// anything.
+package status
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"meshd/mesh"
+)
+
+// Version is that of the status document.
+const Version = 1
+
+// Document is what a node says of itself and its peers.
+type Document struct {
+	Version int        `json:"version"`
+	Mesh    Mesh       `json:"mesh"`
+	State   mesh.State `json:"state"`
+	Node    Node       `json:"node"`
+	Engine  Engine     `json:"engine"`
+	Peers   []Peer     `json:"peers"` // every other member, sorted by name and ID
+	Health  []Finding  `json:"health"`
+}
+
+// Mesh names the mesh.
+type Mesh struct {
+	ID   mesh.ID `json:"id"`
+	Name string  `json:"name"`
+}
+
+// Node is the node that speaks.
+type Node struct {
+	ID      mesh.NodeID `json:"id"`
+	Name    string      `json:"name"`
+	Epoch   uint64      `json:"epoch"`
+	Control *netip.Addr `json:"control"` // its fixed address in the mesh
+	Leases  []Lease     `json:"leases"`
+}
+
+// Lease is a subnet that a node holds.
+type Lease struct {
+	Network   string         `json:"network"`
+	Prefixes  []netip.Prefix `json:"prefixes"`  // one per address family, IPv4 first
+	Addresses []netip.Addr   `json:"addresses"` // the node's own, one per prefix
+	State     string         `json:"state"`     // pending, held, quarantined or released
+	Since     *time.Time     `json:"since"`
+}
+
+// NewLease gives the document's form of a lease.
+func NewLease(l mesh.Lease) Lease {
+	out := Lease{Network: l.Network, Prefixes: slices.Clone(l.Prefixes), State: l.State.String()}
+	for _, p := range l.Prefixes {
+		out.Addresses = append(out.Addresses, mesh.FirstHost(p))
+	}
+	if !l.Since.IsZero() {
+		out.Since = &l.Since
+	}
+	return out
+}
+
+// Engine is the data plane.
+type Engine struct {
+	Name  string            `json:"name"`
+	MTU   int               `json:"mtu"`   // of the TUN device, in bytes
+	Drops map[string]uint64 `json:"drops"` // packets since the start, by reason
+}
+
+// PeerState is how a peer is doing.
+type PeerState string
+
+// The states of a peer.
+const (
+	PeerUp   PeerState = "up"   // a handshake younger than 180 s, or a probe answered
+	PeerIdle PeerState = "idle" // nothing was sent, so nothing is known
+	PeerDown PeerState = "down" // does not answer
+	PeerLeft PeerState = "left" // signed that it has left
+)
+
+// The paths to a peer.
+const (
+	PathDirect = "direct" // packets go to its endpoint
+	PathIdle   = "idle"   // an endpoint is known, and was not used lately
+	PathNone   = "none"   // no endpoint is known
+)
+
+// Peer is another member.
+type Peer struct {
+	ID            mesh.NodeID     `json:"id"`
+	Name          string          `json:"name"`
+	Control       *netip.Addr     `json:"control"` // its fixed address in the mesh
+	State         PeerState       `json:"state"`
+	Path          string          `json:"path"`
+	Endpoint      *netip.AddrPort `json:"endpoint"`
+	Suite         string          `json:"suite"`
+	Leases        []Lease         `json:"leases"`
+	RTTms         *float64        `json:"rtt_ms"` // through the tunnel
+	Loss          *float64        `json:"loss"`   // of probes through the tunnel
+	RxBytes       *uint64         `json:"rx_bytes"`
+	TxBytes       *uint64         `json:"tx_bytes"`
+	LastHandshake *time.Time      `json:"last_handshake"`
+	LastSeen      *time.Time      `json:"last_seen"` // last answer to a probe
+}
+
+// Finding is one entry of the health report.
+type Finding struct {
+	Level   string `json:"level"` // "warning" or "error"
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+// MarshalJSON writes lists as [] when they are empty.
+func (d Document) MarshalJSON() ([]byte, error) {
+	type plain Document // without this method
+	d.Peers = slices.Clone(d.Peers)
+	for i := range d.Peers {
+		d.Peers[i].Leases = notNil(d.Peers[i].Leases)
+	}
+	d.Peers, d.Health, d.Node.Leases = notNil(d.Peers), notNil(d.Health), notNil(d.Node.Leases)
+	if d.Engine.Drops == nil {
+		d.Engine.Drops = map[string]uint64{}
+	}
+	return json.Marshal(plain(d))
+}
+
+// MarshalJSON writes lists as [] when they are empty.
+func (l Lease) MarshalJSON() ([]byte, error) {
+	type plain Lease
+	l.Prefixes, l.Addresses = notNil(l.Prefixes), notNil(l.Addresses)
+	return json.Marshal(plain(l))
+}
+
+func notNil[S ~[]E, E any](s S) S {
+	if s == nil {
+		return S{}
+	}
+	return s
+}
+
+// Healthy tells whether the node is ready, nothing is wrong with it and every
+// peer that has not left can be reached.
+func (d *Document) Healthy() bool { return d.ExitCode() == 0 }
+
+// ExitCode is that of `meshctl status`: 0 ready and healthy, 1 degraded, 3 not
+// ready or no daemon.
+func (d *Document) ExitCode() int {
+	switch {
+	case d.State != mesh.Ready:
+		return 3
+	case len(d.Health) > 0, slices.ContainsFunc(d.Peers, func(p Peer) bool { return p.State == PeerDown }):
+		return 1
+	}
+	return 0
+}
+
+// Errors of [Document.Find]. The text of what Find returns also says which nodes
+// there are.
+var (
+	ErrUnknownNode   = errors.New("no such node")
+	ErrAmbiguousNode = errors.New("several nodes match")
+)
+
+// Find looks up a peer as a person names it: by name, by a mesh address, by ID
+// or by at least 8 characters of its beginning.
+func (d *Document) Find(node string) (*Peer, error) {
+	addr, _ := netip.ParseAddr(node)
+	matchers := []func(*Peer) bool{
+		func(p *Peer) bool { return p.Name == node && p.State != PeerLeft },
+		func(p *Peer) bool { return p.Name == node },
+		func(p *Peer) bool { return addr.IsValid() && p.has(addr) },
+		func(p *Peer) bool { return len(node) >= 8 && strings.HasPrefix(p.ID.String(), node) },
+	}
+	for _, match := range matchers {
+		var found []*Peer
+		for i := range d.Peers {
+			if match(&d.Peers[i]) {
+				found = append(found, &d.Peers[i])
+			}
+		}
+		switch len(found) {
+		case 0:
+			continue
+		case 1:
+			return found[0], nil
+		}
+		ids := make([]string, len(found))
+		for i, p := range found {
+			ids[i] = p.ID.String()
+		}
+		return nil, fmt.Errorf("%w %s: name one by its ID: %s", ErrAmbiguousNode, clean(node), listed(ids))
+	}
+	if node == d.Node.Name || node == d.Node.ID.String() {
+		return nil, fmt.Errorf("%w among the peers: %s is this node itself", ErrUnknownNode, clean(node))
+	}
+	var names []string
+	for _, p := range d.Peers {
+		names = append(names, clean(p.Name))
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("%w: %.80s: this node knows no other yet", ErrUnknownNode, clean(node))
+	}
+	return nil, fmt.Errorf("%w: %.80s: there are %s", ErrUnknownNode, clean(node), listed(names))
+}
+
+// has tells whether an address is the peer's own.
+func (p *Peer) has(addr netip.Addr) bool {
+	return p.Control != nil && *p.Control == addr ||
+		slices.ContainsFunc(p.Leases, func(l Lease) bool { return slices.Contains(l.Addresses, addr) })
+}
+
+// listed joins names into one line of bounded length.
+func listed(names []string) string {
+	const most = 20
+	slices.Sort(names)
+	names = slices.Compact(names)
+	if len(names) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,262 @@
+package status
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"meshd/mesh"
+)
+
+// ErrInUse says that another process listens there already.
+var ErrInUse = errors.New("already in use")
+
+// Daemon is what the server asks. Its methods are called from many goroutines.
+type Daemon interface {
+	Status() Document
+	// Ping sends one probe through the tunnel and waits for its answer or ctx.
+	// addr is the mesh address that answered.
+	Ping(ctx context.Context, node mesh.NodeID) (rtt time.Duration, addr netip.Addr, err error)
+	// Leave signs the release, spreads it, and removes everything from the host.
+	// The daemon exits after Leave has returned.
+	Leave(ctx context.Context) error
+	// Down removes everything from the host. The daemon exits after Down has
+	// returned.
+	Down(ctx context.Context) error
+	Version() string
+}
+
+// Options of a [Server].
+type Options struct {
+	Control string // path of the unix socket
+	HTTP    string // host:port of /metrics, /healthz and /readyz; empty: none
+	Daemon  Daemon
+	Log     *slog.Logger
+}
+
+// Server offers the control socket and, if wanted, the HTTP listener.
+type Server struct {
+	opt   Options
+	ready chan struct{}
+}
+
+// NewServer builds a server; it listens when it runs.
+func NewServer(opt Options) *Server {
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Server{opt, make(chan struct{})}
+}
+
+// Ready is closed as soon as the server listens.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+const (
+	maxConns      = 128              // per listener; a script per peer of a large mesh still fits
+	headerTimeout = 5 * time.Second  // a local client sends its header at once
+	idleTimeout   = 30 * time.Second // between two requests of one connection
+	readTimeout   = 10 * time.Second // of a whole request
+	writeTimeout  = 10 * time.Second // of an answer, or of one line of a stream
+	shutdownGrace = 2 * time.Second  // for answers that are on their way when the daemon ends
+	maxHeader     = 8 << 10
+	maxBody       = 4 << 10
+)
+
+// Run listens and serves until ctx ends, then lets running answers finish for a
+// moment. It fails with [ErrInUse] when somebody else listens there.
+func (s *Server) Run(ctx context.Context) error {
+	control, err := listenUnix(s.opt.Control, s.opt.Log)
+	if err != nil {
+		return fmt.Errorf("open control socket: %w", err)
+	}
+	own, err := os.Lstat(s.opt.Control)
+	if err != nil {
+		control.Close()
+		return fmt.Errorf("open control socket: %w", err)
+	}
+	defer func() {
+		// A successor may have put its own socket there.
+		if now, err := os.Lstat(s.opt.Control); err == nil && os.SameFile(own, now) {
+			os.Remove(s.opt.Control)
+		}
+	}()
+	defer control.Close()
+
+	stop, cancel := context.WithCancel(ctx)
+	defer cancel()
+	servers := []*http.Server{newHTTPServer(controlHandler(stop, s.opt.Daemon), s.opt.Log)}
+	listeners := []net.Listener{control}
+	if s.opt.HTTP != "" {
+		web, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.opt.HTTP)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return fmt.Errorf("listen for HTTP on %s: %w: choose another address under `http`, or an empty one", s.opt.HTTP, ErrInUse)
+		}
+		if err != nil {
+			return fmt.Errorf("listen for HTTP: %w", err)
+		}
+		defer web.Close()
+		servers = append(servers, newHTTPServer(MonitorHandler(s.opt.Daemon), s.opt.Log))
+		listeners = append(listeners, web)
+	}
+
+	var wg sync.WaitGroup
+	failed := make(chan error, len(servers))
+	for i, srv := range servers {
+		wg.Go(func() { failed <- srv.Serve(listeners[i]) })
+	}
+	close(s.ready)
+	select {
+	case <-ctx.Done():
+		err = nil
+	case err = <-failed:
+		err = fmt.Errorf("serve status: %w", err)
+	}
+	cancel()
+	grace, done := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+	defer done()
+	for _, srv := range servers {
+		if srv.Shutdown(grace) != nil {
+			srv.Close()
+		}
+	}
+	wg.Wait()
+	return err
+}
+
+// listenUnix makes the socket so that it is never wider open than 0660, and
+// replaces one that a dead daemon left behind.
+func listenUnix(path string, log *slog.Logger) (*net.UnixListener, error) {
+	const longest = 107 // sockaddr_un.sun_path, less its final zero
+	if len(path) > longest {
+		return nil, fmt.Errorf("%s: a path of %d bytes, and a socket's has at most %d: choose a shorter one under `control`", path, len(path), longest)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	listener, err := bindUnix(path)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		if err := removeStale(path); err != nil {
+			return nil, err
+		}
+		listener, err = bindUnix(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if group, err := user.LookupGroup("meshd"); err == nil {
+		gid, err := strconv.Atoi(group.Gid)
+		if err == nil {
+			err = os.Chown(path, -1, gid)
+		}
+		if err != nil {
+			log.Warn("control socket stays with this process's group", "path", path, "error", err)
+		}
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		listener.Close()
+		return nil, err
+	}
+	return listener, nil
+}
+
+// bindUnix binds the socket with mode 0600: on Linux bind takes the mode from
+// the socket itself, so there is no moment in which it is wider.
+func bindUnix(path string) (*net.UnixListener, error) {
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var inner error
+		err := raw.Control(func(fd uintptr) { inner = syscall.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, inner)
+	}}
+	listener, err := config.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	unix := listener.(*net.UnixListener)
+	unix.SetUnlinkOnClose(false) // Run removes it, if it is still ours
+	return unix, nil
+}
+
+// removeStale removes a socket on which nobody listens.
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // its owner was just going
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("%s is there and is not a socket: remove it, or choose another path under `control`", path)
+	}
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		conn.Close()
+		return fmt.Errorf("%s: %w: another daemon answers there; stop it, or choose another path under `control`", path, ErrInUse)
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("%s: %w: another daemon may be there: %w", path, ErrInUse, err)
+	}
+	return os.Remove(path)
+}
+
+func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
+	bound := &connBound{idle: map[net.Conn]uint64{}, all: map[net.Conn]bool{}}
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       readTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ConnState:         bound.changed,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// connBound keeps a listener at maxConns connections: of too many, the one that
+// has been idle for longest goes, so idle ones cannot lock anybody out.
+type connBound struct {
+	mu   sync.Mutex // guards all below
+	all  map[net.Conn]bool
+	idle map[net.Conn]uint64 // when it became idle, in steps
+	step uint64
+}
+
+func (b *connBound) changed(conn net.Conn, state http.ConnState) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.idle, conn)
+	switch state {
+	case http.StateClosed, http.StateHijacked:
+		delete(b.all, conn)
+		return
+	case http.StateNew, http.StateIdle:
+		b.step++
+		b.idle[conn] = b.step
+	case http.StateActive:
+	}
+	b.all[conn] = true
+	if len(b.all) <= maxConns {
+		return
+	}
+	oldest := conn // all others are busy: the newcomer goes
+	for c, step := range b.idle {
+		if at, ok := b.idle[oldest]; !ok || step < at {
+			oldest = c
+		}
+	}
+	delete(b.all, oldest)
+	delete(b.idle, oldest)
+	oldest.Close()
+}
