@@ -1,0 +1,274 @@
+package overlay_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"meshd/mesh"
+	"meshd/overlay"
+	"meshd/overlay/status"
+	"meshd/overlay/tunnel/tunneltest"
+	"meshd/tun"
+	"meshd/tun/tuntest"
+)
+
+// fakeMesh delivers the views that a test gives it.
+type fakeMesh struct {
+	views chan *mesh.View
+
+	mu        sync.Mutex
+	endpoints []netip.AddrPort
+	address   netip.AddrPort
+	left      bool
+}
+
+func (m *fakeMesh) Run(ctx context.Context) error   { <-ctx.Done(); return nil }
+func (m *fakeMesh) Views() <-chan *mesh.View        { return m.views }
+func (m *fakeMesh) SetAddress(a netip.AddrPort)     { m.mu.Lock(); m.address = a; m.mu.Unlock() }
+func (m *fakeMesh) SetEndpoints(e []netip.AddrPort) { m.mu.Lock(); m.endpoints = e; m.mu.Unlock() }
+func (m *fakeMesh) Leave(context.Context) error     { m.mu.Lock(); m.left = true; m.mu.Unlock(); return nil }
+
+// mortal is an engine that a test can end.
+type mortal struct {
+	*tunneltest.Fake
+	die chan error
+}
+
+func (e mortal) Run(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-e.die:
+		return err
+	}
+}
+
+// world is a node with everything around it in memory.
+type world struct {
+	mesh    *fakeMesh
+	kernel  *tuntest.Kernel
+	node    *overlay.Node
+	mu      sync.Mutex
+	engines []mortal
+	refuse  error // of the next engine
+	done    chan error
+	stop    context.CancelFunc
+}
+
+func (w *world) newEngine(int) (overlay.Engine, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.refuse != nil {
+		return nil, w.refuse
+	}
+	e := mortal{new(tunneltest.Fake), make(chan error, 1)}
+	w.engines = append(w.engines, e)
+	return e, nil
+}
+
+func (w *world) engine() mortal {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.engines[len(w.engines)-1]
+}
+
+// inWorld runs a test in virtual time.
+func inWorld(t *testing.T, prepare, test func(*testing.T, *world)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{mesh: &fakeMesh{views: make(chan *mesh.View, 1)}, kernel: new(tuntest.Kernel), done: make(chan error, 1)}
+		w.kernel.SetUnderlay(tun.Underlay{Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.1")}, MTU: 1500})
+		if prepare != nil {
+			prepare(t, w)
+		}
+		w.node = overlay.New(overlay.Options{
+			Self: self.ID, Name: "alpha", Version: "test", Log: slog.New(slog.DiscardHandler),
+			Mesh: w.mesh, Host: w.kernel, NewEngine: w.newEngine, Link: "mesh0", TunnelPort: 51880, GossipPort: 51881,
+		})
+		ctx, stop := context.WithCancel(t.Context())
+		w.stop = stop
+		go func() { w.done <- w.node.Run(ctx) }()
+		synctest.Wait()
+		test(t, w)
+		stop()
+		synctest.Wait()
+		select {
+		case <-w.done:
+		default:
+		}
+	})
+}
+
+var (
+	network = mesh.Network{Name: "default", IPv4: netip.MustParsePrefix("10.86.0.0/16"), IPv4Len: 24}
+	self    = member(1, "alpha", 17)
+	beta    = member(2, "beta", 80)
+)
+
+func member(n byte, name string, slot int) mesh.Node {
+	id := mesh.NodeID{n}
+	return mesh.Node{
+		ID: id, Name: name, Key: mesh.Key{n}, Control: mesh.ControlAddr(mesh.ID{9}, id),
+		Leases: []mesh.Lease{{Network: "default", Prefixes: network.Slot(slot), State: mesh.Held}},
+	}
+}
+
+func view(state mesh.State, nodes ...mesh.Node) *mesh.View {
+	return &mesh.View{
+		Mesh: mesh.ID{9}, MeshName: "home", Control: mesh.ControlRange(mesh.ID{9}),
+		Networks: []mesh.Network{network}, Self: self.ID, Epoch: 3, State: state, Nodes: nodes,
+	}
+}
+
+// settle lets timers of up to two seconds do their work.
+func settle() {
+	time.Sleep(2 * time.Second)
+	synctest.Wait()
+}
+
+func isReady(n *overlay.Node) bool {
+	select {
+	case <-n.Ready():
+		return true
+	default:
+		return false
+	}
+}
+
+func TestReadyWhenTheHostIs(t *testing.T) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
+		if doc := w.node.Status(); doc.State != mesh.WaitingForSeed || doc.ExitCode() != 3 {
+			t.Errorf("state %s before any view", doc.State)
+		}
+		w.kernel.Fail(3)
+		w.mesh.views <- view(mesh.Ready, self, beta)
+		time.Sleep(100 * time.Millisecond)
+		synctest.Wait()
+		if isReady(w.node) || w.node.Status().State == mesh.Ready {
+			t.Error("ready while the kernel refuses the routes")
+		}
+		if doc := w.node.Status(); len(doc.Health) != 1 || doc.Health[0].Code != "not_applied" {
+			t.Errorf("health %+v, want the refusal", doc.Health)
+		}
+		settle()
+		if !isReady(w.node) {
+			t.Fatal("not ready although the kernel came round")
+		}
+		doc := w.node.Status()
+		if doc.State != mesh.Ready || doc.Mesh.Name != "home" || doc.Node.Epoch != 3 || len(doc.Peers) != 1 || doc.Engine.MTU != 1420 {
+			t.Errorf("status %+v", doc)
+		}
+		if got := w.engine().String(); !strings.Contains(got, "10.86.80.0/24") {
+			t.Errorf("engine has\n%s\nwant beta's lease", got)
+		}
+	})
+}
+
+func TestDeadEngineIsRebuilt(t *testing.T) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
+		w.mesh.views <- view(mesh.Ready, self, beta)
+		settle()
+		first := w.engine()
+		before := w.kernel.Applied()
+		first.die <- errors.New("TUN device is gone")
+		settle()
+		if second := w.engine(); second.Fake == first.Fake || second.String() != first.String() {
+			t.Errorf("the new engine has\n%s", second.String())
+		}
+		if w.kernel.Applied() == before {
+			t.Error("the host was not applied again: the new TUN has no address")
+		}
+	})
+}
+
+func TestFirstEngineMustStart(t *testing.T) {
+	refused := errors.New("no TUN support")
+	inWorld(t, func(_ *testing.T, w *world) { w.refuse = refused }, func(t *testing.T, w *world) {
+		if err := <-w.done; !errors.Is(err, refused) {
+			t.Errorf("Run: %v, want the engine's reason", err)
+		}
+	})
+}
+
+func TestStopLeavesWhatKeepsTrafficIn(t *testing.T) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
+		w.mesh.views <- view(mesh.Ready, self, beta)
+		settle()
+		w.stop()
+		if err := <-w.done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		if !strings.Contains(w.kernel.String(), "unreachable 10.86.0.0/16") {
+			t.Errorf("host has\n%s\nwant the unreachable routes to stay", w.kernel)
+		}
+	})
+}
+
+func TestDownAndLeaveClearTheHost(t *testing.T) {
+	for name, end := range map[string]func(*overlay.Node) error{
+		"down":  func(n *overlay.Node) error { return n.Down(context.Background()) },
+		"leave": func(n *overlay.Node) error { return n.Leave(context.Background()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, nil, func(t *testing.T, w *world) {
+				w.mesh.views <- view(mesh.Ready, self, beta)
+				settle()
+				if err := end(w.node); err != nil {
+					t.Fatal(err)
+				}
+				if got := w.kernel.String(); got != "" {
+					t.Errorf("left behind:\n%s", got)
+				}
+				err := <-w.done
+				if left := errors.Is(err, overlay.ErrLeft); left != (name == "leave") || left != w.mesh.left {
+					t.Errorf("Run: %v, left %v", err, w.mesh.left)
+				}
+			})
+		})
+	}
+}
+
+func TestFollowsTheUnderlay(t *testing.T) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
+		w.mesh.views <- view(mesh.Ready, self, beta)
+		settle()
+		w.kernel.SetUnderlay(tun.Underlay{Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.7")}, MTU: 1400})
+		settle()
+		w.mesh.mu.Lock()
+		endpoints, address := w.mesh.endpoints, w.mesh.address
+		w.mesh.mu.Unlock()
+		if len(endpoints) != 1 || endpoints[0].String() != "198.51.100.7:51880" || address.String() != "198.51.100.7:51881" {
+			t.Errorf("endpoints %v, gossip %v", endpoints, address)
+		}
+		if !strings.Contains(w.kernel.String(), "mtu 1320") {
+			t.Errorf("host has\n%s\nwant the MTU to follow", w.kernel)
+		}
+		w.kernel.SetUnderlay(tun.Underlay{})
+		settle()
+		if h := w.node.Status().Health; len(h) != 1 || h[0].Code != "no_underlay" {
+			t.Errorf("health %+v, want no_underlay", h)
+		}
+	})
+}
+
+func TestPeerThatLeft(t *testing.T) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
+		gone := beta
+		gone.Left, gone.Leases = true, nil
+		w.mesh.views <- view(mesh.Ready, self, gone)
+		settle()
+		doc := w.node.Status()
+		if doc.Peers[0].State != status.PeerLeft || doc.ExitCode() != 0 {
+			t.Errorf("peer %s, exit code %d: one that left is no fault", doc.Peers[0].State, doc.ExitCode())
+		}
+		if _, _, err := w.node.Ping(t.Context(), gone.ID); !errors.Is(err, status.ErrUnknownNode) {
+			t.Errorf("ping: %v", err)
+		}
+	})
+}
