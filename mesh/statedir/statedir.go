@@ -1,0 +1,332 @@
+// Package statedir keeps what a node must not forget: its keys, its membership
+// and its place in the mesh. One directory, one file per subject:
+//
+//	keys    identity, seal key, tunnel key          never rewritten
+//	mesh    charter, certificate, gossip keys, seeds
+//	node    epoch, leases, whether the node has left
+//	table   signed objects of all members           a cache
+//	peers   gossip addresses last seen              a cache
+//	lock    held by the one process that writes
+//
+// A file is replaced whole and durably: a crash leaves the old or the new one.
+// A header with a checksum tells damage from content, so a damaged file is an
+// error, never a new identity.
+//
+// Who writes must hold [Lock]; reading needs no lock.
+package statedir
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"meshd/mesh/member"
+)
+
+// Errors that callers decide by.
+var (
+	ErrNoState = errors.New("no state here: this host is not a member yet; run `meshctl init` or `meshctl join TOKEN`")
+	ErrExists  = errors.New("this host is a member already: `meshctl leave` first, or use another state_dir")
+	ErrDamaged = errors.New("state is damaged")
+	ErrNewer   = errors.New("state was written by a newer meshd: run that version")
+	ErrLocked  = errors.New("state directory is in use")
+)
+
+// The files. "lock" is in lock.go.
+const (
+	fileKeys  = "keys"
+	fileMesh  = "mesh"
+	fileNode  = "node"
+	fileTable = "table"
+	filePeers = "peers"
+)
+
+// Membership is what makes a node part of one mesh.
+type Membership struct {
+	Charter     []byte   // signed
+	Certificate []byte   // of this node, signed
+	GossipKeys  [][]byte // newest first
+	Seeds       []string // host:port
+	Founder     bool     // this node ran init
+}
+
+// Dir is an opened state directory. It is not safe for concurrent use, but for
+// reading.
+type Dir struct {
+	path       string
+	keys       Keys
+	membership Membership
+}
+
+// Create writes the state of a new member, whole or not at all. Where there is
+// state it refuses with [ErrExists], unless that node has left: then the old
+// files are kept in a subdirectory left-N. The caller holds [Lock].
+//
+// The new files are staged under other names. Renaming the staged keys is the
+// moment that counts: from then on whoever opens the directory completes the
+// rest, and before it the staged files are leftovers.
+func Create(path string, keys Keys, m Membership) error {
+	if err := makeDir(path); err != nil {
+		return fmt.Errorf("create state: %w", err)
+	}
+	if err := complete(path); err != nil {
+		return fmt.Errorf("create state: %w", err)
+	}
+	old, err := load(path)
+	switch {
+	case errors.Is(err, ErrNoState):
+	case err != nil:
+		return fmt.Errorf("create state: %w", err)
+	default:
+		state, err := old.State()
+		if err != nil {
+			return fmt.Errorf("create state: %w", err)
+		}
+		if !state.Left {
+			return fmt.Errorf("create state in %s: %w", path, ErrExists)
+		}
+	}
+	// Staged keys come first and go last: their absence beside other staged
+	// files means that Create got past the moment that counts.
+	if err := dropStaged(path); err != nil {
+		return fmt.Errorf("create state: %w", err)
+	}
+	for _, f := range []struct {
+		name string
+		body any
+	}{{fileKeys, keys.file()}, {fileMesh, membershipFile(m)}, {fileNode, nodeFile{}}} {
+		if err := writeFile(path, staged(f.name), f.name, f.body); err != nil {
+			return fmt.Errorf("create state: %w", err)
+		}
+	}
+	if old != nil {
+		if err := keepOld(path); err != nil {
+			return fmt.Errorf("keep the state of the mesh that was left: %w", err)
+		}
+	}
+	if err := os.Rename(filepath.Join(path, staged(fileKeys)), filepath.Join(path, fileKeys)); err != nil {
+		return fmt.Errorf("create state: %w", err)
+	}
+	if err := syncDir(path); err != nil {
+		return fmt.Errorf("create state: %w", err)
+	}
+	return complete(path)
+}
+
+// Open reads the keys and the membership.
+func Open(path string) (*Dir, error) {
+	if err := complete(path); err != nil {
+		return nil, fmt.Errorf("open state: %w", err)
+	}
+	d, err := load(path)
+	if err != nil {
+		return nil, fmt.Errorf("open state: %w", err)
+	}
+	return d, nil
+}
+
+func load(path string) (*Dir, error) {
+	d := &Dir{path: path}
+	var k keysFile
+	switch err := readFile(path, fileKeys, &k); {
+	case errors.Is(err, os.ErrNotExist):
+		for _, name := range []string{fileMesh, fileNode} {
+			if _, err := os.Lstat(filepath.Join(path, name)); err == nil {
+				return nil, missing(path, fileKeys)
+			}
+		}
+		return nil, fmt.Errorf("%s: %w", path, ErrNoState)
+	case err != nil:
+		return nil, err
+	}
+	var err error
+	if d.keys, err = k.keys(); err != nil {
+		return nil, damaged(path, fileKeys, err)
+	}
+	var m membershipFile
+	if err := readNeeded(path, fileMesh, &m); err != nil {
+		return nil, err
+	}
+	d.membership = Membership(m)
+	return d, nil
+}
+
+// Keys are this node's private keys.
+func (d *Dir) Keys() Keys { return d.keys }
+
+// Membership is what makes this node part of its mesh.
+func (d *Dir) Membership() Membership { return d.membership }
+
+// SaveMembership replaces the membership, durably.
+func (d *Dir) SaveMembership(m Membership) error {
+	if err := writeFile(d.path, fileMesh, fileMesh, membershipFile(m)); err != nil {
+		return fmt.Errorf("save membership: %w", err)
+	}
+	d.membership = m
+	return nil
+}
+
+// State reads what the last daemon saved.
+func (d *Dir) State() (member.State, error) {
+	var f nodeFile
+	if err := readNeeded(d.path, fileNode, &f); err != nil {
+		return member.State{}, fmt.Errorf("read node state: %w", err)
+	}
+	s, err := f.state()
+	if err != nil {
+		return member.State{}, fmt.Errorf("read node state: %w", damaged(d.path, fileNode, err))
+	}
+	return s, nil
+}
+
+// BeginEpoch raises the epoch by one, durably, and gives the state with it. A
+// daemon does so before it says anything.
+func (d *Dir) BeginEpoch() (member.State, error) {
+	s, err := d.State()
+	if err != nil {
+		return s, err
+	}
+	s.Epoch++
+	return s, d.SaveState(s)
+}
+
+// SaveState replaces what must outlast the daemon, durably.
+func (d *Dir) SaveState(s member.State) error {
+	if err := writeFile(d.path, fileNode, fileNode, nodeFileOf(s)); err != nil {
+		return fmt.Errorf("save node state: %w", err)
+	}
+	return nil
+}
+
+// LoadTable reads the objects that the last daemon knew; none if there are none.
+// The table is a cache: on an error go on without it.
+func (d *Dir) LoadTable() ([][]byte, error) {
+	var f tableFile
+	if err := readFile(d.path, fileTable, &f); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("read table: %w", err)
+	}
+	return f.Objects, nil
+}
+
+// SaveTable replaces the known objects.
+func (d *Dir) SaveTable(objects [][]byte) error {
+	if err := writeFile(d.path, fileTable, fileTable, tableFile{objects}); err != nil {
+		return fmt.Errorf("save table: %w", err)
+	}
+	return nil
+}
+
+// LoadPeers reads the gossip addresses that the last daemon knew. They are a
+// cache: on an error go on without them.
+func (d *Dir) LoadPeers() ([]netip.AddrPort, error) {
+	var f peersFile
+	if err := readFile(d.path, filePeers, &f); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("read peers: %w", err)
+	}
+	return f.Addresses, nil
+}
+
+// SavePeers replaces the gossip addresses.
+func (d *Dir) SavePeers(peers []netip.AddrPort) error {
+	if err := writeFile(d.path, filePeers, filePeers, peersFile{peers}); err != nil {
+		return fmt.Errorf("save peers: %w", err)
+	}
+	return nil
+}
+
+// staged is the name of a file that Create has written and not yet put in place.
+func staged(name string) string { return ".new-" + name }
+
+// complete puts staged files in place if Create was interrupted after the moment
+// that counts.
+func complete(path string) error {
+	if _, err := os.Lstat(filepath.Join(path, staged(fileKeys))); err == nil {
+		return nil // before it
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	moved := false
+	for _, name := range []string{fileMesh, fileNode} {
+		err := os.Rename(filepath.Join(path, staged(name)), filepath.Join(path, name))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		moved = moved || err == nil
+	}
+	if !moved {
+		return nil
+	}
+	return syncDir(path)
+}
+
+func dropStaged(path string) error {
+	for _, name := range []string{fileNode, fileMesh, fileKeys} {
+		if err := os.Remove(filepath.Join(path, staged(name))); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		if err := syncDir(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keepOld copies, by hard link, the files of a mesh that was left, and drops
+// its caches.
+func keepOld(path string) error {
+	into := ""
+	for n := 1; into == ""; n++ {
+		try := filepath.Join(path, fmt.Sprintf("left-%d", n))
+		switch err := os.Mkdir(try, 0o700); {
+		case err == nil:
+			into = try
+		case !errors.Is(err, os.ErrExist):
+			return err
+		}
+	}
+	if err := chownLike(into, path); err != nil {
+		return err
+	}
+	for _, name := range []string{fileKeys, fileMesh, fileNode, fileTable, filePeers} {
+		err := os.Link(filepath.Join(path, name), filepath.Join(into, name))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	if err := syncDir(into); err != nil {
+		return err
+	}
+	for _, name := range []string{fileTable, filePeers} {
+		if err := os.Remove(filepath.Join(path, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return syncDir(path)
+}
+
+// makeDir makes the state directory, or closes an existing one to others.
+func makeDir(path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	err := os.Mkdir(path, 0o700)
+	if err == nil {
+		return syncDir(filepath.Dir(path))
+	}
+	if !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return err
+	case !info.IsDir():
+		return &os.PathError{Op: "open", Path: path, Err: syscall.ENOTDIR}
+	case info.Mode().Perm()&0o077 != 0:
+		return os.Chmod(path, 0o700)
+	}
+	return nil
+}
