@@ -126,12 +126,18 @@ func (l *lab) start(t *testing.T) *host {
 	h.Engine = l.factory(t, Setup{Pipe: h.pipe, PrivateKey: private, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(t.Context())
 	h.stop = cancel
-	go func() { h.ended <- h.Run(ctx) }()
-	t.Cleanup(func() { cancel(); <-h.ended })
+	go func() {
+		h.ended <- h.Run(ctx)
+		close(h.ended)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		for range h.ended { // until closed
+		}
+	})
 	select {
 	case <-h.Ready():
 	case err := <-h.ended:
-		h.ended <- err // for the clean-up
 		t.Fatalf("run: %v", err)
 	case <-time.After(beginning):
 		t.Fatal("the engine does not become ready")
@@ -533,7 +539,6 @@ func innerGone(t *testing.T, l *lab) {
 		if err == nil {
 			t.Error("run returned without an error")
 		}
-		a.ended <- err // for the clean-up
 	case <-time.After(arrival):
 		t.Fatal("run goes on")
 	}
@@ -569,7 +574,6 @@ func endsClean(t *testing.T, factory Factory) {
 			if err != nil {
 				t.Errorf("run: %v", err)
 			}
-			h.ended <- nil // for the clean-up
 		case <-time.After(arrival):
 			t.Fatal("run goes on after its context is done")
 		}

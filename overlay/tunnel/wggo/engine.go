@@ -52,11 +52,12 @@ type Options struct {
 // Engine carries packets between a TUN device and the peers.
 //
 // Memory: wireguard-go's buffers are 64 KiB each and come in batches of 128, one
-// batch for each of two receivers and the TUN reader, 24 MiB of heap that no
-// option reduces on Linux (the queue sizes and PreallocatedBuffersPerPool are
-// constants, and its socket code relies on the batch size). An idle engine
-// touches only the first page of a few of them, so its resident memory is about
-// 3 MiB, and 100 KiB per peer; see TestIdleMemory.
+// batch for each of two receivers and the TUN reader: 24 MiB of heap, which no
+// option reduces on Linux (PreallocatedBuffersPerPool and the queue sizes are
+// constants, its socket code relies on the batch size). An idle engine has
+// touched few of those pages and keeps about 2 MiB resident (BenchmarkIdleMemory).
+// But they count as live, so the garbage collector lets as much garbage pile up
+// beside them: a program that is to stay small lowers its GC percentage.
 type Engine struct {
 	// fixed at construction
 	options  Options

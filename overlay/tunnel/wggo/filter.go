@@ -70,7 +70,7 @@ func (f *filter) readPackets(bufs [][]byte, sizes []int, offset int) (int, error
 		if err == nil || errors.Is(err, tun.ErrTooManySegments) {
 			return n, err
 		}
-		switch classify(err, f.Device.File() != nil) {
+		switch classify(err, f.File() != nil) {
 		case badPacket:
 			f.dropMalformed.Add(1)
 		case transient:

@@ -47,7 +47,7 @@ func realPair(t *testing.T, modes ...device.Mode) (a, b *node) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer other.Close()
+	defer func() { _ = other.Close() }()
 	a.do(t, func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "underlay"
@@ -216,7 +216,7 @@ func datagrams(t *testing.T, from, to *node, family int) {
 		client, err = net.DialUDP("udp", nil, server.LocalAddr().(*net.UDPAddr))
 		return err
 	})
-	defer client.Close()
+	defer func() { _ = client.Close() }()
 	echoed := make(chan struct{})
 	go func() {
 		defer close(echoed)
@@ -263,7 +263,7 @@ func transfer(t *testing.T, from, to *node, family int) {
 		listener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(to.addr(family), 0)))
 		return err
 	})
-	defer listener.Close()
+	defer func() { _ = listener.Close() }()
 	got := make(chan []byte, 1)
 	go func() {
 		defer close(got)
@@ -271,7 +271,7 @@ func transfer(t *testing.T, from, to *node, family int) {
 		if err != nil {
 			return
 		}
-		defer conn.Close()
+		defer func() { _ = conn.Close() }()
 		all, _ := io.ReadAll(conn) // an error shows as missing bytes
 		got <- all
 	}()
