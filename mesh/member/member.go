@@ -151,6 +151,9 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 // ID is this node's identity.
 func (m *Member) ID() mesh.NodeID { return m.id }
 
+// Name is this node's name, as its certificate has it.
+func (m *Member) Name() string { return m.cert.Name }
+
 // Receive takes one object that came from anybody. An error says that it was
 // refused, and why; it may be logged, at a bounded rate.
 func (m *Member) Receive(_ time.Time, raw []byte) error {
