@@ -3,11 +3,13 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -84,10 +86,30 @@ func (h *Host) AddAddress(p netip.Prefix) error {
 	if p.Addr().Is6() {
 		a.Flags = unix.IFA_F_NODAD
 	}
-	if err := h.onNIC(func(eth netlink.Link) error { return netlink.AddrAdd(eth, a) }); err != nil {
+	err := h.onNIC(func(eth netlink.Link) error { return netlink.AddrAdd(eth, a) })
+	if err == nil && p.Addr().Is6() {
+		err = h.waitSolicited(p.Addr())
+	}
+	if err != nil {
 		return fmt.Errorf("add address %s to %s: %w", p, h.Name, err)
 	}
 	return nil
+}
+
+// waitSolicited waits until the host listens to those who look for the address.
+// The kernel begins with that some time after the address was added, and who
+// asked before would ask again only a second later.
+func (h *Host) waitSolicited(a netip.Addr) error {
+	raw := a.As16()
+	group := fmt.Sprintf("ff0200000000000000000001ff%x", raw[13:]) // RFC 4291, 2.7.1
+	return poll(context.Background(), func() (bool, error) {
+		var groups []byte
+		err := h.Do(func() (err error) {
+			groups, err = os.ReadFile("/proc/thread-self/net/igmp6")
+			return err
+		})
+		return bytes.Contains(groups, []byte(group)), err
+	})
 }
 
 // RemoveAddress takes an address from the host.

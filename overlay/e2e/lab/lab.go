@@ -24,6 +24,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -85,7 +86,45 @@ func (l *Lab) build(ctx context.Context, names []string) (err error) {
 			return fmt.Errorf("connect host %s: %w", name, err)
 		}
 	}
+	for _, h := range l.hosts {
+		err := errors.Join(
+			waitUp(ctx, h.onPort), waitUp(ctx, h.onNIC),
+			h.AddAddress(netip.PrefixFrom(h.IPv4, 24)), h.AddAddress(netip.PrefixFrom(h.IPv6, 64)))
+		if err != nil {
+			return fmt.Errorf("connect host %s: %w", h.Name, err)
+		}
+	}
 	return nil
+}
+
+// waitUp waits until a link passes packets: the kernel lets it some milliseconds
+// after it was told to, and what comes before is lost.
+func waitUp(ctx context.Context, on func(func(netlink.Link) error) error) error {
+	return poll(ctx, func() (up bool, err error) {
+		err = on(func(l netlink.Link) error {
+			up = l.Attrs().OperState == netlink.OperUp
+			return nil
+		})
+		return up, err
+	})
+}
+
+// poll asks each millisecond until the answer is yes, for at most 10 seconds.
+func poll(ctx context.Context, ask func() (bool, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		if yes, err := ask(); yes || err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the kernel: %w", ctx.Err())
+		}
+	}
 }
 
 func makeSwitch() error {
@@ -98,7 +137,7 @@ func makeSwitch() error {
 	return errors.Join(netlink.LinkAdd(b), netlink.LinkSetUp(b))
 }
 
-// connect joins the host to the switch and gives it its addresses.
+// connect joins the host to the switch.
 func (h *Host) connect() error {
 	if err := h.Do(func() error {
 		// An address is usable at once: nobody else can have it.
@@ -126,7 +165,7 @@ func (h *Host) connect() error {
 	if err != nil {
 		return err
 	}
-	err = h.Do(func() error {
+	return h.Do(func() error {
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
 			return err
@@ -137,10 +176,6 @@ func (h *Host) connect() error {
 		}
 		return errors.Join(netlink.LinkSetUp(lo), netlink.LinkSetUp(eth))
 	})
-	if err != nil {
-		return err
-	}
-	return errors.Join(h.AddAddress(netip.PrefixFrom(h.IPv4, 24)), h.AddAddress(netip.PrefixFrom(h.IPv6, 64)))
 }
 
 func setSysctl(key, value string) error {
