@@ -227,7 +227,7 @@ func (n *Node) replan() {
 	if view == nil {
 		return
 	}
-	p := plan.Build(view, plan.Options{Link: n.opt.Link, MTU: n.mtu()})
+	p := plan.Build(view, plan.Options{Link: n.opt.Link, MTU: n.mtu(), NoIPv6: n.underlay.Load().NoIPv6})
 	n.health.Store(&p.Health)
 	n.loop.Set(&p)
 }
@@ -273,7 +273,7 @@ func (n *Node) lookAtUnderlay(ctx context.Context) error {
 	if addr, ok := n.gossipAddress(u); ok {
 		n.opt.Mesh.SetAddress(addr)
 	}
-	if old != nil && old.MTU != u.MTU {
+	if old != nil && (old.MTU != u.MTU || old.NoIPv6 != u.NoIPv6) {
 		n.opt.Log.Info("underlay changed", "mtu", u.MTU)
 		n.replan()
 	}
@@ -342,6 +342,7 @@ func (n *Node) state(view *mesh.View) mesh.State {
 	case view == nil:
 		return mesh.WaitingForSeed
 	case view.State == mesh.Ready && !n.loop.Settled():
+		// The lease is held, and the host does not carry it yet.
 		return mesh.Probing
 	}
 	return view.State
@@ -376,8 +377,13 @@ func (n *Node) findings(view *mesh.View) []status.Finding {
 	for _, p := range n.loop.Problems() {
 		all = append(all, mesh.Finding{Level: "error", Code: "not_applied", Message: fmt.Sprintf("%s: %v", p.Adapter, p.Err)})
 	}
-	if n.underlay.Load() != nil && len(n.endpoints(*n.underlay.Load())) == 0 {
-		all = append(all, mesh.Finding{Level: "warning", Code: "no_underlay", Message: "this host has no address by which others could reach it: bring an interface up, or set advertise in the config file"})
+	if u := n.underlay.Load(); u != nil {
+		if len(n.endpoints(*u)) == 0 {
+			all = append(all, mesh.Finding{Level: "warning", Code: "no_underlay", Message: "this host has no address by which others could reach it: bring an interface up, or set advertise in the config file"})
+		}
+		if u.NoIPv6 {
+			all = append(all, mesh.Finding{Level: "warning", Code: "no_ipv6", Message: "the kernel has no IPv6, so peers cannot be probed and only IPv4 is carried: boot it without ipv6.disable=1"})
+		}
 	}
 	var out []status.Finding
 	for _, f := range all {

@@ -90,4 +90,5 @@ func (s HostState) String() string {
 type Underlay struct {
 	Addresses []netip.Addr // usable to reach this host, best first
 	MTU       int          // smallest MTU of the interfaces that carry them
+	NoIPv6    bool         // the kernel has no IPv6 at all
 }

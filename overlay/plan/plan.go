@@ -26,6 +26,9 @@ type Plan struct {
 type Options struct {
 	Link string // name of the TUN device
 	MTU  int    // of the TUN device, in bytes
+	// NoIPv6 leaves out what the kernel cannot do. Such a host carries IPv4 and
+	// has no control address.
+	NoIPv6 bool
 }
 
 // Build makes the plan for the node whose view is given.
@@ -45,16 +48,19 @@ func Build(view *mesh.View, opt Options) Plan {
 	for _, r := range view.Ranges() {
 		p.Host.Routes = append(p.Host.Routes, tun.Route{Dst: r, Unreachable: true})
 	}
-	if !member {
-		return p // not admitted yet: nothing may pass, and nothing may leak
-	}
-	p.addControl(view, self)
-	for _, l := range self.Leases {
-		if l.State == mesh.Held {
-			p.addLease(view, l)
+	if member { // else not admitted yet: nothing may pass, and nothing may leak
+		p.addControl(view, self)
+		for _, l := range self.Leases {
+			if l.State == mesh.Held {
+				p.addLease(view, l)
+			}
 		}
+		p.addPeers(view, self)
 	}
-	p.addPeers(view, self)
+	if opt.NoIPv6 {
+		p.Host.Addresses = slices.DeleteFunc(p.Host.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() })
+		p.Host.Routes = slices.DeleteFunc(p.Host.Routes, func(r tun.Route) bool { return r.Dst.Addr().Is6() })
+	}
 	p.Host = p.Host.Normal()
 	return p
 }

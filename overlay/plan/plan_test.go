@@ -137,3 +137,8 @@ func TestNobodyGetsTwice(t *testing.T) {
 		t.Fatalf("%d peers and %d findings: the test proves nothing", len(p.Tunnel.Peers), len(p.Health))
 	}
 }
+
+func TestHostWithoutIPv6(t *testing.T) {
+	p := plan.Build(view(mesh.Ready, node(1, "alpha", 17, mesh.Held), node(2, "beta", 80, mesh.Held)), plan.Options{Link: "mesh0", MTU: 1420, NoIPv6: true})
+	golden(t, filepath.Join("testdata", "no_ipv6.txt"), text(p))
+}

@@ -55,6 +55,12 @@ func (d sysctlDir) read(link string) (sysctls, error) {
 	return values, d.add(values, keys)
 }
 
+// has tells whether the kernel knows the key.
+func (d sysctlDir) has(key string) bool {
+	_, err := os.Stat(filepath.Join(string(d), key))
+	return err == nil
+}
+
 func (d sysctlDir) add(values sysctls, keys []string) error {
 	for _, key := range keys {
 		raw, err := os.ReadFile(filepath.Join(string(d), key))

@@ -51,6 +51,7 @@ func (n *Net) Underlay(ctx context.Context, exclude ...netip.Prefix) (tun.Underl
 			return err
 		}
 		u = underlay(links, addrs, routes, exclude)
+		u.NoIPv6 = !n.sysctl.has(forward6)
 		return ctx.Err()
 	})
 	return u, err
