@@ -22,7 +22,7 @@ const (
 type Config struct {
 	Self       mesh.NodeID
 	Network    mesh.Network
-	Pins       []netip.Prefix                     // the only subnet that the certificate permits; empty: any
+	Pins       []netip.Prefix                     // the only subnets that the certificate permits; one of a family stands for its slot; empty: any
 	Admitted   time.Time                          // this node's seniority
 	Permit     func(prefixes []netip.Prefix) bool // what the certificate permits
 	OnConflict OnConflict
@@ -107,7 +107,9 @@ func (a *Allocator) Step(now time.Time, w World) (changed bool) {
 			return true
 		}
 	case mesh.Quarantined:
-		if again := a.pending(a.lease.Prefixes, now, w); a.free(again, w.Others) {
+		if !a.quarantines(w) {
+			a.lease, a.lost, changed = mesh.Lease{}, true, true // what used it has gone
+		} else if again := a.pending(a.lease.Prefixes, now, w); a.free(again, w.Others) {
 			a.start(again, now, w)
 			return true
 		}
@@ -128,12 +130,16 @@ func (a *Allocator) Release(now time.Time) {
 
 // lose withdraws from a subnet that belongs to another.
 func (a *Allocator) lose(w World) {
-	quarantine := a.cfg.OnConflict == Quarantine || a.cfg.OnConflict != Renumber && w.InUse
-	if quarantine && a.lease.State == mesh.Held {
+	if a.quarantines(w) && a.lease.State == mesh.Held {
 		a.lease.State, a.state = mesh.Quarantined, mesh.Quarantine
 		return
 	}
 	a.lease, a.lost = mesh.Lease{}, true
+}
+
+// quarantines tells whether a lost subnet is kept for local traffic.
+func (a *Allocator) quarantines(w World) bool {
+	return a.cfg.OnConflict == Quarantine || a.cfg.OnConflict != Renumber && w.InUse
 }
 
 // claimNext announces the next candidate, if there is one.
@@ -143,13 +149,7 @@ func (a *Allocator) claimNext(now time.Time, w World) bool {
 		return false
 	}
 	if len(a.cfg.Pins) > 0 {
-		pinned := a.pending(a.cfg.Pins, now, w)
-		if !wins(a.claim(pinned), w.Others) {
-			a.state = mesh.Conflict
-			return false
-		}
-		a.start(pinned, now, w)
-		return true
+		return a.claimPinned(now, w)
 	}
 	prefixes, ok := choose(a.cfg.Network, a.cfg.Self, a.cfg.Permit, w.Others)
 	if !ok {
@@ -158,6 +158,25 @@ func (a *Allocator) claimNext(now time.Time, w World) bool {
 	}
 	a.start(a.pending(prefixes, now, w), now, w)
 	return true
+}
+
+// claimPinned announces the first pinned slot that belongs to nobody else with
+// the same pin.
+func (a *Allocator) claimPinned(now time.Time, w World) bool {
+	a.state = mesh.NoFreeSubnets
+	for _, pin := range a.cfg.Pins {
+		slot, err := a.cfg.Network.SlotOf(pin)
+		if err != nil || !a.cfg.Permit(a.cfg.Network.Slot(slot)) {
+			continue // a pin in another network
+		}
+		l := a.pending(a.cfg.Network.Slot(slot), now, w)
+		if wins(a.claim(l), w.Others) {
+			a.start(l, now, w)
+			return true
+		}
+		a.state = mesh.Conflict
+	}
+	return false
 }
 
 func (a *Allocator) start(l mesh.Lease, now time.Time, w World) {

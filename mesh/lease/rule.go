@@ -14,6 +14,7 @@
 package lease
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -32,6 +33,7 @@ type Claim struct {
 
 // Compare is the total order of claims; the smaller one wins a conflict: pinned
 // before free, held before pending, earlier before later, then the smaller ID.
+// Claims of one owner go by their network's name.
 //
 // Held goes before older because a fresh node with a slow clock would otherwise
 // evict an old one while it still probes. No tolerance and no local fact enters,
@@ -46,7 +48,7 @@ func (c Claim) Compare(o Claim) int {
 	if d := c.since().Compare(o.since()); d != 0 {
 		return d
 	}
-	return c.Owner.Compare(o.Owner)
+	return cmp.Or(c.Owner.Compare(o.Owner), cmp.Compare(c.Network, o.Network))
 }
 
 func first(yes bool) int {
