@@ -1,0 +1,46 @@
+//go:build linux
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// Binaries are the programs of a mesh.
+type Binaries struct {
+	Meshd, Meshctl string // paths
+}
+
+// Find looks for both programs in a directory.
+func Find(dir string) (Binaries, error) {
+	b := Binaries{filepath.Join(dir, "meshd"), filepath.Join(dir, "meshctl")}
+	for _, p := range []string{b.Meshd, b.Meshctl} {
+		if _, err := exec.LookPath(p); err != nil {
+			return Binaries{}, fmt.Errorf("find programs: %w: `make build` makes it", err)
+		}
+	}
+	return b, nil
+}
+
+// Build compiles both programs into a directory; with race, they look for data
+// races at run time. The working directory is in our module.
+func Build(ctx context.Context, dir string, race bool) (Binaries, error) {
+	args := []string{"build", "-o", dir + string(filepath.Separator)}
+	cgo := "CGO_ENABLED=0"
+	if race {
+		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, "meshd/cmd/meshd", "meshd/cmd/meshctl")...)
+	cmd.Env = append(os.Environ(), cgo)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return Binaries{}, errors.Join(fmt.Errorf("%s: %w", strings.Join(cmd.Args, " "), err), errors.New(string(out)))
+	}
+	return Find(dir)
+}
