@@ -83,10 +83,19 @@ func underlay(links []netlink.Link, addrs []netlink.Addr, routes []netlink.Route
 		return cmp.Or(cmp.Compare(a.link.index, b.link.index), cmp.Compare(a.Addr().BitLen(), b.Addr().BitLen()))
 	})
 
+	var u tun.Underlay
+	carries := func(l link) {
+		if u.MTU == 0 || l.mtu < u.MTU {
+			u.MTU = l.mtu
+		}
+	}
 	var chosen []candidate
 	for _, r := range defaultRoutes(routes) {
 		if c, ok := source(r, all); ok && !slices.Contains(chosen, c) {
 			chosen = append(chosen, c)
+			if l, up := byIndex[r.LinkIndex]; up { // the address may be on lo
+				carries(l)
+			}
 		}
 	}
 	var bridges []candidate
@@ -104,12 +113,9 @@ func underlay(links []netlink.Link, addrs []netlink.Addr, routes []netlink.Route
 	}
 	chosen = chosen[:min(len(chosen), maxAddresses)]
 
-	var u tun.Underlay
 	for _, c := range chosen {
 		u.Addresses = append(u.Addresses, c.Addr())
-		if u.MTU == 0 || c.link.mtu < u.MTU {
-			u.MTU = c.link.mtu
-		}
+		carries(c.link)
 	}
 	u.MTU = cmp.Or(u.MTU, defaultMTU)
 	return u

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -135,7 +136,7 @@ func (c *Capture) Stop() error {
 func (c *Capture) Frames() [][]byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.frames[:len(c.frames):len(c.frames)]
+	return slices.Clip(c.frames)
 }
 
 // Contains tells whether a frame has the marker in it.

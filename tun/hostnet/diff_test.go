@@ -1,0 +1,256 @@
+//go:build linux
+
+package hostnet
+
+import (
+	"errors"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"meshd/tun"
+	"meshd/tun/netns"
+)
+
+func pfx(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+// settled are the sysctls of a host that forwards.
+var settled = sysctls{
+	forward4: "1", forward6: "1",
+	"net/ipv4/conf/mesh0/forwarding": "1", "net/ipv6/conf/mesh0/forwarding": "1",
+	"net/ipv6/conf/mesh0/disable_ipv6": "0", "net/ipv6/conf/mesh0/addr_gen_mode": "1",
+}
+
+// with gives the settled sysctls, changed; an empty value removes.
+func with(changes ...string) sysctls {
+	s := maps.Clone(settled)
+	for _, c := range changes {
+		key, value, _ := strings.Cut(c, "=")
+		s[key] = value
+		if value == "" {
+			delete(s, key)
+		}
+	}
+	return s
+}
+
+func TestDiff(t *testing.T) {
+	mesh0 := link{name: "mesh0", index: 7, mtu: 1420, txq: txQueueLen, up: true}
+	want := tun.HostState{
+		Link: "mesh0", MTU: 1420, Forwarding: true,
+		Addresses: []netip.Prefix{pfx("10.86.17.1/32"), pfx("fdcc::17/128")},
+		Routes: []tun.Route{
+			{Dst: pfx("10.86.0.0/16"), Unreachable: true},
+			{Dst: pfx("10.86.0.0/16"), Src: netip.MustParseAddr("10.86.17.1")},
+			{Dst: pfx("fdcc::/48")},
+		},
+	}
+	var there []route
+	for _, r := range want.Routes {
+		there = append(there, wantRoute(r, mesh0))
+	}
+	newSrc := wantRoute(tun.Route{Dst: pfx("10.86.0.0/16"), Src: netip.MustParseAddr("10.86.80.1")}, mesh0)
+	foreignTable := wantRoute(tun.Route{Dst: pfx("10.86.0.0/16")}, mesh0)
+	foreignTable.table = 77
+	blackhole := route{key: key{pfx("10.99.0.0/16"), unix.RT_TABLE_MAIN, 5}, kind: unix.RTN_BLACKHOLE}
+
+	for _, c := range []struct {
+		name string
+		have state
+		want tun.HostState
+		ops  string
+		err  error
+	}{
+		{
+			name: "all is well",
+			have: state{mesh0, want.Addresses, there, settled},
+			want: want,
+		},
+		{
+			name: "new device",
+			have: state{link: link{name: "mesh0", index: 7, mtu: 1500, txq: 500}, sysctl: with(
+				forward4+"=0", "net/ipv6/conf/mesh0/addr_gen_mode=0", "net/ipv6/conf/mesh0/disable_ipv6=1")},
+			want: want,
+			ops: `sysctl -w net/ipv6/conf/mesh0/disable_ipv6=0
+				sysctl -w net/ipv4/ip_forward=1
+				ip link set mesh0 mtu 1420
+				ip link set mesh0 txqueuelen 1000
+				ip link set mesh0 addrgenmode none
+				ip link set mesh0 up
+				ip addr add 10.86.17.1/32 dev mesh0
+				ip addr add fdcc::17/128 dev mesh0
+				ip route add 10.86.0.0/16 dev mesh0 proto 109 metric 50 src 10.86.17.1
+				ip route add unreachable 10.86.0.0/16 proto 109 metric 2147483647
+				ip route add fdcc::/48 dev mesh0 proto 109 metric 50`,
+		},
+		{
+			name: "no device",
+			have: state{sysctl: with("net/ipv6/conf/mesh0/disable_ipv6=", "net/ipv6/conf/mesh0/addr_gen_mode=")},
+			want: want,
+			ops:  `ip route add unreachable 10.86.0.0/16 proto 109 metric 2147483647`,
+			err:  ErrNoLink,
+		},
+		{
+			name: "no IPv6",
+			have: state{link: mesh0, sysctl: sysctls{forward4: "1", "net/ipv4/conf/mesh0/forwarding": "1"}},
+			want: want,
+			ops: `ip addr add 10.86.17.1/32 dev mesh0
+				ip route add 10.86.0.0/16 dev mesh0 proto 109 metric 50 src 10.86.17.1
+				ip route add unreachable 10.86.0.0/16 proto 109 metric 2147483647`,
+			err: ErrNoIPv6,
+		},
+		{
+			name: "no IPv6 wanted, none there",
+			have: state{link: mesh0, sysctl: sysctls{}},
+			want: tun.HostState{Link: "mesh0"},
+		},
+		{
+			name: "source address changed: additions before deletions",
+			have: state{mesh0, []netip.Prefix{pfx("10.86.80.1/32"), pfx("fdcc::17/128")}, []route{there[0], newSrc, there[2]}, settled},
+			want: want,
+			ops: `ip addr add 10.86.17.1/32 dev mesh0
+				ip route replace 10.86.0.0/16 dev mesh0 proto 109 metric 50 src 10.86.17.1
+				ip addr del 10.86.80.1/32 dev mesh0`,
+		},
+		{
+			name: "nothing wanted",
+			have: state{link{}, nil, append([]route{foreignTable, blackhole}, there...), with(forward4 + "=0")},
+			ops: `ip route del 10.86.0.0/16 dev mesh0 table 77 proto 109 metric 50
+				ip route del blackhole 10.99.0.0/16 proto 109 metric 5
+				ip route del unreachable 10.86.0.0/16 proto 109 metric 2147483647
+				ip route del 10.86.0.0/16 dev mesh0 proto 109 metric 50 src 10.86.17.1
+				ip route del fdcc::/48 dev mesh0 proto 109 metric 50`,
+		},
+		{
+			name: "router advertisements before forwarding",
+			have: state{mesh0, nil, nil, with(forward6+"=0",
+				"net/ipv6/conf/all/accept_ra=1", "net/ipv6/conf/all/forwarding=0",
+				"net/ipv6/conf/lo/accept_ra=1", "net/ipv6/conf/lo/forwarding=0",
+				"net/ipv6/conf/mesh0/accept_ra=1", "net/ipv6/conf/mesh0/forwarding=0",
+				"net/ipv6/conf/eth0.100/accept_ra=1", "net/ipv6/conf/eth0.100/forwarding=0",
+				"net/ipv6/conf/eth1/accept_ra=0", "net/ipv6/conf/eth1/forwarding=0",
+				"net/ipv6/conf/eth2/accept_ra=1", "net/ipv6/conf/eth2/forwarding=1",
+			)},
+			want: tun.HostState{Link: "mesh0", Forwarding: true},
+			ops: `sysctl -w net/ipv6/conf/eth0.100/accept_ra=2
+				sysctl -w net/ipv6/conf/all/forwarding=1`,
+		},
+		{
+			name: "forwarding off on our link alone",
+			have: state{mesh0, nil, nil, with("net/ipv4/conf/mesh0/forwarding=0", "net/ipv6/conf/mesh0/forwarding=0")},
+			want: tun.HostState{Link: "mesh0", Forwarding: true},
+			ops: `sysctl -w net/ipv4/conf/mesh0/forwarding=1
+				sysctl -w net/ipv6/conf/mesh0/forwarding=1`,
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ops, err := diff(c.have, c.want)
+			var lines []string
+			for _, op := range ops {
+				lines = append(lines, op.String())
+			}
+			wantOps := strings.ReplaceAll(c.ops, "\t", "")
+			if got := strings.Join(lines, "\n"); got != wantOps {
+				t.Errorf("diff gives\n%s\nwant\n%s", got, wantOps)
+			}
+			if !errors.Is(err, c.err) {
+				t.Errorf("error = %v, want %v", err, c.err)
+			}
+		})
+	}
+}
+
+// A kernel without IPv6 cannot be had in a namespace; one that shows no IPv6
+// sysctls is as good.
+func TestNoIPv6(t *testing.T) {
+	ns := netns.ForTest(t)
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "net/ipv4"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, forward4), []byte("0\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n := New(Options{Namespace: ns.Do})
+	n.sysctl = sysctlDir(dir)
+	want := tun.HostState{Forwarding: true, Routes: []tun.Route{
+		{Dst: pfx("10.86.0.0/16"), Unreachable: true}, {Dst: pfx("fdcc::/48"), Unreachable: true},
+	}}
+	for range 2 {
+		if err := n.Apply(t.Context(), want); !errors.Is(err, ErrNoIPv6) {
+			t.Errorf("Apply = %v, want ErrNoIPv6", err)
+		}
+	}
+	if got, _ := os.ReadFile(filepath.Join(dir, forward4)); string(got) != "1" {
+		t.Errorf("%s = %q, want 1", forward4, got)
+	}
+	err := n.with(func(k kernel) error {
+		routes, err := k.ourRoutes()
+		if err == nil && (len(routes) != 1 || routes[0].Dst.String() != "10.86.0.0/16") {
+			t.Errorf("routes = %v, want the IPv4 one", routes)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Apply(t.Context(), tun.HostState{}); err != nil {
+		t.Errorf("Apply of nothing = %v", err)
+	}
+}
+
+func TestDump(t *testing.T) {
+	for _, c := range []struct {
+		interrupted int
+		err         error
+	}{{0, nil}, {dumpTries - 1, nil}, {dumpTries, netlink.ErrDumpInterrupted}} {
+		calls := 0
+		got, err := dump("things", func() (int, error) {
+			if calls++; calls <= c.interrupted {
+				return 0, netlink.ErrDumpInterrupted
+			}
+			return 42, nil
+		})
+		if !errors.Is(err, c.err) || c.err == nil && got != 42 {
+			t.Errorf("interrupted %d times: %d, %v", c.interrupted, got, err)
+		}
+		if calls > dumpTries {
+			t.Errorf("tried %d times", calls)
+		}
+	}
+	calls := 0
+	if _, err := dump("things", func() (int, error) { calls++; return 0, unix.EPERM }); !errors.Is(err, unix.EPERM) || calls != 1 {
+		t.Errorf("another error: %v after %d calls, want it at once", err, calls)
+	}
+}
+
+// script is a netlink socket whose Receive returns the errors in turn.
+type script []error
+
+func (s *script) Receive() ([]syscall.NetlinkMessage, *unix.SockaddrNetlink, error) {
+	err := (*s)[0]
+	*s = (*s)[1:]
+	return nil, nil, err
+}
+
+func TestReceive(t *testing.T) {
+	changed := make(chan struct{}, 10)
+	err := receive(&script{nil, unix.ENOBUFS, nil, os.ErrClosed}, changed)
+	if !errors.Is(err, os.ErrClosed) {
+		t.Errorf("receive = %v, want os.ErrClosed", err)
+	}
+	if len(changed) != 4 { // the start, two messages, one overflow
+		t.Errorf("%d signals, want 4", len(changed))
+	}
+	// A receiver that does not look must not hold it up.
+	if err := receive(&script{nil, nil, os.ErrClosed}, make(chan struct{})); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("receive = %v, want os.ErrClosed", err)
+	}
+}
