@@ -1,0 +1,95 @@
+# Everything that CI does, anybody can do with the same words; `make` lists them.
+
+# Go 1.26 or newer, also where root's PATH lacks it: see .ci/find-go.
+GO ?= $(shell .ci/find-go)
+ifeq ($(filter help clean test-deps,$(or $(MAKECMDGOALS),help)),)
+  ifeq ($(strip $(GO)),)
+    $(error Go 1.26 or newer is needed and was not found; see https://go.dev/dl/, or say where: make GO=/path/to/go ...)
+  endif
+  # Tests and the linter call `go` themselves.
+  export PATH := $(dir $(GO)):$(PATH)
+endif
+
+# Git refuses a tree of another user's, as in `sudo make test`, and with it
+# stamping by the go command. So stamp here; outside a git tree: unknown.
+export GOFLAGS := $(strip $(GOFLAGS) -buildvcs=false)
+VERSION ?= $(or $(shell git -c safe.directory='$(CURDIR)' describe --tags --always --dirty 2>/dev/null),unknown)
+
+FUZZTIME ?= 30s
+BENCH ?= .
+PKG ?= ./...
+
+BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$(VERSION)'
+LINT = $(GO) tool -modfile=.ci/tools.mod golangci-lint
+# Under sudo, what is built still belongs to the caller.
+GIVE_BACK = @if [ -n "$$SUDO_UID" ] && [ "$$(id -u)" = 0 ]; then chown -R "$$SUDO_UID:$$SUDO_GID" bin; fi
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: build
+build: ## bin/meshd and bin/meshctl, static
+	$(BUILD) -o bin/ ./cmd/meshd ./cmd/meshctl
+	$(GIVE_BACK)
+
+.PHONY: demo
+demo: build ## three hosts in network namespaces: a mesh in a minute (root, through sudo)
+	$(BUILD) -o bin/ ./overlay/e2e/demo
+	$(GIVE_BACK)
+	@if [ "$$(id -u)" = 0 ]; then exec env MESHD_BIN='$(CURDIR)/bin' bin/demo; \
+	elif command -v sudo >/dev/null; then echo "The demo makes network namespaces, which takes root:"; \
+		exec sudo env MESHD_BIN='$(CURDIR)/bin' bin/demo; \
+	else echo "make demo: network namespaces take root, and there is no sudo: run it as root" >&2; exit 77; fi
+
+.PHONY: test
+test: build ## every test that this machine allows, race detector on; PKG=./mesh/... for some
+	@MESHD_BIN='$(CURDIR)/bin' $(GO) run ./.ci/gotest $(PKG)
+
+.PHONY: race
+race: test ## the same
+
+.PHONY: e2e
+e2e: build ## the end-to-end tests alone, as root
+	@if [ "$$(id -u)" != 0 ]; then echo "make e2e: needs root: sudo make e2e" >&2; exit 77; fi
+	@MESHD_BIN='$(CURDIR)/bin' MESHD_REQUIRE_ROOT=1 $(GO) run ./.ci/gotest -count=1 ./overlay/e2e/...
+
+.PHONY: lint
+lint: ## golangci-lint as pinned in .ci/tools.mod
+	$(LINT) run $(PKG)
+
+.PHONY: fuzz
+fuzz: ## every fuzz target in turn, FUZZTIME=30s each
+	@GO='$(GO)' .ci/fuzz $(FUZZTIME)
+
+.PHONY: bench
+bench: ## benchmarks, BENCH=regexp for some
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem $(PKG)
+
+.PHONY: golden
+golden: ## rewrite the golden files (those of the kernel need root); look at git diff then
+	@for dir in $$(grep -rl --include='*_test.go' 'flag.Bool("update"' cmd mesh overlay tun | xargs -r -n1 dirname | sort -u); do \
+		$(GO) test -count=1 ./$$dir -update || exit; done
+
+.PHONY: format
+format: ## gofmt
+	$(LINT) fmt
+
+.PHONY: tidy
+tidy: ## go.mod and go.sum
+	$(GO) mod tidy
+
+.PHONY: check
+check: ## before a commit: format, tidy, lint, race
+	$(MAKE) format
+	$(MAKE) tidy
+	$(MAKE) lint
+	$(MAKE) race
+
+.PHONY: test-deps
+test-deps: ## install what the fuller tests need (Debian packages)
+	@.ci/test-deps
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
