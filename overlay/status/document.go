@@ -130,15 +130,43 @@ type Finding struct {
 // MarshalJSON writes lists as [] when they are empty.
 func (d Document) MarshalJSON() ([]byte, error) {
 	type plain Document // without this method
-	d.Peers = slices.Clone(d.Peers)
-	for i := range d.Peers {
-		d.Peers[i].Leases = notNil(d.Peers[i].Leases)
-	}
-	d.Peers, d.Health, d.Node.Leases = notNil(d.Peers), notNil(d.Health), notNil(d.Node.Leases)
-	if d.Engine.Drops == nil {
-		d.Engine.Drops = map[string]uint64{}
-	}
+	d.Peers, d.Health = notNil(d.Peers), notNil(d.Health)
 	return json.Marshal(plain(d))
+}
+
+// MarshalJSON writes an ID that is not known as null.
+func (m Mesh) MarshalJSON() ([]byte, error) {
+	type plain Mesh
+	return json.Marshal(struct {
+		ID *mesh.ID `json:"id"`
+		plain
+	}{known(m.ID), plain(m)})
+}
+
+// MarshalJSON writes an ID that is not known as null, and lists as [].
+func (n Node) MarshalJSON() ([]byte, error) {
+	type plain Node
+	n.Leases = notNil(n.Leases)
+	return json.Marshal(struct {
+		ID *mesh.NodeID `json:"id"`
+		plain
+	}{known(n.ID), plain(n)})
+}
+
+// MarshalJSON writes maps as {} when they are empty.
+func (e Engine) MarshalJSON() ([]byte, error) {
+	type plain Engine
+	if e.Drops == nil {
+		e.Drops = map[string]uint64{}
+	}
+	return json.Marshal(plain(e))
+}
+
+// MarshalJSON writes lists as [] when they are empty.
+func (p Peer) MarshalJSON() ([]byte, error) {
+	type plain Peer
+	p.Leases = notNil(p.Leases)
+	return json.Marshal(plain(p))
 }
 
 // MarshalJSON writes lists as [] when they are empty.
@@ -146,6 +174,13 @@ func (l Lease) MarshalJSON() ([]byte, error) {
 	type plain Lease
 	l.Prefixes, l.Addresses = notNil(l.Prefixes), notNil(l.Addresses)
 	return json.Marshal(plain(l))
+}
+
+func known(id mesh.ID) *mesh.ID {
+	if id.IsZero() {
+		return nil
+	}
+	return &id
 }
 
 func notNil[S ~[]E, E any](s S) S {

@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"meshd/cmd/internal/exit"
+	"meshd/mesh/statedir"
+	"meshd/mesh/trust"
+	"meshd/overlay/config"
+	"meshd/overlay/status"
+)
+
+const rootHelp = `meshctl makes a mesh of hosts, and tells how it is doing.
+
+Every host of a mesh runs the daemon meshd. The first one makes the mesh, every
+other one joins with a token:
+
+  alpha#  meshctl init --name home
+  alpha#  systemctl enable --now meshd
+  alpha#  meshctl token create
+  beta#   meshctl join -                  (paste the token)
+  beta#   systemctl enable --now meshd
+  beta#   meshctl status
+
+Exit codes: 0 done or healthy, 1 failed or degraded, 3 not ready or no daemon,
+64 wrong command line, 65 bad token or state, 66 missing file, 69 in use,
+77 no permission, 78 bad config.`
+
+// cli is what all commands share: the streams and the persistent flags.
+type cli struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	configPath     string
+	socket         string
+}
+
+// run is the whole program but for signals.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr}
+	root := c.root()
+	root.SetArgs(args)
+	err := withCode(root.ExecuteContext(ctx))
+	if err != nil && !errors.Is(err, errQuiet) {
+		fmt.Fprintln(stderr, "meshctl:", err)
+	}
+	return exit.Code(err)
+}
+
+func (c *cli) root() *cobra.Command {
+	root := &cobra.Command{
+		Use: "meshctl", Short: "Make a mesh, join it, see how it is doing", Long: rootHelp,
+		SilenceUsage: true, SilenceErrors: true,
+	}
+	root.SetIn(c.stdin)
+	root.SetOut(c.stdout)
+	root.SetErr(c.stderr)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usage("%w: see `%s --help`", err, cmd.CommandPath())
+	})
+	root.PersistentFlags().StringVar(&c.configPath, "config", config.DefaultPath, "configuration `FILE` of the daemon")
+	root.PersistentFlags().StringVar(&c.socket, "socket", "", "control socket `PATH` of the daemon (default: as the config file says)")
+	token := &cobra.Command{Use: "token", Short: "Invite hosts to the mesh"}
+	token.AddCommand(c.tokenCreate(), c.tokenInspect())
+	root.AddCommand(c.init(), token, c.join(), c.leave(), c.status(), c.ping(), c.down(), c.version())
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range append(root.Commands(), root) {
+		if cmd.HasSubCommands() {
+			group(cmd)
+		}
+	}
+	return root
+}
+
+// group makes a command that only has subcommands refuse anything else.
+func group(cmd *cobra.Command) {
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+			return usage("unknown command %q: did you mean %q? See `%s --help`", args[0], strings.Join(like, `" or "`), cmd.CommandPath())
+		}
+		return usage("unknown command %q: see `%s --help`", args[0], cmd.CommandPath())
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+}
+
+// exactly demands the named arguments and no more.
+func exactly(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < len(names):
+			return usage("%s is missing: see `%s --help`", names[len(args)], cmd.CommandPath())
+		case len(args) > len(names):
+			return usage("unexpected argument %q: see `%s --help`", args[len(names)], cmd.CommandPath())
+		}
+		return nil
+	}
+}
+
+// errQuiet ends the program with its exit code and no message.
+var errQuiet = errors.New("quiet")
+
+func quiet(code int) error {
+	if code == exit.OK {
+		return nil
+	}
+	return exit.With(code, errQuiet)
+}
+
+func usage(format string, args ...any) error {
+	return exit.With(exit.Usage, fmt.Errorf(format, args...))
+}
+
+// withCode gives errors of other packages their exit codes, unless they have one.
+func withCode(err error) error {
+	if exit.Code(err) != exit.Failed {
+		return err
+	}
+	for _, known := range []struct {
+		is   error
+		code int
+	}{
+		{status.ErrNoDaemon, exit.NotReady},
+		{trust.ErrToken, exit.BadData},
+		{statedir.ErrCAKey, exit.BadData},
+		{statedir.ErrNoState, exit.BadData},
+		{statedir.ErrExists, exit.BadData},
+		{statedir.ErrDamaged, exit.BadData},
+		{statedir.ErrNewer, exit.BadData},
+		{statedir.ErrLocked, exit.Unavailable},
+		{fs.ErrPermission, exit.NoPerm},
+	} {
+		if !errors.Is(err, known.is) {
+			continue
+		}
+		if known.is == fs.ErrPermission {
+			err = fmt.Errorf("%w: run this as root", err)
+		}
+		return exit.With(known.code, err)
+	}
+	return err
+}
+
+// loadConfig reads the config file, which must be there.
+func (c *cli) loadConfig() (*config.Config, error) {
+	cfg, err := config.Load(c.configPath)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, exit.With(exit.NoInput, fmt.Errorf("no config file %s: make one with `meshctl init` or `meshctl join`, or name another with --config", c.configPath))
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("read config: %w", err)
+	case err != nil:
+		return nil, exit.With(exit.Config, err)
+	}
+	return cfg, nil
+}
+
+// client finds the daemon's socket. The config is nil if there is none and
+// --socket makes it needless.
+func (c *cli) client() (*status.Client, *config.Config, error) {
+	cfg, err := c.loadConfig()
+	switch {
+	case c.socket == "" && err != nil:
+		return nil, nil, err
+	case c.socket != "":
+		return status.NewClient(c.socket), cfg, nil
+	}
+	return status.NewClient(cfg.Control), cfg, nil
+}
+
+// daemonCommand is how to start the daemon with this config.
+func (c *cli) daemonCommand() string {
+	if c.configPath == config.DefaultPath {
+		return "systemctl enable --now meshd"
+	}
+	return "meshd --config " + absolute(c.configPath)
+}
+
+// again gives a command line that uses the same config.
+func (c *cli) again(command string) string {
+	if c.configPath == config.DefaultPath {
+		return "meshctl " + command
+	}
+	return "meshctl --config " + absolute(c.configPath) + " " + command
+}
+
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
+}
+
+// noDaemon adds to an error what to do when nobody answers or the socket is
+// closed to us.
+func noDaemon(err error, advice string) error {
+	switch {
+	case errors.Is(err, status.ErrNoDaemon):
+		return fmt.Errorf("%w: %s", err, advice)
+	case errors.Is(err, fs.ErrPermission):
+		return exit.With(exit.NoPerm, fmt.Errorf("%w: run this as root, or as a member of the group meshd", err))
+	}
+	return err
+}

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"meshd/mesh"
+	"meshd/mesh/statedir"
+	"meshd/mesh/trust"
+	"meshd/overlay/config"
+	"meshd/overlay/status"
+)
+
+const statusHelp = `Show how this node and its peers are doing.
+
+Exit code: 0 ready and healthy, 1 degraded (health findings, or a peer is down),
+3 not ready or no daemon.
+
+What was not measured is shown as - (null in JSON). Round-trip time and loss are
+those of probes through the tunnel.`
+
+const watchInterval = 2 * time.Second
+
+func (c *cli) status() *cobra.Command {
+	var o output
+	var check string
+	var watch bool
+	cmd := &cobra.Command{
+		Use: "status", Short: "Show how this node and its peers are doing", Long: statusHelp,
+		Example: "  meshctl status\n  meshctl status -o json | jq '.peers[] | select(.state != \"up\")'\n  meshctl status -f '{{.node.name}} {{.state}}'\n  until meshctl status --check ready; do sleep 1; done",
+		Args:    exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.check(); err != nil {
+				return err
+			}
+			if check != "" && check != "ready" {
+				return usage("--check %s: there is only `ready`", check)
+			}
+			client, cfg, err := c.client()
+			if err != nil {
+				return err
+			}
+			switch {
+			case check != "":
+				return checkReady(cmd.Context(), client)
+			case watch:
+				return c.watchStatus(cmd.Context(), client, cfg, &o)
+			}
+			return c.showStatus(cmd.Context(), client, cfg, &o)
+		},
+	}
+	o.addFlags(cmd)
+	cmd.Flags().StringVar(&check, "check", "", "print nothing, only exit with the code; `WHAT` is ready")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it again every two seconds")
+	_ = cmd.RegisterFlagCompletionFunc("check", cobra.FixedCompletions([]string{"ready"}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+func checkReady(ctx context.Context, client *status.Client) error {
+	doc, err := client.Status(ctx)
+	if errors.Is(err, status.ErrNoDaemon) {
+		return quiet((&status.Document{State: mesh.Unreachable}).ExitCode())
+	}
+	if err != nil {
+		return noDaemon(err, "")
+	}
+	return quiet(doc.ExitCode())
+}
+
+func (c *cli) showStatus(ctx context.Context, client *status.Client, cfg *config.Config, o *output) error {
+	doc, err := client.Status(ctx)
+	if errors.Is(err, status.ErrNoDaemon) {
+		doc = withoutDaemon(cfg)
+		if err := o.print(c.stdout, doc, textOf(doc)); err != nil {
+			return err
+		}
+		return noDaemon(err, fmt.Sprintf("start it with `%s`", c.daemonCommand()))
+	}
+	if err != nil {
+		return noDaemon(err, "")
+	}
+	if err := o.print(c.stdout, doc, textOf(doc)); err != nil {
+		return err
+	}
+	return quiet(doc.ExitCode())
+}
+
+func textOf(doc *status.Document) func(io.Writer, bool) error {
+	return func(w io.Writer, wide bool) error { return doc.WriteTable(w, time.Now(), wide) }
+}
+
+// watchStatus shows the status until it is interrupted; then the last one gives
+// the exit code. On a terminal each replaces the one before.
+func (c *cli) watchStatus(ctx context.Context, client *status.Client, cfg *config.Config, o *output) error {
+	file, ok := c.stdout.(*os.File)
+	terminal := ok && isTerminal(file) && o.isText()
+	ticker := time.NewTicker(watchInterval)
+	defer ticker.Stop()
+	var last status.Document
+	for first := true; ; first = false {
+		doc, err := client.Status(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return quiet(last.ExitCode())
+		case errors.Is(err, status.ErrNoDaemon):
+			doc = withoutDaemon(cfg)
+		case err != nil:
+			return noDaemon(err, "")
+		}
+		last = *doc
+		switch {
+		case terminal:
+			fmt.Fprint(c.stdout, "\x1b[H\x1b[2J") // cursor to the corner, clear
+		case !first && o.isText():
+			fmt.Fprintln(c.stdout)
+		}
+		if o.format == "json" && o.parsed == nil {
+			err = json.NewEncoder(c.stdout).Encode(doc) // one per line
+		} else {
+			err = o.print(c.stdout, doc, textOf(doc))
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return quiet(last.ExitCode())
+		case <-ticker.C:
+		}
+	}
+}
+
+// withoutDaemon says what the files tell, as far as they may be read.
+func withoutDaemon(cfg *config.Config) *status.Document {
+	doc := &status.Document{Version: status.Version, State: mesh.Unreachable}
+	if cfg == nil {
+		return doc
+	}
+	doc.Node.Name = cfg.Node.Name
+	dir, err := statedir.Open(cfg.StateDir)
+	if err != nil {
+		return doc
+	}
+	doc.Node.ID = dir.Keys().ID()
+	if state, err := dir.State(); err == nil {
+		doc.Node.Epoch = state.Epoch
+		for _, l := range state.Leases {
+			doc.Node.Leases = append(doc.Node.Leases, status.NewLease(l))
+		}
+	}
+	charter, err := trust.ParseCharter(dir.Membership().Charter, mesh.ID{})
+	if err != nil {
+		return doc
+	}
+	doc.Mesh = status.Mesh{ID: charter.ID(), Name: charter.Name}
+	control := mesh.ControlAddr(charter.ID(), doc.Node.ID)
+	doc.Node.Control = &control
+	if certificate, err := trust.ParseCertificate(dir.Membership().Certificate, charter.CA); err == nil {
+		doc.Node.Name = certificate.Name
+	}
+	return doc
+}

@@ -1,0 +1,282 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"meshd/cmd/internal/exit"
+	"meshd/mesh"
+	"meshd/mesh/statedir"
+	"meshd/mesh/trust"
+	"meshd/overlay/config"
+	"meshd/tun/hostnet"
+)
+
+const tokenCreateHelp = `Make a token with which other hosts join the mesh.
+
+The token alone is printed on standard output. It is a secret: whoever has it can
+join until it expires. It needs the CA key, and works whether the daemon runs or
+not.
+
+--uses limits how many nodes may join with it. That is no hard limit: members
+that do not know of each other yet cannot count together. What limits the damage
+of a stolen token is its time, its --subnet and its --name.
+
+--subnet takes one node's subnet, which is then reserved for the node that joins,
+or a larger part of the mesh's range, from which it will choose.
+
+--seed names members that the new node asks first. By default that is this host,
+by its own addresses.`
+
+type tokenFlags struct {
+	ttl, certLife time.Duration
+	uses          uint
+	name          string
+	subnet        string
+	seeds         []string
+	ca            string
+}
+
+func (c *cli) tokenCreate() *cobra.Command {
+	var f tokenFlags
+	cmd := &cobra.Command{
+		Use: "create", Short: "Make a token with which other hosts join", Long: tokenCreateHelp,
+		Example: "  meshctl token create\n  meshctl token create --uses 10 --ttl 1h --name 'web-*'\n  meshctl token create --subnet 10.86.17.0/24 --seed mesh.example.org:51881\n  meshctl token create | ssh beta meshctl join -",
+		Args:    exactly(),
+		RunE:    func(cmd *cobra.Command, _ []string) error { return c.runTokenCreate(cmd.Context(), f) },
+	}
+	cmd.Flags().DurationVar(&f.ttl, "ttl", 24*time.Hour, "`TIME` until it expires")
+	cmd.Flags().UintVar(&f.uses, "uses", 1, "`NUMBER` of nodes that may join with it; 0: any number")
+	cmd.Flags().StringVar(&f.name, "name", "", "`PATTERN` that the nodes' names must match, such as 'web-*'")
+	cmd.Flags().StringVar(&f.subnet, "subnet", "", "`PREFIX` that the node leases, or leases from")
+	cmd.Flags().StringSliceVar(&f.seeds, "seed", nil, "`HOST:PORT` of a member's gossip (repeatable)")
+	cmd.Flags().DurationVar(&f.certLife, "cert-life", 365*24*time.Hour, "`TIME` for which the nodes' certificates are valid")
+	caFlag(cmd, &f.ca)
+	return cmd
+}
+
+func (c *cli) runTokenCreate(ctx context.Context, f tokenFlags) error {
+	switch {
+	case f.ttl < time.Minute:
+		return usage("--ttl %s: at least 1m", f.ttl)
+	case f.certLife < time.Hour:
+		return usage("--cert-life %s: at least 1h", f.certLife)
+	}
+	seeds, err := parseSeeds(f.seeds)
+	if err != nil {
+		return err
+	}
+	cfg, err := c.loadConfig()
+	if err != nil {
+		return err
+	}
+	membership, charter, err := readMembership(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	rights, err := rightsFor(f, charter)
+	if err != nil {
+		return err
+	}
+	ca, err := c.loadCA(f.ca, charter)
+	if err != nil {
+		return err
+	}
+	if len(seeds) == 0 {
+		if seeds, err = ownSeeds(ctx, cfg, charter.Ranges()); err != nil {
+			return err
+		}
+	}
+	token, err := newToken(f, rights, charter, ca)
+	if err != nil {
+		return err
+	}
+	token.GossipKey, token.Seeds = membership.GossipKeys[0], seeds
+	fmt.Fprintln(c.stdout, token)
+	c.sayToken(token)
+	return nil
+}
+
+// readMembership reads what this node knows of its mesh.
+func readMembership(path string) (statedir.Membership, *trust.Charter, error) {
+	var none statedir.Membership
+	dir, err := statedir.Open(path)
+	if err != nil {
+		return none, nil, err
+	}
+	state, err := dir.State()
+	if err != nil {
+		return none, nil, err
+	}
+	if state.Left {
+		return none, nil, exit.With(exit.BadData, fmt.Errorf("%s: this node has left its mesh: ask on a member", path))
+	}
+	m := dir.Membership()
+	charter, err := trust.ParseCharter(m.Charter, mesh.ID{})
+	if err == nil && (len(m.GossipKeys) == 0 || len(m.GossipKeys[0]) != trust.GossipKeySize) {
+		err = errors.New("no gossip key")
+	}
+	if err != nil {
+		return none, nil, fmt.Errorf("%w: %s: %w", statedir.ErrDamaged, path, err)
+	}
+	return m, charter, nil
+}
+
+func (c *cli) loadCA(flag string, charter *trust.Charter) (ed25519.PrivateKey, error) {
+	path := c.caPath(flag)
+	key, err := statedir.LoadCAKey(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, exit.With(exit.NoInput, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !charter.CA.Equal(key.Public()) {
+		return nil, exit.With(exit.BadData, fmt.Errorf("CA key %s is that of another mesh (%s), not of %s (%s): name the right one with --ca",
+			path, trust.IdentityOf(key.Public().(ed25519.PublicKey)), charter.Name, charter.ID()))
+	}
+	return key, nil
+}
+
+func newToken(f tokenFlags, rights trust.Rights, charter *trust.Charter, ca ed25519.PrivateKey) (*trust.Token, error) {
+	public, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return nil, fmt.Errorf("make key: %w", err)
+	}
+	now := time.Now()
+	credential := trust.Credential{
+		Serial: trust.NewSerial(), Key: public, Rights: rights, NamePattern: f.name, Uses: uint64(f.uses),
+		NotBefore: now, NotAfter: now.Add(f.ttl), MaxCertLife: f.certLife,
+	}
+	raw, err := credential.Sign(ca)
+	if err != nil {
+		return nil, usage("%w", err)
+	}
+	parsed, err := trust.ParseCredential(raw, charter.CA)
+	if err != nil {
+		return nil, err
+	}
+	return &trust.Token{Charter: charter, Credential: parsed, Key: key}, nil
+}
+
+// rightsFor reads --subnet: one node's subnet is a pin, a larger prefix a range.
+func rightsFor(f tokenFlags, charter *trust.Charter) (trust.Rights, error) {
+	if f.subnet == "" {
+		return trust.Rights{}, nil
+	}
+	p, err := netip.ParsePrefix(f.subnet)
+	if err != nil {
+		return trust.Rights{}, usage("--subnet %s: expected a prefix such as 10.86.17.0/24", f.subnet)
+	}
+	if p != p.Masked() {
+		return trust.Rights{}, usage("--subnet %s has host bits: did you mean %s?", f.subnet, p.Masked())
+	}
+	for _, n := range charter.Networks {
+		if slot, err := n.SlotOf(p); err == nil {
+			if f.uses != 1 {
+				return trust.Rights{}, usage("--subnet %s is one node's subnet, so only one node can use it: leave out --uses, or give a larger prefix", p)
+			}
+			return trust.Rights{Pins: n.Slot(slot)}, nil
+		}
+		for _, r := range []struct {
+			prefix netip.Prefix
+			bits   int
+		}{{n.IPv4, n.IPv4Len}, {n.IPv6, n.IPv6Len}} {
+			if r.prefix.IsValid() && r.prefix.Contains(p.Addr()) && p.Bits() >= r.prefix.Bits() && p.Bits() < r.bits {
+				return trust.Rights{Ranges: []netip.Prefix{p}}, nil
+			}
+		}
+	}
+	var have []string
+	for _, n := range charter.Networks {
+		have = append(have, networkText(n))
+	}
+	return trust.Rights{}, usage("--subnet %s is neither one node's subnet nor a part of a range of the mesh (%s)", p, strings.Join(have, "; "))
+}
+
+const maxSeeds = 16 // what a token takes
+
+func parseSeeds(flags []string) ([]string, error) {
+	var seeds []string
+	for _, s := range flags {
+		seed, err := config.ParseSeed(s)
+		if err != nil {
+			return nil, usage("--seed %s: %w", s, err)
+		}
+		seeds = append(seeds, seed)
+	}
+	if len(seeds) > maxSeeds {
+		return nil, usage("%d seeds, at most %d", len(seeds), maxSeeds)
+	}
+	return seeds, nil
+}
+
+// ownSeeds are the addresses at which this node's gossip can be reached.
+func ownSeeds(ctx context.Context, cfg *config.Config, exclude []netip.Prefix) ([]string, error) {
+	var addresses []netip.Addr
+	for _, a := range cfg.Advertise {
+		addresses = append(addresses, a.Addr())
+	}
+	if bound := cfg.Listen.Gossip.Addr(); len(addresses) == 0 && bound.IsValid() && !bound.IsUnspecified() {
+		addresses = append(addresses, bound)
+	}
+	if len(addresses) == 0 {
+		underlay, err := hostnet.New(hostnet.Options{}).Underlay(ctx, exclude...)
+		if err != nil {
+			return nil, fmt.Errorf("find this host's addresses: %w", err)
+		}
+		addresses = underlay.Addresses
+	}
+	if len(addresses) == 0 {
+		return nil, errors.New("this host has no address by which others could reach it: name a member with --seed HOST:PORT")
+	}
+	var seeds []string
+	for _, a := range addresses {
+		seed := netip.AddrPortFrom(a.Unmap(), cfg.Listen.Gossip.Port()).String()
+		if !slices.Contains(seeds, seed) && len(seeds) < maxSeeds {
+			seeds = append(seeds, seed)
+		}
+	}
+	return seeds, nil
+}
+
+func (c *cli) sayToken(t *trust.Token) {
+	w := c.stderr
+	if onlyPrivate(t.Seeds) {
+		fmt.Fprintf(w, "Warning: the new node will look for this mesh at %s only, which is private: from another network it finds nobody. Use --seed HOST:PORT to name an address that it can reach.\n", strings.Join(t.Seeds, ", "))
+	}
+	fmt.Fprintf(w, "The token is a secret. It is for %s and expires at %s.\n", usesText(t.Credential.Uses), t.Credential.NotAfter.UTC().Format(time.RFC3339))
+	fmt.Fprintf(w, "On the new host:  meshctl join -   (and paste it)\n")
+}
+
+func usesText(n uint64) string {
+	switch n {
+	case 0:
+		return "any number of nodes"
+	case 1:
+		return "one node"
+	}
+	return fmt.Sprintf("%d nodes", n)
+}
+
+// shared is the range of carrier-grade NAT (RFC 6598).
+var shared = netip.MustParsePrefix("100.64.0.0/10")
+
+// onlyPrivate tells whether no seed can be reached from another network. What a
+// name stands for is not known here, so it counts as public.
+func onlyPrivate(seeds []string) bool {
+	return !slices.ContainsFunc(seeds, func(s string) bool {
+		seed, err := netip.ParseAddrPort(s)
+		a := seed.Addr()
+		return err != nil || !a.IsPrivate() && !shared.Contains(a) && !a.IsLoopback() && !a.IsLinkLocalUnicast()
+	})
+}

@@ -1,0 +1,44 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+)
+
+type versionDocument struct {
+	Client string  `json:"client"`
+	Daemon *string `json:"daemon"` // null: none answers
+}
+
+func (c *cli) version() *cobra.Command {
+	var o output
+	cmd := &cobra.Command{
+		Use: "version", Short: "Show the versions of meshctl and of the daemon", Args: exactly(),
+		Long: "Show the versions of meshctl and of the daemon that runs on this host, if one\nanswers.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.check(); err != nil {
+				return err
+			}
+			doc := versionDocument{Client: version}
+			if client, _, err := c.client(); err == nil {
+				if v, err := client.Version(cmd.Context()); err == nil {
+					doc.Daemon = &v
+				}
+			}
+			return o.print(c.stdout, doc, doc.writeText)
+		},
+	}
+	o.addFlags(cmd)
+	return cmd
+}
+
+func (d versionDocument) writeText(w io.Writer, _ bool) error {
+	daemon := "no daemon answers"
+	if d.Daemon != nil {
+		daemon = *d.Daemon
+	}
+	_, err := fmt.Fprintf(w, "meshctl  %s\nmeshd    %s\n", d.Client, daemon)
+	return err
+}
