@@ -305,8 +305,14 @@ func (r *Registry) Record(id mesh.NodeID) (*trust.Record, bool) {
 func (r *Registry) Table() [][]byte {
 	out := [][]byte{r.charter.Raw}
 	done := map[trust.Hash]bool{}
-	for _, h := range slices.SortedFunc(maps.Keys(r.certs), trust.Hash.Compare) {
+	hashes := slices.SortedFunc(maps.Keys(r.certs), trust.Hash.Compare)
+	for _, h := range hashes {
 		out = r.chain(h, done, out)
+	}
+	for _, h := range hashes {
+		for _, a := range r.certs[h].admissions[min(1, len(r.certs[h].admissions)):] {
+			out = append(out, a.Raw)
+		}
 	}
 	for _, id := range slices.SortedFunc(maps.Keys(r.records), mesh.NodeID.Compare) {
 		out = append(out, r.records[id].Raw)
@@ -318,21 +324,20 @@ func (r *Registry) Table() [][]byte {
 // it is unknown.
 func (r *Registry) Lookup(h trust.Hash) [][]byte { return r.chain(h, map[trust.Hash]bool{}, nil) }
 
-// chain appends a certificate after its witnesses, then its admissions.
+// chain appends a certificate after its first witness, then that one's admission.
+// The first admission alone leads back to the CA: a later one may be by a witness
+// who owes its own admission to this very certificate.
 func (r *Registry) chain(h trust.Hash, done map[trust.Hash]bool, out [][]byte) [][]byte {
 	c := r.certs[h]
 	if c == nil || done[h] {
 		return out
 	}
 	done[h] = true
-	for _, a := range c.admissions {
-		out = r.chain(a.Admitter, done, out)
+	if len(c.admissions) == 0 {
+		return append(out, c.Raw)
 	}
-	out = append(out, c.Raw)
-	for _, a := range c.admissions {
-		out = append(out, a.Raw)
-	}
-	return out
+	out = r.chain(c.admissions[0].Admitter, done, out)
+	return append(out, c.Raw, c.admissions[0].Raw)
 }
 
 // Members lists, sorted by ID, the identities that hold an admitted certificate

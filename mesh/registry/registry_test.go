@@ -1,0 +1,495 @@
+package registry
+
+import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"meshd/mesh"
+	"meshd/mesh/trust"
+)
+
+var start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+func key(name string) ed25519.PrivateKey {
+	seed := sha256.Sum256([]byte(name))
+	return ed25519.NewKeyFromSeed(seed[:])
+}
+
+func public(name string) ed25519.PublicKey { return key(name).Public().(ed25519.PublicKey) }
+
+func check(err error) {
+	if err != nil {
+		panic(err) // a bug of the test itself
+	}
+}
+
+// maker signs the objects of one mesh.
+type maker struct {
+	ca      string
+	charter *trust.Charter
+	token   *trust.Credential
+	serial  byte
+}
+
+func newMaker(ca string) *maker {
+	c := trust.Charter{Name: "test", Version: 1, Created: start, Networks: []mesh.Network{{
+		Name: "default", IPv4: netip.MustParsePrefix("10.86.0.0/16"), IPv4Len: 24,
+	}}}
+	raw, err := c.Sign(key(ca))
+	check(err)
+	charter, err := trust.ParseCharter(raw, mesh.ID{})
+	check(err)
+	m := &maker{ca: ca, charter: charter}
+	m.token = m.credential(0, start.Add(24*time.Hour))
+	return m
+}
+
+func (m *maker) credential(uses uint64, end time.Time) *trust.Credential {
+	m.serial++
+	c := trust.Credential{Serial: trust.Serial{m.serial}, Key: public("token"), Uses: uses, NotBefore: start, NotAfter: end, MaxCertLife: 1000 * time.Hour}
+	raw, err := c.Sign(key(m.ca))
+	check(err)
+	parsed, err := trust.ParseCredential(raw, public(m.ca))
+	check(err)
+	return parsed
+}
+
+// certificate is signed by the CA if credential is nil.
+func (m *maker) certificate(name string, credential *trust.Credential) *trust.Certificate {
+	m.serial++
+	c := trust.Certificate{
+		Serial: trust.Serial{m.serial}, Identity: public(name), Name: name, Credential: credential,
+		NotBefore: start, NotAfter: start.Add(1000 * time.Hour), Admitted: start,
+	}
+	signer := "token"
+	if credential == nil {
+		signer = m.ca
+	}
+	raw, err := c.Sign(key(signer))
+	check(err)
+	parsed, err := trust.ParseCertificate(raw, public(m.ca))
+	check(err)
+	return parsed
+}
+
+func (m *maker) admission(seen, witness *trust.Certificate, at time.Duration) []byte {
+	a := trust.Admission{Certificate: seen.Hash, Admitter: witness.Hash, Seen: start.Add(at)}
+	return a.Sign(key(witness.Name))
+}
+
+func (m *maker) record(c *trust.Certificate, epoch, seq, nonce uint64) []byte {
+	r := trust.Record{Version: mesh.Version{Epoch: epoch, Seq: seq}, Certificate: c.Hash, Nonce: nonce, Key: mesh.Key{1}}
+	raw, err := r.Sign(key(c.Name))
+	check(err)
+	return raw
+}
+
+// belief is everything that a registry holds true, as text; admissions beyond
+// the first are left out, since only a few of them are kept.
+func belief(r *Registry) string {
+	s := fmt.Sprintln("charter", r.charter.Hash)
+	for _, h := range slices.SortedFunc(maps.Keys(r.certs), trust.Hash.Compare) {
+		c := r.certs[h]
+		s += fmt.Sprintln("certificate", h, c.Name, c.admitted, len(c.admissions) > 0)
+	}
+	for _, m := range r.Members(all) {
+		s += fmt.Sprintln("member", m.ID, m.Certificate.Hash)
+		if m.Record != nil {
+			s += fmt.Sprintln("  record", m.Record.Version, m.Record.Hash)
+		}
+	}
+	return s
+}
+
+func all(*trust.Certificate) bool { return true }
+
+func names(r *Registry) (out []string) {
+	for _, m := range r.Members(all) {
+		out = append(out, m.Certificate.Name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func feed(r *Registry, raws [][]byte) {
+	for _, raw := range raws {
+		_ = r.Add(raw)
+	}
+}
+
+// drawMesh draws a mesh: chains and cycles of admissions, some of them leading
+// to the CA and some not, several records and certificates of a node, and things
+// that must be refused.
+func drawMesh(t *rapid.T, m *maker) (raws [][]byte, admitted map[trust.Hash]bool, best map[mesh.NodeID]mesh.Version) {
+	var certs []*trust.Certificate
+	for i := range rapid.IntRange(1, 9).Draw(t, "nodes") {
+		credential := m.token
+		if i == 0 || rapid.IntRange(0, 9).Draw(t, "by the CA") == 0 {
+			credential = nil
+		}
+		certs = append(certs, m.certificate(fmt.Sprint("n", i), credential))
+		if rapid.IntRange(0, 4).Draw(t, "again") == 0 {
+			certs = append(certs, m.certificate(fmt.Sprint("n", i), m.token))
+		}
+	}
+	admitted, best = map[trust.Hash]bool{}, map[mesh.NodeID]mesh.Version{}
+	type edge struct{ seen, witness *trust.Certificate }
+	var edges []edge
+	for _, c := range certs {
+		raws = append(raws, c.Raw)
+		admitted[c.Hash] = c.Credential == nil
+		for range rapid.IntRange(0, 6).Draw(t, "witnesses") {
+			w := rapid.SampledFrom(certs).Draw(t, "witness")
+			at := time.Duration(rapid.IntRange(-1, 30).Draw(t, "hour")) * time.Hour
+			raws = append(raws, m.admission(c, w, at))
+			if c.Credential != nil && at >= 0 && at <= 24*time.Hour {
+				edges = append(edges, edge{c, w})
+			}
+		}
+	}
+	for range certs { // as many rounds as the longest chain
+		for _, e := range edges {
+			if admitted[e.witness.Hash] {
+				admitted[e.seen.Hash] = true
+			}
+		}
+	}
+	for _, c := range certs {
+		for range rapid.IntRange(0, 3).Draw(t, "records") {
+			v := mesh.Version{Epoch: uint64(rapid.IntRange(1, 2).Draw(t, "epoch")), Seq: uint64(rapid.IntRange(0, 2).Draw(t, "seq"))}
+			raws = append(raws, m.record(c, v.Epoch, v.Seq, uint64(rapid.IntRange(0, 1).Draw(t, "nonce"))))
+			if admitted[c.Hash] && best[c.ID()].Compare(v) < 0 {
+				best[c.ID()] = v
+			}
+		}
+	}
+	return raws, admitted, best
+}
+
+func TestOrderOfArrivalDoesNotMatter(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := newMaker("ca")
+		raws, admitted, best := drawMesh(t, m)
+		first, second := New(m.charter), New(m.charter)
+		feed(first, raws)
+		twice := rapid.Permutation(append(slices.Clone(raws), raws...)).Draw(t, "order")
+		feed(second, twice)
+		if a, b := belief(first), belief(second); a != b {
+			t.Fatalf("two beliefs:\n%s\n%s", a, b)
+		}
+		for h, want := range admitted {
+			if _, got := first.Certificate(h); got != want {
+				t.Fatalf("certificate %s admitted: %v, want %v", h, got, want)
+			}
+		}
+		for _, member := range first.Members(all) {
+			if v := best[member.ID]; (member.Record != nil) != (v != mesh.Version{}) || member.Record != nil && member.Record.Version != v {
+				t.Fatalf("node %s has record %v, want %v", member.Certificate.Name, member.Record, v)
+			}
+		}
+		for _, r := range []*Registry{first, second} {
+			checkTable(t, m, r)
+			checkLookup(t, m, r)
+		}
+	})
+}
+
+// checkTable feeds a table to a fresh registry: each object counts at once.
+func checkTable(t *rapid.T, m *maker, r *Registry) {
+	fresh := New(m.charter)
+	for i, raw := range r.Table() {
+		if err := fresh.Add(raw); err != nil && i > 0 {
+			t.Fatalf("object %d of the table: %v", i, err)
+		}
+		if len(fresh.waiting) > 0 {
+			t.Fatalf("object %d of the table has to wait", i)
+		}
+	}
+	if a, b := belief(r), belief(fresh); a != b {
+		t.Fatalf("the table gives another belief:\n%s\n%s", a, b)
+	}
+}
+
+// checkLookup feeds what Lookup gives to a fresh registry: it needs no more.
+func checkLookup(t *rapid.T, m *maker, r *Registry) {
+	for h, c := range r.certs {
+		fresh := New(m.charter)
+		for _, raw := range r.Lookup(h) {
+			if err := fresh.Add(raw); err != nil || len(fresh.waiting) > 0 {
+				t.Fatalf("looked up: %v, %d wait", err, len(fresh.waiting))
+			}
+		}
+		if _, admitted := fresh.Certificate(h); admitted != c.admitted {
+			t.Fatalf("looked up and admitted: %v, want %v", admitted, c.admitted)
+		}
+	}
+}
+
+func TestRecordAndAdmissionWait(t *testing.T) {
+	m := newMaker("ca")
+	founder, joined := m.certificate("founder", nil), m.certificate("joined", m.token)
+	r := New(m.charter)
+	step := func(what string, raw []byte, missing []trust.Hash, members ...string) {
+		t.Helper()
+		before := r.Changes()
+		if err := r.Add(raw); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if got := r.Missing(); !slices.Equal(got, missing) {
+			t.Errorf("%s: missing %v, want %v", what, got, missing)
+		}
+		if got := names(r); !slices.Equal(got, members) {
+			t.Errorf("%s: members %v, want %v", what, got, members)
+		}
+		if believed := len(r.waiting) == 0 || len(members) > 0; believed && r.Changes() == before {
+			t.Errorf("%s: no change counted", what)
+		}
+	}
+	both := []trust.Hash{founder.Hash, joined.Hash}
+	slices.SortFunc(both, trust.Hash.Compare)
+	record := m.record(joined, 1, 1, 0)
+	step("record", record, []trust.Hash{joined.Hash})
+	step("admission", m.admission(joined, founder, 0), both)
+	step("its certificate", joined.Raw, []trust.Hash{founder.Hash})
+	if err := r.Add(record); !errors.Is(err, ErrStale) {
+		t.Errorf("a waiting record again: %v", err)
+	}
+	if got := r.Unadmitted(); len(got) != 1 || got[0].Hash != joined.Hash {
+		t.Errorf("unadmitted: %v", got)
+	}
+	step("the witness's", founder.Raw, nil, "founder", "joined")
+	if rec, ok := r.Record(joined.ID()); !ok || rec.Version != (mesh.Version{Epoch: 1, Seq: 1}) {
+		t.Error("the record does not count")
+	}
+	if len(r.Unadmitted()) != 0 || len(r.waiting) != 0 {
+		t.Error("something still waits")
+	}
+	for _, raw := range r.Table() {
+		if err := r.Add(raw); !errors.Is(err, ErrStale) {
+			t.Errorf("known, and yet: %v", err)
+		}
+	}
+}
+
+func TestUnadmittedIsNoMember(t *testing.T) {
+	m := newMaker("ca")
+	founder := m.certificate("founder", nil)
+	a, b, c := m.certificate("a", m.token), m.certificate("b", m.token), m.certificate("c", m.token)
+	short := m.certificate("short", m.credential(0, start.Add(time.Hour)))
+	forged := trust.Admission{Certificate: c.Hash, Admitter: founder.Hash, Seen: start}
+	for name, raws := range map[string][][]byte{
+		"no admission":                      {},
+		"by itself":                         {m.admission(a, a, 0)},
+		"cycle of two":                      {m.admission(a, b, 0), m.admission(b, a, 0)},
+		"cycle of three":                    {m.admission(a, b, 0), m.admission(b, c, 0), m.admission(c, a, 0)},
+		"after its token's end":             {m.admission(short, founder, time.Hour+time.Second)},
+		"before its token's begin":          {m.admission(a, founder, -time.Second)},
+		"signed by another than it says":    {forged.Sign(key("a"))},
+		"by a witness out of its own time":  {m.admission(a, founder, 1001*time.Hour)},
+		"by a certificate of nobody's mesh": {m.admission(a, newMaker("other ca").certificate("founder", nil), 0)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := New(m.charter)
+			feed(r, [][]byte{founder.Raw, a.Raw, b.Raw, c.Raw, short.Raw})
+			feed(r, raws)
+			for _, x := range []*trust.Certificate{a, b, c, short} {
+				_ = r.Add(m.record(x, 1, 1, 0))
+			}
+			if got := names(r); !slices.Equal(got, []string{"founder"}) {
+				t.Errorf("members %v", got)
+			}
+			if len(r.records) != 0 {
+				t.Error("a record of an unadmitted node counts")
+			}
+		})
+	}
+	t.Run("until the cycle is opened", func(t *testing.T) {
+		r := New(m.charter)
+		feed(r, [][]byte{a.Raw, b.Raw, c.Raw, m.admission(a, b, 0), m.admission(b, c, 0), m.admission(c, a, 0), m.admission(a, founder, 0)})
+		if got := names(r); len(got) != 0 {
+			t.Errorf("members %v", got)
+		}
+		if err := r.Add(founder.Raw); err != nil {
+			t.Fatal(err)
+		}
+		if got := names(r); !slices.Equal(got, []string{"a", "b", "c", "founder"}) {
+			t.Errorf("members %v", got)
+		}
+	})
+}
+
+func TestForeignMeshIsRefused(t *testing.T) {
+	m, foreign := newMaker("ca"), newMaker("other ca")
+	r := New(m.charter)
+	founder, stranger := m.certificate("founder", nil), foreign.certificate("stranger", nil)
+	check(r.Add(founder.Raw))
+	before := belief(r)
+	for name, raw := range map[string][]byte{
+		"charter":              foreign.charter.Raw,
+		"certificate":          stranger.Raw,
+		"token's certificate":  foreign.certificate("joined", foreign.token).Raw,
+		"credential":           m.token.Raw, // never on its own
+		"foreign credential":   foreign.token.Raw,
+		"record by another":    m.record(&trust.Certificate{Object: founder.Object, Name: "stranger"}, 1, 1, 0),
+		"nothing":              nil,
+		"junk":                 []byte("junk"),
+		"endless":              make([]byte, 1<<20),
+		"record, one bit over": flip(m.record(founder, 1, 1, 0)),
+	} {
+		if err := r.Add(raw); err == nil || errors.Is(err, ErrStale) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// A foreign record and admission cannot be told from early ones; they wait, and count for nothing.
+	feed(r, [][]byte{foreign.record(stranger, 1, 1, 0), foreign.admission(stranger, stranger, 0)})
+	if after := belief(r); after != before {
+		t.Errorf("belief changed:\n%s\n%s", before, after)
+	}
+}
+
+func flip(raw []byte) []byte {
+	raw[len(raw)-1] ^= 1
+	return raw
+}
+
+func TestCharterNeverGoesBack(t *testing.T) {
+	m := newMaker("ca")
+	next := trust.Charter{Name: "test", Version: 2, Previous: m.charter.Hash, Created: start.Add(time.Hour), Networks: m.charter.Networks}
+	raw, err := next.Sign(key("ca"))
+	check(err)
+	r := New(m.charter)
+	if err := r.Add(raw); err != nil || r.Charter().Version != 2 || !r.Newest().Equal(start.Add(time.Hour)) {
+		t.Errorf("version %d, newest %s: %v", r.Charter().Version, r.Newest(), err)
+	}
+	if err := r.Add(m.charter.Raw); !errors.Is(err, ErrStale) || r.Charter().Version != 2 {
+		t.Errorf("version %d: %v", r.Charter().Version, err)
+	}
+}
+
+// TestFloods sends what nobody vouches for, in quantities.
+func TestFloods(t *testing.T) {
+	m := newMaker("ca")
+	founder := m.certificate("founder", nil)
+	t.Run("10 000 junk records", func(t *testing.T) {
+		r := New(m.charter)
+		check(r.Add(founder.Raw))
+		before := belief(r)
+		for i := range 10_000 {
+			junk := trust.Record{Version: mesh.Version{Epoch: 1}, Key: mesh.Key{1}, Certificate: trust.Hash{byte(i), byte(i >> 8), 1}}
+			raw, err := junk.Sign(key("nobody"))
+			check(err)
+			if err := r.Add(raw); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(r.waiting) > maxWaiting || len(r.certs) != 1 || belief(r) != before {
+			t.Errorf("%d wait, %d certificates", len(r.waiting), len(r.certs))
+		}
+		if err := r.Add(m.record(founder, 1, 1, 0)); err != nil || len(r.records) != 1 {
+			t.Errorf("an honest record meanwhile: %v", err)
+		}
+	})
+	t.Run("certificates of a leaked token that has expired", func(t *testing.T) {
+		r := New(m.charter)
+		check(r.Add(founder.Raw))
+		honest := m.certificate("honest", m.token)
+		check(r.Add(honest.Raw))
+		leaked := m.credential(0, start.Add(time.Hour))
+		for i := range maxUnadmitted + 100 {
+			c := m.certificate(fmt.Sprint("evil", i), leaked)
+			check(r.Add(c.Raw))
+			_ = r.Add(m.admission(c, founder, 2*time.Hour)) // a witness who does not lie cannot help it
+			_ = r.Add(m.record(c, 1, 1, 0))
+		}
+		if len(r.unadmitted) > maxUnadmitted || len(r.certs) > maxUnadmitted+1 || len(r.waiting) > maxWaiting {
+			t.Errorf("%d unadmitted, %d certificates, %d wait", len(r.unadmitted), len(r.certs), len(r.waiting))
+		}
+		if got := names(r); !slices.Equal(got, []string{"founder"}) {
+			t.Errorf("members %v", got)
+		}
+		// The honest one was pushed out; sent again, it is admitted.
+		feed(r, [][]byte{honest.Raw, m.admission(honest, founder, 0)})
+		if got := names(r); !slices.Equal(got, []string{"founder", "honest"}) {
+			t.Errorf("members %v", got)
+		}
+	})
+	t.Run("admissions of one certificate", func(t *testing.T) {
+		r := New(m.charter)
+		c := m.certificate("joined", m.token)
+		feed(r, [][]byte{founder.Raw, c.Raw})
+		for i := range 1000 {
+			_ = r.Add(m.admission(c, founder, time.Duration(i)*time.Second))
+		}
+		if n := len(r.certs[c.Hash].admissions); n != maxAdmissions {
+			t.Errorf("%d admissions are kept", n)
+		}
+	})
+	t.Run("a long chain, backwards", func(t *testing.T) {
+		r := New(m.charter)
+		var raws [][]byte
+		last := founder
+		for i := range maxUnadmitted {
+			c := m.certificate(fmt.Sprint("n", i), m.token)
+			raws = append(raws, c.Raw, m.admission(c, last, 0))
+			last = c
+		}
+		slices.Reverse(raws)
+		feed(r, raws)
+		if n := len(names(r)); n != 0 {
+			t.Errorf("%d members without the founder", n)
+		}
+		check(r.Add(founder.Raw))
+		if n := len(names(r)); n != maxUnadmitted+1 {
+			t.Errorf("%d members", n)
+		}
+	})
+}
+
+func TestUses(t *testing.T) {
+	m := newMaker("ca")
+	founder, once := m.certificate("founder", nil), m.credential(1, start.Add(time.Hour))
+	a, again, b := m.certificate("a", once), m.certificate("a", once), m.certificate("b", once)
+	r := New(m.charter)
+	feed(r, [][]byte{founder.Raw, a.Raw, again.Raw, b.Raw})
+	for i, c := range []struct {
+		raw  []byte
+		want int
+	}{{nil, 0}, {m.admission(a, founder, 0), 1}, {m.admission(again, founder, 0), 1}, {m.admission(b, founder, 0), 2}} {
+		_ = r.Add(c.raw)
+		if got := r.Uses(once.Serial); got != c.want {
+			t.Errorf("step %d: %d uses, want %d", i, got, c.want)
+		}
+	}
+	if got := r.Uses(trust.Serial{99}); got != 0 {
+		t.Errorf("an unknown credential has %d uses", got)
+	}
+}
+
+func TestMembersPrefersTheRecordsCertificate(t *testing.T) {
+	m := newMaker("ca")
+	old, renewed := m.certificate("a", nil), m.certificate("a", nil)
+	r := New(m.charter)
+	feed(r, [][]byte{old.Raw, renewed.Raw})
+	for _, c := range []*trust.Certificate{old, renewed} {
+		check(r.Add(m.record(c, 1, uint64(c.Serial[0]), 0)))
+		got := r.Members(all)
+		if len(got) != 1 || got[0].Certificate.Hash != c.Hash {
+			t.Errorf("members %v, want certificate %s", got, c.Hash)
+		}
+	}
+	if got := r.Members(func(c *trust.Certificate) bool { return c.Hash == old.Hash }); len(got) != 1 || got[0].Certificate.Hash != old.Hash {
+		t.Errorf("members %v", got)
+	}
+	if got := r.Members(func(*trust.Certificate) bool { return false }); len(got) != 0 {
+		t.Errorf("members %v", got)
+	}
+}
