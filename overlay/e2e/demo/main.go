@@ -1,0 +1,50 @@
+//go:build linux
+
+// Command demo shows a whole mesh on one machine: three hosts in network
+// namespaces, with the real programs. `make demo` builds and runs it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+	err := run(ctx, os.Args[1:])
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+	case ctx.Err() != nil:
+		fmt.Fprintln(os.Stderr, "\ndemo: interrupted; everything was cleaned up")
+		os.Exit(130)
+	default:
+		fmt.Fprintln(os.Stderr, "\ndemo:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
+	bin := flags.String("bin", filepath.Dir(exe), "`directory` of meshd and meshctl")
+	load := flags.Duration("load", 3*time.Second, "how long to move data through a tunnel")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if err := possible(); err != nil {
+		return err
+	}
+	return show(ctx, os.Stdout, *bin, *load)
+}
