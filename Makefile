@@ -1,12 +1,14 @@
 # Everything that CI does, anybody can do with the same words; `make` lists them.
 
-# Go 1.26 or newer, also where root's PATH lacks it: see .ci/find-go.
-GO ?= $(shell .ci/find-go)
-ifeq ($(filter help clean test-deps,$(or $(MAKECMDGOALS),help)),)
-  ifeq ($(strip $(GO)),)
-    $(error Go 1.26 or newer is needed and was not found; see https://go.dev/dl/, or say where: make GO=/path/to/go ...)
+# Go 1.26 or newer, also where root's PATH lacks it.
+ifneq ($(filter-out help clean test-deps,$(or $(MAKECMDGOALS),help)),)
+  ifndef GO
+    GO := $(shell .ci/find-go)
   endif
-  # Tests and the linter call `go` themselves.
+  ifeq ($(GO),)
+    $(error Go 1.26 or newer was not found: install it from https://go.dev/dl/, or say where it is: make GO=/path/to/go)
+  endif
+  # Tests and the linter call go themselves.
   export PATH := $(dir $(GO)):$(PATH)
 endif
 
@@ -19,7 +21,7 @@ FUZZTIME ?= 30s
 BENCH ?= .
 PKG ?= ./...
 
-BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$(VERSION)'
+BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 LINT = $(GO) tool -modfile=.ci/tools.mod golangci-lint
 # Under sudo, what is built still belongs to the caller.
 GIVE_BACK = @if [ -n "$$SUDO_UID" ] && [ "$$(id -u)" = 0 ]; then chown -R "$$SUDO_UID:$$SUDO_GID" bin; fi
@@ -56,7 +58,7 @@ e2e: build ## the end-to-end tests alone, as root
 
 .PHONY: lint
 lint: ## golangci-lint as pinned in .ci/tools.mod
-	$(LINT) run $(PKG)
+	$(LINT) run $(PKG) ./.ci/gotest
 
 .PHONY: fuzz
 fuzz: ## every fuzz target in turn, FUZZTIME=30s each
@@ -73,7 +75,7 @@ golden: ## rewrite the golden files (those of the kernel need root); look at git
 
 .PHONY: format
 format: ## gofmt
-	$(LINT) fmt
+	$(GO) fmt ./... ./.ci/gotest
 
 .PHONY: tidy
 tidy: ## go.mod and go.sum
