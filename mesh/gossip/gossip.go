@@ -1,0 +1,258 @@
+// Package gossip runs a node's membership over memberlist: it carries signed
+// objects between members, and it finds members again, for ever.
+//
+//	member ──Broadcast──► queue ──► packets to a few members, who relay once
+//	member ◄──Receive──── inbox ◄── packets, answers to wants
+//	       ◄──Synced───── inbox ◄── whole tables, exchanged on joining and
+//	                                every half minute, by stream
+//
+// It guarantees that nothing is said before what it rests on is saved, and that
+// a node which is alone goes on looking for others. It decides nothing: whom
+// memberlist holds for dead is a hint, shown by [Gossip.Stats] and used to
+// choose whom to try.
+//
+// The owner calls [Gossip.Run] once. All else may be called from anywhere.
+package gossip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"meshd/mesh"
+	"meshd/mesh/member"
+	"meshd/mesh/trust"
+)
+
+// Core decides what is believed and what is said; member.Member is one. Run
+// calls it from one goroutine at a time.
+type Core interface {
+	Receive(now time.Time, raw []byte) error
+	Synced(now time.Time)
+	SetEndpoints(now time.Time, endpoints []netip.AddrPort)
+	Leave(now time.Time)
+	Step(now time.Time) member.Output
+	Next() (time.Time, bool)
+	Table() [][]byte
+	Lookup(certificate trust.Hash) [][]byte
+}
+
+// Store keeps what must survive. statedir.Dir is one.
+type Store interface {
+	SaveState(member.State) error
+	SaveTable([][]byte) error
+	SavePeers([]netip.AddrPort) error
+}
+
+// Options are the parts and settings. Those that do not say what their zero
+// value means are required.
+type Options struct {
+	Core      Core
+	Store     Store
+	Self      mesh.NodeID
+	Keys      [][]byte         // AES keys, newest first; it encrypts with the first
+	Bind      netip.AddrPort   // where to listen, TCP and UDP; port 0: a free one
+	Advertise netip.AddrPort   // where members reach us; zero: until SetAddress says it, nobody is spoken to, unless Bind tells. Port 0: the bound one
+	Seeds     []string         // host:port; ourselves may be among them
+	Peers     []netip.AddrPort // known from the last run
+	Log       *slog.Logger     // nil: none
+
+	// Transport makes what a memberlist instance talks through; nil: sockets on
+	// Bind. For tests and simulations.
+	Transport func(advertise netip.AddrPort) (memberlist.Transport, error)
+}
+
+// Intervals.
+const (
+	// saveAgain is the pause after the state could not be saved.
+	saveAgain = time.Second
+	// tableEvery bounds how old the saved table is; it is only a cache.
+	tableEvery = time.Minute
+	// peersEvery bounds how old the saved addresses are.
+	peersEvery = 5 * time.Second
+	// createAgain is the pause after an instance could not be made.
+	createAgain = time.Second
+	// leaveWait is how long Leave waits for memberlist's own goodbye.
+	leaveWait = time.Second
+	// resolveWait bounds the look-up of one seed's name.
+	resolveWait = 3 * time.Second
+)
+
+const (
+	// inboxSize holds a burst while the core verifies: 50 us each, so 256 are
+	// worked off in about 13 ms.
+	inboxSize = 256
+	// batch is how many messages are taken in before the core may act on them.
+	batch = 64
+	// maxSpread is how many new objects of one exchange are relayed. A partition
+	// that heals spreads by this within seconds on both sides.
+	maxSpread = 256
+	// sending bounds how many wants and answers are on their way at a time.
+	sending = 8
+	// maxHeld bounds what waits for the state to be saved. A full disk can last;
+	// the table has everything, once it may be told.
+	maxHeld = 64
+	// saidAgain is how many of our last objects a new instance says again: they
+	// may not have got out of the old one.
+	saidAgain = 4
+	// goodbyes is how many members are told of our leaving by stream, besides
+	// the broadcast.
+	goodbyes = 3
+)
+
+// Gossip is this node's part in the mesh's gossip.
+type Gossip struct {
+	// fixed at construction
+	opt     Options
+	say     *limiter
+	views   chan *mesh.View
+	inbox   chan message
+	moved   chan struct{} // the live members changed; capacity 1
+	poke    chan struct{} // wish changed; capacity 1
+	leave   chan chan error
+	stopped chan struct{} // closed when Run returns
+	dropped atomic.Uint64
+	table   atomic.Pointer[[]byte] // encoded objects, for LocalState
+	stats   atomic.Pointer[Stats]
+
+	mu   sync.Mutex
+	wish wish
+}
+
+// wish is what callers have set, until Run takes it up.
+type wish struct {
+	address   netip.AddrPort
+	endpoints []netip.AddrPort
+	newPorts  bool // endpoints were set
+}
+
+// Stats is what gossip knows by hearsay, for people. Nothing may hang on it.
+type Stats struct {
+	Name     string                    // of the memberlist instance; empty: none yet
+	Address  netip.AddrPort            // where members reach us
+	Live     []mesh.NodeID             // seem alive, without ourselves, sorted
+	Gone     map[mesh.NodeID]time.Time // since when others, seen before, do not
+	LastSync time.Time                 // last exchange of tables
+	Dropped  uint64                    // messages, for want of room
+	Refused  uint64                    // objects that were not believed
+}
+
+// New builds it; nothing happens before Run.
+func New(opt Options) (*Gossip, error) {
+	if len(opt.Keys) == 0 {
+		return nil, errors.New("gossip: no key")
+	}
+	for _, k := range opt.Keys {
+		if err := memberlist.ValidateKey(k); err != nil {
+			return nil, fmt.Errorf("gossip: key of %d bytes: %w", len(k), err)
+		}
+	}
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	g := &Gossip{
+		opt: opt, say: newLimiter(opt.Log), views: make(chan *mesh.View, 1), inbox: make(chan message, inboxSize),
+		moved: make(chan struct{}, 1), poke: make(chan struct{}, 1), leave: make(chan chan error), stopped: make(chan struct{}),
+	}
+	g.table.Store(new([]byte))
+	g.stats.Store(&Stats{})
+	return g, nil
+}
+
+// Views delivers what is known of the mesh, the newest only.
+func (g *Gossip) Views() <-chan *mesh.View { return g.views }
+
+// Stats tells what gossip knows at this moment. The caller must not change it.
+func (g *Gossip) Stats() Stats {
+	s := *g.stats.Load()
+	s.Dropped = g.dropped.Load()
+	return s
+}
+
+// SetEndpoints says where peers can reach this node's tunnel, best first.
+func (g *Gossip) SetEndpoints(endpoints []netip.AddrPort) {
+	g.set(func(w *wish) { w.endpoints, w.newPorts = slices.Clone(endpoints), true })
+}
+
+// SetAddress says where members can reach this node's gossip. A new address
+// takes a new memberlist instance; members hear of it within seconds.
+func (g *Gossip) SetAddress(address netip.AddrPort) {
+	g.set(func(w *wish) { w.address = plain(address) })
+}
+
+func (g *Gossip) set(change func(*wish)) {
+	g.mu.Lock()
+	change(&g.wish)
+	g.mu.Unlock()
+	select {
+	case g.poke <- struct{}{}:
+	default:
+	}
+}
+
+// errStopped says that Run has returned.
+var errStopped = errors.New("gossip has stopped")
+
+// Leave gives up membership for good, saves that, and tells the others. It
+// returns when some of them have been told, if anybody is there. Run goes on, to
+// spread the news, until its owner ends it.
+func (g *Gossip) Leave(ctx context.Context) error {
+	done := make(chan error, 1)
+	select {
+	case g.leave <- done:
+	case <-g.stopped:
+		return fmt.Errorf("leave mesh: %w", errStopped)
+	case <-ctx.Done():
+		return fmt.Errorf("leave mesh: %w", ctx.Err())
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-g.stopped:
+		return fmt.Errorf("leave mesh: %w", errStopped)
+	case <-ctx.Done():
+		return fmt.Errorf("leave mesh: %w", ctx.Err())
+	}
+}
+
+// splitSeed takes "host:port" apart.
+func splitSeed(seed string) (host string, port uint16, err error) {
+	host, text, err := net.SplitHostPort(seed)
+	if err != nil || host == "" {
+		return "", 0, fmt.Errorf("seed %q is not host:port", seed)
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || n == 0 {
+		return "", 0, fmt.Errorf("seed %q has no port between 1 and 65535", seed)
+	}
+	return host, uint16(n), nil
+}
+
+// resolve finds a seed's addresses, anew each time.
+func resolve(ctx context.Context, seed string) ([]netip.AddrPort, error) {
+	host, port, err := splitSeed(seed)
+	if err != nil {
+		return nil, err
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		return []netip.AddrPort{plain(netip.AddrPortFrom(a, port))}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, resolveWait)
+	defer cancel()
+	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	var out []netip.AddrPort
+	for _, a := range found {
+		out = append(out, plain(netip.AddrPortFrom(a, port)))
+	}
+	return out, err
+}

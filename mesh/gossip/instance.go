@@ -1,0 +1,277 @@
+package gossip
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log"
+	"log/slog"
+	"maps"
+	"math"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"meshd/mesh"
+	"meshd/mesh/trust"
+)
+
+// instance is one life of memberlist, under one name at one address. It is
+// memberlist's delegate: its callbacks run on memberlist's goroutines, so they
+// copy, hand over and return.
+type instance struct {
+	// fixed at construction
+	self    mesh.NodeID
+	name    string
+	address netip.AddrPort
+	list    *memberlist.Memberlist
+	inbox   chan<- message
+	objects *atomic.Pointer[[]byte] // the encoded table
+	dropped *atomic.Uint64
+	say     *limiter
+	ctx     context.Context // done when the instance is shut down
+	stop    context.CancelFunc
+	moved   chan struct{} // signals, capacity 1, that live has changed
+
+	// Our own news goes before what we relay, so that nobody's flood delays it.
+	news, relayed memberlist.TransmitLimitedQueue
+
+	mu   sync.Mutex
+	live map[string]netip.AddrPort // by instance name, without our own
+}
+
+// maxQueued bounds what waits to be broadcast. At three packets every 200 ms
+// this is more than a minute's worth; a longer queue would spread stale news.
+const maxQueued = 1024
+
+// mergeWait bounds how long an exchange waits for room in the inbox. memberlist
+// holds one goroutine for each exchange, and the other side is done already.
+const mergeWait = 5 * time.Second
+
+func (g *Gossip) newInstance(address netip.AddrPort, t memberlist.Transport) (*instance, error) {
+	i := &instance{
+		self: g.opt.Self, name: newName(g.opt.Self), address: address, inbox: g.inbox, objects: &g.table,
+		dropped: &g.dropped, say: g.say, moved: g.moved, live: map[string]netip.AddrPort{},
+	}
+	i.ctx, i.stop = context.WithCancel(context.Background())
+	for _, q := range []*memberlist.TransmitLimitedQueue{&i.news, &i.relayed} {
+		q.RetransmitMult = retransmitMult
+		q.NumNodes = func() int { return i.count() + 1 }
+	}
+	ring, err := memberlist.NewKeyring(g.opt.Keys, g.opt.Keys[0])
+	if err != nil {
+		return nil, fmt.Errorf("gossip keys: %w", err)
+	}
+	if i.list, err = memberlist.Create(config(i, ring, t, newLines(g.say))); err != nil {
+		return nil, fmt.Errorf("start memberlist: %w", err)
+	}
+	return i, nil
+}
+
+// retransmitMult is memberlist's own for a LAN: each message is sent to
+// 4 * log10(n+1) members by everybody who has it.
+const retransmitMult = 4
+
+// config is memberlist's preset for a LAN, with these changes.
+func config(i *instance, ring *memberlist.Keyring, t memberlist.Transport, log *log.Logger) *memberlist.Config {
+	c := memberlist.DefaultLANConfig()
+	c.Name = i.name
+	c.Transport = t
+	c.Keyring = ring
+	c.Logger = log
+	c.Delegate, c.Events, c.Alive = i, i, i
+	c.BindPort = int(i.address.Port())
+	c.AdvertiseAddr, c.AdvertisePort = i.address.Addr().String(), int(i.address.Port())
+	// Members may be in several clouds: half a second is short for a round trip
+	// across the world through a busy link. Nothing hangs on fast detection.
+	c.ProbeTimeout = time.Second
+	c.ProbeInterval = 2 * time.Second
+	// Signatures and hashes do not compress, and a decompressor is one more
+	// parser.
+	c.EnableCompression = false
+	// 1400 is the preset. It must stay above trust.MaxBroadcast and all
+	// framing, and below the smallest MTU that IPv6 allows less a tunnel's.
+	c.UDPBufferSize = 1400
+	// It serves a warning that we do not read.
+	c.QueueCheckInterval = 10 * time.Minute
+	// Names are never used again, so there is nothing to reclaim; we resolve
+	// names ourselves, anew at each try, so it needs no DNS.
+	c.DNSConfigPath = ""
+	return c
+}
+
+// shutdown ends the instance. memberlist's own goroutines notice within one
+// probe; they can no longer send, receive or call us.
+func (i *instance) shutdown() {
+	i.stop()
+	_ = i.list.Shutdown() // transport's errors mean that it is closed already
+}
+
+// others lists where the live members are, by instance name.
+func (i *instance) others() map[string]netip.AddrPort {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return maps.Clone(i.live)
+}
+
+func (i *instance) count() int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return len(i.live)
+}
+
+// send delivers a message to one member by stream. It blocks for as long as the
+// transport allows.
+func (i *instance) send(name string, msg []byte) error {
+	i.mu.Lock()
+	to, ok := i.live[name]
+	i.mu.Unlock()
+	if !ok {
+		return fmt.Errorf("send to %s: not a live member", name)
+	}
+	return i.list.SendReliable(&memberlist.Node{Name: name, Addr: to.Addr().AsSlice(), Port: to.Port()}, msg)
+}
+
+// publish spreads an object of our own. A newer record takes the place of an
+// older one that is still waiting.
+func (i *instance) publish(object []byte) {
+	name := string(object)
+	if r, err := trust.ParseRecord(object); err == nil {
+		name = "record " + string(r.Certificate[:])
+	}
+	i.news.QueueBroadcast(broadcast{name, encodeObjects(math.MaxInt, object)})
+}
+
+// relay passes on what somebody else has said.
+func (i *instance) relay(object []byte) {
+	i.relayed.QueueBroadcast(broadcast{string(object), encodeObjects(math.MaxInt, object)})
+	i.relayed.Prune(maxQueued)
+}
+
+// broadcast is one queued message. Of two with one name the later one counts.
+type broadcast struct {
+	name    string
+	message []byte
+}
+
+func (b broadcast) Name() string    { return b.name }
+func (b broadcast) Message() []byte { return b.message }
+func (b broadcast) Finished()       {}
+
+func (b broadcast) Invalidates(other memberlist.Broadcast) bool {
+	o, ok := other.(memberlist.NamedBroadcast)
+	return ok && o.Name() == b.name
+}
+
+// NodeMeta implements [memberlist.Delegate]: all that there is to say is signed.
+func (i *instance) NodeMeta(int) []byte { return nil }
+
+// GetBroadcasts implements [memberlist.Delegate].
+func (i *instance) GetBroadcasts(overhead, limit int) [][]byte {
+	out := i.news.GetBroadcasts(overhead, limit)
+	for _, b := range out {
+		limit -= overhead + len(b)
+	}
+	return append(out, i.relayed.GetBroadcasts(overhead, limit)...)
+}
+
+// NotifyMsg implements [memberlist.Delegate]. What does not fit the inbox is
+// dropped: it was sent several times, and the next exchange has it as well.
+func (i *instance) NotifyMsg(raw []byte) {
+	m, err := parseMessage(bytes.Clone(raw))
+	if err != nil || m.kind == msgState {
+		i.refuse(err)
+		return
+	}
+	select {
+	case i.inbox <- m:
+	case <-i.ctx.Done():
+	default:
+		i.dropped.Add(1)
+	}
+}
+
+// LocalState implements [memberlist.Delegate].
+func (i *instance) LocalState(bool) []byte {
+	return append(encodeState(i.name, nil), *i.objects.Load()...)
+}
+
+// MergeRemoteState implements [memberlist.Delegate]. An exchange is worth a
+// wait, since the other side counts on its having been heard.
+func (i *instance) MergeRemoteState(raw []byte, _ bool) {
+	m, err := parseMessage(bytes.Clone(raw))
+	if err != nil || m.kind != msgState {
+		i.refuse(err)
+		return
+	}
+	if m.from == i.name {
+		return // we joined ourselves, through an address that we did not know as ours
+	}
+	timer := time.NewTimer(mergeWait)
+	defer timer.Stop()
+	select {
+	case i.inbox <- m:
+	case <-i.ctx.Done():
+	case <-timer.C:
+		i.dropped.Add(1)
+		i.say.say(slog.LevelWarn, "too busy to take in a table, the next exchange will")
+	}
+}
+
+func (i *instance) refuse(err error) {
+	if i.ctx.Err() == nil {
+		i.say.say(slog.LevelWarn, "a member sends what this version does not understand", "err", err)
+	}
+}
+
+// NotifyAlive implements [memberlist.AliveDelegate].
+func (i *instance) NotifyAlive(n *memberlist.Node) error {
+	if _, ok := parseName(n.Name); !ok {
+		return fmt.Errorf("%.80q is no instance name", n.Name)
+	}
+	return nil
+}
+
+// NotifyJoin implements [memberlist.EventDelegate].
+func (i *instance) NotifyJoin(n *memberlist.Node) {
+	address, ok := netip.AddrFromSlice(n.Addr)
+	if id, _ := parseName(n.Name); !ok || id == i.self {
+		return // ourselves, or our own past
+	}
+	i.mu.Lock()
+	i.live[n.Name] = plain(netip.AddrPortFrom(address, n.Port))
+	i.mu.Unlock()
+	i.signal()
+}
+
+// NotifyLeave implements [memberlist.EventDelegate].
+func (i *instance) NotifyLeave(n *memberlist.Node) {
+	i.mu.Lock()
+	delete(i.live, n.Name)
+	i.mu.Unlock()
+	i.signal()
+}
+
+// NotifyUpdate implements [memberlist.EventDelegate]: there is no metadata.
+func (i *instance) NotifyUpdate(*memberlist.Node) {}
+
+func (i *instance) signal() {
+	select {
+	case i.moved <- struct{}{}:
+	default:
+	}
+}
+
+// identities tells who is live. One node may have several names for a while.
+func identities(live map[string]netip.AddrPort) map[mesh.NodeID]bool {
+	out := map[mesh.NodeID]bool{}
+	for name := range live {
+		if id, ok := parseName(name); ok {
+			out[id] = true
+		}
+	}
+	return out
+}

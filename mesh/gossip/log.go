@@ -1,0 +1,87 @@
+package gossip
+
+import (
+	"bytes"
+	"context"
+	"log"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+)
+
+// quiet is how often a line of one kind is logged at most.
+const quiet = time.Minute
+
+// limiter logs at most a line a minute of each message, and says how many it
+// left out. Messages are constants, so it does not grow.
+type limiter struct {
+	log *slog.Logger
+
+	mu    sync.Mutex
+	kinds map[string]*kind
+}
+
+type kind struct {
+	next    time.Time
+	omitted int
+}
+
+func newLimiter(l *slog.Logger) *limiter { return &limiter{log: l, kinds: map[string]*kind{}} }
+
+// say logs one line of a kind, unless there was one within the last minute.
+func (l *limiter) say(level slog.Level, msg string, args ...any) {
+	if !l.log.Enabled(context.Background(), level) {
+		return
+	}
+	now := time.Now()
+	l.mu.Lock()
+	k := l.kinds[msg]
+	if k == nil {
+		k = &kind{}
+		l.kinds[msg] = k
+	}
+	if now.Before(k.next) {
+		k.omitted++
+		l.mu.Unlock()
+		return
+	}
+	omitted := k.omitted
+	k.next, k.omitted = now.Add(quiet), 0
+	l.mu.Unlock()
+	if omitted > 0 {
+		args = append(args, "omitted", omitted)
+	}
+	l.log.Log(context.Background(), level, msg, args...)
+}
+
+// strangers are beginnings of memberlist's lines about what somebody without our
+// key can cause. They share one line a minute.
+var strangers = []string{
+	"Decrypt packet failed", "failed to receive", "unexpected double", "discarding", "cannot decode",
+	"UDP packet too short", "msg type", "missing message type",
+}
+
+// lines takes memberlist's log, a line at a time.
+type lines struct{ out *limiter }
+
+func newLines(out *limiter) *log.Logger { return log.New(lines{out}, "", 0) }
+
+// Write implements [io.Writer]. Whatever is not about strangers is about hints:
+// who seems dead, whose old name lingers, what did not get through and will be
+// tried again. That is for debugging.
+func (w lines) Write(line []byte) (int, error) {
+	level, text, _ := strings.Cut(string(bytes.TrimSpace(line)), "] ")
+	if level == "[DEBUG" {
+		return len(line), nil
+	}
+	text = strings.TrimPrefix(text, "memberlist: ")
+	for _, beginning := range strangers {
+		if strings.HasPrefix(text, beginning) {
+			w.out.say(slog.LevelWarn, "junk on the gossip port, or a host with another gossip key", "text", text)
+			return len(line), nil
+		}
+	}
+	w.out.say(slog.LevelDebug, "memberlist", "text", text)
+	return len(line), nil
+}
