@@ -44,7 +44,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			case cleanup:
 				return cleanUp(cmd.Context(), cfg, stdout)
 			case check:
-				return checkStart(cmd.Context(), cfg, path, stdout)
+				return checkStart(cfg, path, stdout)
 			}
 			return serve(cmd.Context(), cfg, stderr)
 		},
@@ -73,7 +73,7 @@ func loadConfig(path string) (*config.Config, error) {
 	case errors.Is(err, os.ErrNotExist):
 		return nil, exit.With(exit.NoInput, fmt.Errorf("no config file %s: make one with `meshctl init` or `meshctl join TOKEN`, or name another with --config", path))
 	case errors.Is(err, os.ErrPermission):
-		return nil, exit.With(exit.NoPermission, fmt.Errorf("read config: %w: run as root", err))
+		return nil, exit.With(exit.NoPerm, fmt.Errorf("read config: %w: run as root", err))
 	case err != nil:
 		return nil, exit.With(exit.Config, err)
 	}
@@ -82,7 +82,7 @@ func loadConfig(path string) (*config.Config, error) {
 
 // serve runs the node and its control socket until ctx is done or the node ends.
 func serve(ctx context.Context, cfg *config.Config, stderr io.Writer) error {
-	log := newLogger(cfg, stderr)
+	log := slog.New(cfg.Log.Handler(stderr))
 	release, err := lock(cfg.StateDir)
 	if err != nil {
 		return err
@@ -95,7 +95,7 @@ func serve(ctx context.Context, cfg *config.Config, stderr io.Writer) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 
-	server := status.NewServer(status.Options{Control: cfg.Control, HTTP: cfg.HTTP, Daemon: node, Log: log})
+	server := status.NewServer(status.Options{Control: cfg.Control, HTTP: httpAddress(cfg), Daemon: node, Log: log})
 	serving := make(chan error, 1)
 	serverCtx, stopServer := context.WithCancel(context.WithoutCancel(ctx)) // outlives the node, to tell of its end
 	defer stopServer()
@@ -137,14 +137,6 @@ func notify(log *slog.Logger, state string) {
 	}
 }
 
-func newLogger(cfg *config.Config, w io.Writer) *slog.Logger {
-	options := &slog.HandlerOptions{Level: cfg.Log.Level}
-	if cfg.Log.Format == "json" {
-		return slog.New(slog.NewJSONHandler(w, options))
-	}
-	return slog.New(slog.NewTextHandler(w, options))
-}
-
 // lock makes sure that no other daemon uses the state directory.
 func lock(dir string) (release func(), err error) {
 	release, err = statedir.Lock(dir)
@@ -152,4 +144,12 @@ func lock(dir string) (release func(), err error) {
 		return nil, exit.With(exit.Unavailable, fmt.Errorf("%w: a daemon runs already, see `meshctl status`", err))
 	}
 	return release, withCode(err)
+}
+
+// httpAddress is where metrics and health are offered; empty: nowhere.
+func httpAddress(cfg *config.Config) string {
+	if !cfg.HTTP.IsValid() && cfg.HTTP.Port() == 0 {
+		return ""
+	}
+	return config.Address(cfg.HTTP)
 }

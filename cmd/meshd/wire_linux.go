@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/netip"
 	"os"
+	"slices"
+	"time"
 
 	"meshd/cmd/internal/exit"
-	"meshd/mesh"
 	"meshd/mesh/gossip"
 	"meshd/mesh/lease"
 	"meshd/mesh/member"
@@ -37,13 +37,13 @@ func assemble(cfg *config.Config, log *slog.Logger) (*overlay.Node, error) {
 	if err != nil {
 		return nil, withCode(err)
 	}
-	core, err := newMember(cfg, dir, state)
+	core, err := newMember(cfg, dir, state, log)
 	if err != nil {
-		return nil, exit.With(exit.Data, fmt.Errorf("state in %s: %w", cfg.StateDir, err))
+		return nil, err
 	}
 	peers, err := dir.LoadPeers()
 	if err != nil {
-		return nil, withCode(err)
+		log.Warn("last known peers not read, going on without", "err", err)
 	}
 	membership, err := gossip.New(gossip.Options{
 		Core: core, Self: core.ID(), Keys: dir.Membership().GossipKeys, Bind: cfg.Listen.Gossip,
@@ -53,7 +53,7 @@ func assemble(cfg *config.Config, log *slog.Logger) (*overlay.Node, error) {
 		return nil, err
 	}
 	return overlay.New(overlay.Options{
-		Self: core.ID(), Name: nodeName(core), Version: version, Log: log,
+		Self: core.ID(), Name: core.Name(), Version: version, Log: log,
 		Mesh: membership, Host: hostnet.New(hostnet.Options{Log: log}),
 		NewEngine:  func(mtu int) (overlay.Engine, error) { return newEngine(cfg, dir, mtu, log) },
 		Link:       cfg.Interface.Name,
@@ -73,20 +73,106 @@ func openState(path string) (*statedir.Dir, error) {
 }
 
 // newMember builds the membership machine from what is on disk.
-func newMember(cfg *config.Config, dir *statedir.Dir, state member.State) (*member.Member, error) {
+func newMember(cfg *config.Config, dir *statedir.Dir, state member.State, log *slog.Logger) (*member.Member, error) {
 	if state.Left {
-		return nil, errors.New("this node has left its mesh: join one again with `meshctl join TOKEN`")
+		return nil, exit.With(exit.BadData, errors.New("this node has left its mesh: join one again with `meshctl join TOKEN`"))
 	}
 	table, err := dir.LoadTable()
 	if err != nil {
-		return nil, err
+		log.Warn("table of the mesh not read, it will be fetched", "err", err)
 	}
 	keys, membership := dir.Keys(), dir.Membership()
-	return member.New(now(), member.Config{
+	m, err := member.New(time.Now(), member.Config{
 		Identity: keys.Identity, Charter: membership.Charter, Certificate: membership.Certificate,
-		TunnelKey: mesh.Key(keys.Tunnel.PublicKey().Bytes()), Nonce: randomNonce(),
+		TunnelKey: keys.Tunnel.Public(), Nonce: randomNonce(),
 		Founder: membership.Founder, HasSeeds: len(seeds(cfg, dir)) > 0,
 		OnConflict: lease.OnConflict(cfg.Lease.OnConflict), Labels: cfg.Node.Labels,
 		Suites: []string{tunnel.ChaCha20Poly1305},
 	}, state, table)
+	if err != nil {
+		return nil, exit.With(exit.BadData, fmt.Errorf("state in %s: %w", cfg.StateDir, err))
+	}
+	return m, nil
+}
+
+func randomNonce() uint64 {
+	var raw [8]byte
+	rand.Read(raw[:])
+	return binary.BigEndian.Uint64(raw[:])
+}
+
+// seeds are those of the file, then those of the token.
+func seeds(cfg *config.Config, dir *statedir.Dir) []string {
+	return append(slices.Clone(cfg.Seeds), dir.Membership().Seeds...)
+}
+
+// newEngine opens a TUN device and builds an engine on it.
+func newEngine(cfg *config.Config, dir *statedir.Dir, mtu int, log *slog.Logger) (overlay.Engine, error) {
+	dev, err := device.Open(device.Options{Name: cfg.Interface.Name, Offload: device.Mode(cfg.Interface.Offload)})
+	if err != nil {
+		return nil, err
+	}
+	return wggo.New(wggo.Options{
+		TUN: dev, PrivateKey: dir.Keys().Tunnel, Port: cfg.Listen.Tunnel.Port(), MTU: mtu, Log: log,
+	}), nil
+}
+
+// checkStart says whether the daemon could start, without changing anything.
+func checkStart(cfg *config.Config, path string, stdout io.Writer) error {
+	dir, err := openState(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	state, err := dir.State()
+	if err != nil {
+		return withCode(err)
+	}
+	state.Epoch++ // as a start would
+	core, err := newMember(cfg, dir, state, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(stdout, "%s is valid; node %s of the mesh in %s can start\n", path, core.Name(), cfg.StateDir)
+	return nil
+}
+
+// cleanUp removes what is ours from the host: by way of the daemon if one runs,
+// by hand otherwise.
+func cleanUp(ctx context.Context, cfg *config.Config, stdout io.Writer) error {
+	switch err := status.NewClient(cfg.Control).Down(ctx); {
+	case err == nil:
+		fmt.Fprintln(stdout, "the daemon has removed everything and ended")
+		return nil
+	case !errors.Is(err, status.ErrNoDaemon):
+		return withCode(err)
+	}
+	if err := hostnet.New(hostnet.Options{}).Cleanup(ctx, cfg.Interface.Name); err != nil {
+		return withCode(fmt.Errorf("clean up host network: %w", err))
+	}
+	fmt.Fprintln(stdout, "removed: routes, addresses and link of", cfg.Interface.Name)
+	return nil
+}
+
+// withCode gives an error of the parts its exit code.
+func withCode(err error) error {
+	for _, c := range []struct {
+		is   error
+		code int
+	}{
+		{statedir.ErrNoState, exit.NoInput},
+		{statedir.ErrDamaged, exit.BadData},
+		{statedir.ErrNewer, exit.BadData},
+		{gossip.ErrPortInUse, exit.Unavailable},
+		{wggo.ErrPortInUse, exit.Unavailable},
+		{status.ErrInUse, exit.Unavailable},
+		{device.ErrNoTUN, exit.OSError},
+		{device.ErrBusy, exit.OSError},
+		{device.ErrPermission, exit.NoPerm},
+		{os.ErrPermission, exit.NoPerm},
+	} {
+		if errors.Is(err, c.is) {
+			return exit.With(c.code, err)
+		}
+	}
+	return err
 }
