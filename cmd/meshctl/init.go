@@ -90,8 +90,7 @@ func (c *cli) runInit(ctx context.Context, f initFlags) error {
 	if err != nil {
 		return err
 	}
-	network, err := chooseNetwork(f, mesh.ID{}, all)
-	if err != nil {
+	if _, err := chooseNetwork(f, mesh.ID{}, all); err != nil {
 		return err
 	}
 	ca := c.caPath(f.ca)
@@ -106,7 +105,8 @@ func (c *cli) runInit(ctx context.Context, f initFlags) error {
 	if err != nil {
 		return err
 	}
-	if network, err = chooseNetwork(f, trust.IdentityOf(key.Public().(ed25519.PublicKey)), all); err == nil {
+	network, err := chooseNetwork(f, trust.IdentityOf(key.Public().(ed25519.PublicKey)), all)
+	if err == nil {
 		err = place.found(f.name, network, key)
 	}
 	if err != nil {

@@ -110,6 +110,7 @@ func (d *Document) engineLine() string {
 
 // writeSelf prints what the two header lines leave out.
 func (d *Document) writeSelf(out io.Writer, now time.Time) error {
+	fmt.Fprintln(out)
 	t := newTable(out)
 	t.row("Mesh ID", d.Mesh.ID.String())
 	t.row("Node ID", d.Node.ID.String())
