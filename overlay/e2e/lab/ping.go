@@ -59,11 +59,11 @@ func (h *Host) echo(ctx context.Context, to netip.Addr, every time.Duration) (ti
 	var sendErr error
 	buf := make([]byte, 1500)
 	for {
-		_, sendErr = c.WriteTo(echoMessage(request, id, len(sent)), &net.IPAddr{IP: to.AsSlice()})
+		sent = append(sent, time.Now()) // before: the reply may be there when WriteTo returns
+		_, sendErr = c.WriteTo(echoMessage(request, id, len(sent)-1), &net.IPAddr{IP: to.AsSlice()})
 		if sendErr != nil && every == 0 {
 			return fail(sendErr)
 		}
-		sent = append(sent, time.Now())
 		if every > 0 {
 			_ = c.SetReadDeadline(time.Now().Add(every))
 		}
