@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -38,7 +39,7 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
-	bin := flags.String("bin", filepath.Dir(exe), "`directory` of meshd and meshctl")
+	bin := flags.String("bin", cmp.Or(os.Getenv("MESHD_BIN"), filepath.Dir(exe)), "`directory` of meshd and meshctl; also in MESHD_BIN")
 	load := flags.Duration("load", 3*time.Second, "how long to move data through a tunnel")
 	if err := flags.Parse(args); err != nil {
 		return err

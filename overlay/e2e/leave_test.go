@@ -1,0 +1,157 @@
+//go:build linux
+
+package e2e
+
+import (
+	"context"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"meshd/overlay/e2e/cluster"
+	"meshd/overlay/status"
+)
+
+// leftovers are what a daemon has left on its host.
+func leftovers(t *testing.T, n *cluster.Node) []string {
+	t.Helper()
+	left, err := n.Host.Leftovers()
+	must(t, err)
+	return left
+}
+
+// daemon runs meshd to its end and gives what it printed and its exit code.
+func daemon(t *testing.T, n *cluster.Node, args ...string) (output string, code int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	return finish(t, n, n.DaemonCommand(ctx, args...))
+}
+
+// finish runs a command on a node's host to its end.
+func finish(t *testing.T, n *cluster.Node, cmd *exec.Cmd) (output string, code int) {
+	t.Helper()
+	var b strings.Builder
+	cmd.Stdout, cmd.Stderr = &b, &b
+	p, err := n.Host.Start(cmd)
+	must(t, err)
+	<-p.Done()
+	return b.String(), cmd.ProcessState.ExitCode()
+}
+
+func TestLeave(t *testing.T) {
+	c := mesh(t, 3)
+	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
+	own := addresses(t, gamma)
+	_, err := gamma.Meshctl(within(t, soon), "leave")
+	must(t, err)
+	must(t, gamma.Process().Wait(within(t, soon))) // with exit code 0
+	if left := leftovers(t, gamma); len(left) > 0 {
+		t.Errorf("left on the host: %v", left)
+	}
+	for _, n := range []*cluster.Node{alpha, beta} {
+		must(t, n.WaitFor(within(t, soon), "to know that gamma has left", func(d *status.Document) bool {
+			p, err := d.Find("gamma")
+			return err != nil || p.State == status.PeerLeft && !hasHeld(p)
+		}))
+		for _, a := range own {
+			if _, err := n.Host.Ping(t.Context(), a); err == nil {
+				t.Errorf("%s is still reached", a)
+			}
+		}
+		if d, code, err := n.Status(t.Context()); err != nil || code != 0 {
+			t.Errorf("one has left, and status of %s exits %d: %v %v", n.Name, code, err, d)
+		}
+	}
+	out, code := daemon(t, gamma)
+	if code != 65 || !strings.Contains(out, "meshctl join") {
+		t.Errorf("a node that has left starts: exit code %d: %s", code, out)
+	}
+	// It may come back with a new token.
+	token, err := alpha.Token(t.Context())
+	must(t, err)
+	must(t, gamma.Join(t.Context(), token))
+	must(t, gamma.Start())
+	must(t, c.WaitAllPairs(within(t, soon)))
+}
+
+func hasHeld(p *status.Peer) bool {
+	for _, l := range p.Leases {
+		if l.State == "held" {
+			return true
+		}
+	}
+	return false
+}
+
+// What stays on the host after each way to end the daemon.
+func TestEnd(t *testing.T) {
+	c := mesh(t, 2)
+	alpha, beta := c.Nodes[0], c.Nodes[1]
+
+	t.Run("down", func(t *testing.T) {
+		_, err := beta.Meshctl(within(t, soon), "down")
+		must(t, err)
+		must(t, beta.Process().Wait(within(t, soon)))
+		if left := leftovers(t, beta); len(left) > 0 {
+			t.Errorf("left on the host: %v", left)
+		}
+		start(t, c, beta)
+	})
+	for name, end := range map[string]func() error{
+		"SIGTERM": func() error { return beta.Stop(within(t, soon)) },
+		"SIGKILL": func() error { beta.Kill(); return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			target := addresses(t, alpha)[0]
+			must(t, end())
+			left := leftovers(t, beta)
+			if len(left) == 0 {
+				t.Error("no unreachable route is left: packets for the mesh would leave in clear text")
+			}
+			for _, l := range left {
+				if !strings.HasPrefix(l, "route ") {
+					t.Errorf("left on the host: %s", l)
+				}
+			}
+			if _, err := beta.Host.Ping(t.Context(), target); !unreachable(err) {
+				t.Errorf("ping %s without a daemon: %v, want unreachable", target, err)
+			}
+			for range 2 { // the second one finds nothing to do
+				if out, code := daemon(t, beta, "--cleanup"); code != 0 {
+					t.Errorf("meshd --cleanup exits %d: %s", code, out)
+				}
+				if left := leftovers(t, beta); len(left) > 0 {
+					t.Errorf("left after --cleanup: %v", left)
+				}
+			}
+			start(t, c, beta)
+		})
+	}
+	t.Run("cleanup of a daemon that runs", func(t *testing.T) {
+		if out, code := daemon(t, beta, "--cleanup"); code != 0 {
+			t.Errorf("meshd --cleanup exits %d: %s", code, out)
+		}
+		must(t, beta.Process().Wait(within(t, soon)))
+		if left := leftovers(t, beta); len(left) > 0 {
+			t.Errorf("left on the host: %v", left)
+		}
+		start(t, c, beta)
+	})
+	t.Run("without a daemon", func(t *testing.T) {
+		must(t, beta.Stop(within(t, soon)))
+		for _, verb := range []string{"leave", "down", "status"} {
+			cmd := beta.Command(t.Context(), verb)
+			if out, code := finish(t, beta, cmd); code != 3 || strings.TrimSpace(out) == "" {
+				t.Errorf("meshctl %s exits %d: %s", verb, code, out)
+			}
+		}
+	})
+}
+
+// start starts a daemon again and waits until all reach each other.
+func start(t *testing.T, c *cluster.Cluster, n *cluster.Node) {
+	t.Helper()
+	must(t, n.Start())
+	must(t, c.WaitAllPairs(within(t, soon)))
+}

@@ -1,0 +1,133 @@
+//go:build linux
+
+package e2e
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"meshd/overlay/e2e/cluster"
+	"meshd/overlay/status"
+)
+
+// restart kills a daemon, starts it again, and tells how long it took from there
+// until others reach it.
+func restart(t *testing.T, n *cluster.Node, others ...*cluster.Node) time.Duration {
+	t.Helper()
+	before := document(t, n)
+	var own []netip.Addr
+	for _, l := range before.Node.Leases {
+		own = append(own, l.Addresses...)
+	}
+	n.Kill()
+	start := time.Now()
+	must(t, n.Start())
+	for _, other := range others {
+		for _, a := range own {
+			_, err := other.Host.Await(within(t, soon), a)
+			must(t, err)
+		}
+	}
+	took := time.Since(start)
+	must(t, cluster.WaitPairs(within(t, soon), append(others, n)...))
+	after := document(t, n)
+	if after.Node.ID != before.Node.ID || lease(after) != lease(before) {
+		t.Errorf("%s was %s with %s and is %s with %s", n.Name, before.Node.ID, lease(before), after.Node.ID, lease(after))
+	}
+	if after.Node.Epoch != before.Node.Epoch+1 {
+		t.Errorf("epoch %d after %d", after.Node.Epoch, before.Node.Epoch)
+	}
+	return took
+}
+
+func TestRestartKeepsLease(t *testing.T) {
+	c := mesh(t, 3)
+	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
+	for range 3 { // the founder, a node that joined, more than once
+		t.Logf("restart of the founder: pings flow after %.2f s", restart(t, alpha, beta, gamma).Seconds())
+		t.Logf("restart of a node that joined: pings flow after %.2f s", restart(t, gamma, alpha, beta).Seconds())
+	}
+
+	t.Run("alone", func(t *testing.T) {
+		before := document(t, beta)
+		for _, n := range c.Nodes {
+			n.Kill()
+		}
+		start := time.Now()
+		must(t, beta.Start())
+		must(t, beta.WaitReady(within(t, soon)))
+		t.Logf("restart with all others dead: ready after %.2f s", time.Since(start).Seconds())
+		if after := document(t, beta); lease(after) != lease(before) {
+			t.Errorf("lease %s before, %s after", lease(before), lease(after))
+		}
+		_, err := beta.Host.Ping(t.Context(), addresses(t, beta)[0])
+		must(t, err)
+		must(t, alpha.Start())
+		must(t, gamma.Start())
+		must(t, c.WaitAllPairs(within(t, soon)))
+	})
+}
+
+// A host's address changes while its daemon runs, as with a new DHCP lease.
+func TestNewAddress(t *testing.T) {
+	c := mesh(t, 3)
+	beta := c.Nodes[1]
+	before := document(t, beta)
+	own := addresses(t, beta)
+	for i, host := range []*cluster.Node{beta} {
+		b := host.Host
+		old4, old6 := netip.PrefixFrom(b.IPv4, 24), netip.PrefixFrom(b.IPv6, 64)
+		start := time.Now()
+		must(t, b.ReplaceAddress(old4, netip.MustParsePrefix("198.18.0.102/24")))
+		must(t, b.ReplaceAddress(old6, netip.MustParsePrefix("fd00:198:18::102/64")))
+		for _, a := range own {
+			_, err := c.Nodes[0].Host.Await(within(t, soon), a)
+			must(t, err)
+		}
+		t.Logf("address changed %d: pings flow after %.2f s", i+1, time.Since(start).Seconds())
+	}
+	must(t, c.WaitAllPairs(within(t, soon)))
+	after := document(t, beta)
+	if after.Node.ID != before.Node.ID || after.Node.Epoch != before.Node.Epoch || lease(after) != lease(before) {
+		t.Errorf("was %+v, is %+v", before.Node, after.Node)
+	}
+	// The others know the new address, not only the answers to what came from it.
+	want := netip.MustParseAddrPort("198.18.0.102:51880")
+	for _, n := range []*cluster.Node{c.Nodes[0], c.Nodes[2]} {
+		must(t, n.WaitFor(within(t, soon), "to know the new address", func(d *status.Document) bool {
+			p, err := d.Find("beta")
+			return err == nil && p.Endpoint != nil && (*p.Endpoint == want || p.Endpoint.Addr() == netip.MustParseAddr("fd00:198:18::102"))
+		}))
+		if d := document(t, n); len(d.Peers) != 2 {
+			t.Errorf("%s knows %d peers", n.Name, len(d.Peers))
+		}
+	}
+	// And so do those who start only now.
+	restart(t, c.Nodes[2], c.Nodes[0], beta)
+}
+
+func TestSeeds(t *testing.T) {
+	c := mesh(t, 3) // alpha is the seed of the others
+	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
+	restart(t, alpha, beta, gamma)
+
+	alpha.Kill()
+	t.Logf("restart without the seed: pings flow after %.2f s", restart(t, gamma, beta).Seconds())
+
+	// Without its copy of the table it has only the last known addresses to learn
+	// from who is there.
+	gamma.Kill()
+	for _, cache := range []string{"table"} {
+		if err := os.Remove(filepath.Join(gamma.StateDir(), cache)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+	start := time.Now()
+	must(t, gamma.Start())
+	must(t, cluster.WaitPairs(within(t, soon), beta, gamma))
+	t.Logf("the same, and without a table: pings flow after %.2f s", time.Since(start).Seconds())
+}
