@@ -33,7 +33,12 @@ func (m *fakeMesh) Run(ctx context.Context) error   { <-ctx.Done(); return nil }
 func (m *fakeMesh) Views() <-chan *mesh.View        { return m.views }
 func (m *fakeMesh) SetAddress(a netip.AddrPort)     { m.mu.Lock(); m.address = a; m.mu.Unlock() }
 func (m *fakeMesh) SetEndpoints(e []netip.AddrPort) { m.mu.Lock(); m.endpoints = e; m.mu.Unlock() }
-func (m *fakeMesh) Leave(context.Context) error     { m.mu.Lock(); m.left = true; m.mu.Unlock(); return nil }
+func (m *fakeMesh) Leave(context.Context) error {
+	m.mu.Lock()
+	m.left = true
+	m.mu.Unlock()
+	return nil
+}
 
 // mortal is an engine that a test can end.
 type mortal struct {
@@ -99,8 +104,11 @@ func inWorld(t *testing.T, prepare, test func(*testing.T, *world)) {
 		stop()
 		synctest.Wait()
 		select {
-		case <-w.done:
-		default:
+		case err := <-w.done:
+			if err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		default: // the test has taken it
 		}
 	})
 }
@@ -119,10 +127,10 @@ func member(n byte, name string, slot int) mesh.Node {
 	}
 }
 
-func view(state mesh.State, nodes ...mesh.Node) *mesh.View {
+func view(nodes ...mesh.Node) *mesh.View {
 	return &mesh.View{
 		Mesh: mesh.ID{9}, MeshName: "home", Control: mesh.ControlRange(mesh.ID{9}),
-		Networks: []mesh.Network{network}, Self: self.ID, Epoch: 3, State: state, Nodes: nodes,
+		Networks: []mesh.Network{network}, Self: self.ID, Epoch: 3, State: mesh.Ready, Nodes: nodes,
 	}
 }
 
@@ -147,7 +155,7 @@ func TestReadyWhenTheHostIs(t *testing.T) {
 			t.Errorf("state %s before any view", doc.State)
 		}
 		w.kernel.Fail(3)
-		w.mesh.views <- view(mesh.Ready, self, beta)
+		w.mesh.views <- view(self, beta)
 		time.Sleep(100 * time.Millisecond)
 		synctest.Wait()
 		if isReady(w.node) || w.node.Status().State == mesh.Ready {
@@ -172,7 +180,7 @@ func TestReadyWhenTheHostIs(t *testing.T) {
 
 func TestDeadEngineIsRebuilt(t *testing.T) {
 	inWorld(t, nil, func(t *testing.T, w *world) {
-		w.mesh.views <- view(mesh.Ready, self, beta)
+		w.mesh.views <- view(self, beta)
 		settle()
 		first := w.engine()
 		before := w.kernel.Applied()
@@ -198,7 +206,7 @@ func TestFirstEngineMustStart(t *testing.T) {
 
 func TestStopLeavesWhatKeepsTrafficIn(t *testing.T) {
 	inWorld(t, nil, func(t *testing.T, w *world) {
-		w.mesh.views <- view(mesh.Ready, self, beta)
+		w.mesh.views <- view(self, beta)
 		settle()
 		w.stop()
 		if err := <-w.done; err != nil {
@@ -211,15 +219,15 @@ func TestStopLeavesWhatKeepsTrafficIn(t *testing.T) {
 }
 
 func TestDownAndLeaveClearTheHost(t *testing.T) {
-	for name, end := range map[string]func(*overlay.Node) error{
-		"down":  func(n *overlay.Node) error { return n.Down(context.Background()) },
-		"leave": func(n *overlay.Node) error { return n.Leave(context.Background()) },
+	for name, end := range map[string]func(*overlay.Node, context.Context) error{
+		"down":  (*overlay.Node).Down,
+		"leave": (*overlay.Node).Leave,
 	} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, nil, func(t *testing.T, w *world) {
-				w.mesh.views <- view(mesh.Ready, self, beta)
+				w.mesh.views <- view(self, beta)
 				settle()
-				if err := end(w.node); err != nil {
+				if err := end(w.node, t.Context()); err != nil {
 					t.Fatal(err)
 				}
 				if got := w.kernel.String(); got != "" {
@@ -236,7 +244,7 @@ func TestDownAndLeaveClearTheHost(t *testing.T) {
 
 func TestFollowsTheUnderlay(t *testing.T) {
 	inWorld(t, nil, func(t *testing.T, w *world) {
-		w.mesh.views <- view(mesh.Ready, self, beta)
+		w.mesh.views <- view(self, beta)
 		settle()
 		w.kernel.SetUnderlay(tun.Underlay{Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.7")}, MTU: 1400})
 		settle()
@@ -261,7 +269,7 @@ func TestPeerThatLeft(t *testing.T) {
 	inWorld(t, nil, func(t *testing.T, w *world) {
 		gone := beta
 		gone.Left, gone.Leases = true, nil
-		w.mesh.views <- view(mesh.Ready, self, gone)
+		w.mesh.views <- view(self, gone)
 		settle()
 		doc := w.node.Status()
 		if doc.Peers[0].State != status.PeerLeft || doc.ExitCode() != 0 {

@@ -106,6 +106,7 @@ func (a *Allocator) Step(now time.Time, w World) (changed bool) {
 			a.lease.State, a.state, a.lost = mesh.Held, mesh.Ready, false
 			return true
 		}
+	case mesh.Released: // Release has ended it
 	case mesh.Quarantined:
 		if !a.quarantines(w) {
 			a.lease, a.lost, changed = mesh.Lease{}, true, true // what used it has gone

@@ -102,8 +102,9 @@ func (r *Registry) Add(raw []byte) error {
 		return r.addAdmission(raw)
 	case trust.KindRecord:
 		return r.addRecord(raw)
+	default:
+		return fmt.Errorf("%w: kind %d is not for gossip", trust.ErrMalformed, kind)
 	}
-	return fmt.Errorf("%w: kind %d is not for gossip", trust.ErrMalformed, kind)
 }
 
 func (r *Registry) addCharter(raw []byte) error {
