@@ -89,7 +89,7 @@ var (
 var homes = []struct{ module, homes string }{
 	{"github.com/coreos/go-systemd/v22", "cmd/meshd"},
 	{"github.com/fxamacker/cbor/v2", "mesh/trust"},
-	{"github.com/hashicorp/memberlist", "mesh/gossip"},
+	{"github.com/hashicorp/memberlist", "mesh/gossip mesh/meshtest"}, // meshtest is a transport for it
 	{"github.com/prometheus/client_golang", "overlay/status"},
 	{"github.com/songgao/water", "tun/device"},
 	{"github.com/spf13/cobra", "cmd/meshd cmd/meshctl"},
