@@ -64,11 +64,20 @@ const (
 	// lookAgain bounds how late a view notices what only time changes, such as
 	// the end of a certificate.
 	lookAgain = 30 * time.Second
-	// admitSpread is the time per member over which witnesses draw lots, so that
-	// one admission is made, not one per member.
-	admitSpread = 20 * time.Millisecond
+	// admitTurn is how long a witness waits for each one before it in the order
+	// that the members take for a certificate: a broadcast is heard by then, so
+	// about one admission is made, not one per member.
+	admitTurn = 500 * time.Millisecond
+	// admitTurns bounds the waiting in line where many members are away; all
+	// the others draw lots over as much time again.
+	admitTurns = 4
 	// complainAfter is how long a node waits to be admitted before it says so.
 	complainAfter = 10 * time.Second
+	// reportRefusals is how long a refused certificate is in the health report.
+	// Tables carry it on, so a bad guest could else leave all nodes degraded for ever.
+	reportRefusals = 10 * time.Minute
+	// clockSkew is how far two hosts' clocks may be apart before it is worth a word.
+	clockSkew = 10 * time.Minute
 	// outbidEvery limits the fight of two nodes with one identity.
 	outbidEvery = 10 * time.Second
 )
@@ -94,7 +103,7 @@ type Member struct {
 	published *trust.Record // what the others were told last
 	renewAt   time.Time
 	admitAt   map[trust.Hash]time.Time // when it is our turn to witness
-	refused   map[trust.Hash]string    // certificates that we will not admit, and why
+	refused   map[trust.Hash]refusal   // certificates that we will not admit, and why
 	started   time.Time
 	outbidAt  time.Time // when an own record from elsewhere was last outbid
 	outbid    bool
@@ -125,7 +134,7 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 	}
 	m := &Member{
 		cfg: cfg, id: cert.ID(), cert: cert, state: state, saved: state, reg: registry.New(charter),
-		admitAt: map[trust.Hash]time.Time{}, refused: map[trust.Hash]string{}, started: now,
+		admitAt: map[trust.Hash]time.Time{}, refused: map[trust.Hash]refusal{}, started: now,
 		synced: cfg.Founder, dirty: true, tickAt: now.Add(lookAgain),
 	}
 	for _, raw := range append([][]byte{cfg.Certificate}, table...) {
@@ -145,7 +154,25 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 		Self: m.id, Network: net, Pins: cert.Rights.Pins, Admitted: cert.Admitted,
 		Permit: cert.Rights.Permit, OnConflict: cfg.OnConflict,
 	}, previous)
+	if state.Left {
+		m.alloc.Release(now) // a restart does not un-leave
+	}
+	if err := m.tryRecord(now, net); err != nil {
+		return nil, err
+	}
 	return m, nil
+}
+
+// tryRecord makes sure, before anything is published, that the largest record
+// which this node may have to publish can be.
+func (m *Member) tryRecord(now time.Time, net mesh.Network) error {
+	rec := m.newRecord()
+	rec.Version, rec.Left = mesh.Version{Epoch: m.state.Epoch, Seq: 1 << 62}, false
+	six := netip.AddrPortFrom(netip.AddrFrom16([16]byte{0x20, 1}), 1)
+	rec.Endpoints = slices.Repeat([]netip.AddrPort{six}, trust.MaxEndpoints)
+	rec.Leases = []mesh.Lease{{Network: network, Prefixes: net.Slot(0), State: mesh.Held, Since: now, ClaimEpoch: m.state.Epoch}}
+	_, err := rec.Sign(m.cfg.Identity)
+	return err
 }
 
 // ID is this node's identity.
@@ -170,11 +197,17 @@ func (m *Member) Synced(time.Time) {
 	m.synced = true
 }
 
-// SetEndpoints says where peers can reach this node's tunnel, best first.
+// SetEndpoints says where peers can reach this node's tunnel, best first. Those
+// that the others would refuse are left out.
 func (m *Member) SetEndpoints(_ time.Time, endpoints []netip.AddrPort) {
+	ranges := m.reg.Charter().Ranges()
+	endpoints = slices.DeleteFunc(slices.Clone(endpoints), func(e netip.AddrPort) bool {
+		inside := func(r netip.Prefix) bool { return r.Contains(e.Addr()) }
+		return trust.CheckEndpoint(e) != nil || slices.ContainsFunc(ranges, inside)
+	})
 	endpoints = endpoints[:min(len(endpoints), trust.MaxEndpoints)]
 	if !slices.Equal(m.endpoints, endpoints) {
-		m.endpoints, m.dirty = slices.Clone(endpoints), true
+		m.endpoints, m.dirty = endpoints, true
 	}
 }
 
@@ -328,11 +361,7 @@ func claimsOf(n registry.Member, charter *trust.Charter) []lease.Claim {
 // publish signs and spreads a new record if what we say of ourselves changed, or
 // if it is time to renew it.
 func (m *Member) publish(now time.Time) {
-	rec := trust.Record{
-		Version: mesh.Version{Epoch: m.state.Epoch, Seq: m.seq + 1}, Certificate: m.cert.Hash,
-		Nonce: m.cfg.Nonce, Key: m.cfg.TunnelKey, Endpoints: m.endpoints,
-		Labels: m.cfg.Labels, Suites: m.cfg.Suites, Left: m.state.Left,
-	}
+	rec := m.newRecord()
 	if l, ok := m.alloc.Lease(); ok {
 		rec.Leases = []mesh.Lease{l}
 	}
@@ -341,13 +370,22 @@ func (m *Member) publish(now time.Time) {
 	}
 	raw, err := rec.Sign(m.cfg.Identity)
 	if err != nil {
-		// Only labels and endpoints come from outside; New's owner has checked them.
+		// Only labels and endpoints come from outside; New and SetEndpoints check them.
 		panic(fmt.Sprintf("own record: %v", err))
 	}
 	m.seq++
 	m.published, m.renewAt, m.outbid = &rec, now.Add(renewEvery), false
 	_ = m.reg.Add(raw)
 	m.outBound = append(m.outBound, raw)
+}
+
+// newRecord is the next record, without leases.
+func (m *Member) newRecord() trust.Record {
+	return trust.Record{
+		Version: mesh.Version{Epoch: m.state.Epoch, Seq: m.seq + 1}, Certificate: m.cert.Hash,
+		Nonce: m.cfg.Nonce, Key: m.cfg.TunnelKey, Endpoints: m.endpoints,
+		Labels: m.cfg.Labels, Suites: m.cfg.Suites, Left: m.state.Left,
+	}
 }
 
 // sameSaying compares what two records say, versions aside.
@@ -363,7 +401,7 @@ func (m *Member) outbidForeign(now time.Time) {
 	if !ok || rec.Nonce == m.cfg.Nonce || rec.Version.Compare(mesh.Version{Epoch: m.state.Epoch, Seq: m.seq}) < 0 {
 		return
 	}
-	if !m.outbidAt.IsZero() && now.Sub(m.outbidAt) < outbidEvery {
+	if rec.Version.Epoch >= trust.MaxEpoch || !m.outbidAt.IsZero() && now.Sub(m.outbidAt) < outbidEvery {
 		return
 	}
 	m.outbidAt = now
@@ -380,7 +418,9 @@ func (m *Member) witness(now time.Time) {
 			continue
 		}
 		if reason := m.refusal(c, now); reason != "" {
-			m.refused[c.Hash] = reason
+			if m.refused[c.Hash].reason != reason {
+				m.refused[c.Hash] = refusal{reason, now}
+			}
 			delete(m.admitAt, c.Hash)
 			continue
 		}
@@ -408,6 +448,12 @@ func (m *Member) witness(now time.Time) {
 	}
 }
 
+// refusal is a certificate's that we will not admit.
+type refusal struct {
+	reason string
+	since  time.Time
+}
+
 // refusal says why we do not vouch for a certificate; empty: we do.
 func (m *Member) refusal(c *trust.Certificate, now time.Time) string {
 	clock := m.clock(now)
@@ -423,11 +469,20 @@ func (m *Member) refusal(c *trust.Certificate, now time.Time) string {
 	return ""
 }
 
-// lot draws how long to wait before vouching: by hash, so members differ.
+// lot draws how long to wait before vouching. Everybody orders the members by
+// the distance of their IDs to the certificate's hash, so each knows its turn.
 func (m *Member) lot(h trust.Hash, now time.Time) time.Duration {
-	members := len(m.reg.Members(m.valid(now)))
-	ticket := binary.BigEndian.Uint32(m.id[:4]) ^ binary.BigEndian.Uint32(h[:4])
-	return time.Duration(uint64(ticket) * uint64(admitSpread) * uint64(members) >> 32)
+	ticket := func(id mesh.NodeID) uint32 { return binary.BigEndian.Uint32(id[:4]) ^ binary.BigEndian.Uint32(h[:4]) }
+	own, turn := ticket(m.id), 0
+	for _, n := range m.reg.Members(m.valid(now)) {
+		if ticket(n.ID) < own && (n.Record == nil || !n.Record.Left) {
+			turn++
+		}
+	}
+	if turn < admitTurns {
+		return time.Duration(turn) * admitTurn
+	}
+	return admitTurns*admitTurn + time.Duration(uint64(own)*uint64(admitTurns*admitTurn)>>32)
 }
 
 func (m *Member) admit(c *trust.Certificate, now time.Time) {

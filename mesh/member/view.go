@@ -21,6 +21,11 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 		view.State = mesh.WaitingForSeed // holds a lease from before, but cannot prove its admission yet
 	}
 	members := m.reg.Members(m.valid(now))
+	for i := range members {
+		if members[i].ID == m.id && m.published != nil {
+			members[i].Record = m.published // whatever a clone says in our name
+		}
+	}
 	var claims []lease.Claim
 	for _, n := range members {
 		claims = append(claims, claimsOf(n, charter)...)
@@ -67,8 +72,10 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 		out = append(out, mesh.Finding{Level: level, Code: code, Message: fmt.Sprintf(format, args...)})
 	}
 	if clock := m.clock(now); !m.cert.ValidAt(clock) {
-		find("error", "clock", "this node's certificate is valid from %s to %s and the clock says %s: set the clock, or renew the certificate",
-			m.cert.NotBefore.UTC().Format(time.RFC3339), m.cert.NotAfter.UTC().Format(time.RFC3339), clock.UTC().Format(time.RFC3339))
+		find("error", "clock", "this node's certificate is valid from %s to %s, and by the clock it is not that time: set the clock, or renew the certificate",
+			m.cert.NotBefore.UTC().Format(time.RFC3339), m.cert.NotAfter.UTC().Format(time.RFC3339))
+	} else if clock.Sub(now) > clockSkew {
+		find("warning", "clock", "this host's clock is behind: the mesh has signed something as late as %s: set the clock", clock.UTC().Format(time.RFC3339))
 	}
 	admitted, _ := m.ownCertificate()
 	late := now.Sub(m.started) >= complainAfter
@@ -87,6 +94,7 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 		find("error", "pin_conflict", "the subnet %s that this node is pinned to belongs to another node with the same pin", m.cert.Rights.Pins)
 	case mesh.Quarantine:
 		find("error", "quarantined", "this node's subnet belongs to another node: traffic stays local until that one gives it back")
+	default: // nothing is wrong, or it is said above
 	}
 	if !m.outbidAt.IsZero() && now.Sub(m.outbidAt) < time.Minute {
 		find("warning", "identity_in_use", "records with this node's identity came from elsewhere: a clone runs, or this state was restored from a backup")
@@ -103,18 +111,18 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 			delete(names, n.Name)
 		}
 	}
-	for _, reason := range m.refusedReasons() {
+	for _, reason := range m.refusedReasons(now) {
 		find("warning", "admission_refused", "a node asks to join and is not admitted: %s", reason)
 	}
 	return out
 }
 
-// refusedReasons lists why certificates are not admitted, each reason once.
-func (m *Member) refusedReasons() []string {
+// refusedReasons lists why certificates were lately not admitted, each reason once.
+func (m *Member) refusedReasons(now time.Time) []string {
 	var out []string
 	for _, r := range m.refused {
-		if !slices.Contains(out, r) {
-			out = append(out, r)
+		if now.Sub(r.since) < reportRefusals && !slices.Contains(out, r.reason) {
+			out = append(out, r.reason)
 		}
 	}
 	slices.Sort(out)

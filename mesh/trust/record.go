@@ -195,9 +195,8 @@ func (r *Record) check() error {
 		return fmt.Errorf("%w: %d labels, at most 16", ErrMalformed, len(r.Labels))
 	}
 	for _, e := range r.Endpoints {
-		a := e.Addr()
-		if !e.IsValid() || e.Port() == 0 || a.Is4In6() || a.Zone() != "" || a.IsMulticast() || a.IsUnspecified() || a.IsLinkLocalUnicast() {
-			return fmt.Errorf("%w: endpoint %s", ErrMalformed, e)
+		if err := CheckEndpoint(e); err != nil {
+			return err
 		}
 	}
 	networks := map[string]bool{}
@@ -229,6 +228,15 @@ func (r *Record) check() error {
 	}
 	if err := checkWords(r.Suites); err != nil {
 		return fmt.Errorf("suites: %w", err)
+	}
+	return nil
+}
+
+// CheckEndpoint verifies that an address may stand in a record as an endpoint.
+func CheckEndpoint(e netip.AddrPort) error {
+	a := e.Addr()
+	if !e.IsValid() || e.Port() == 0 || a.Is4In6() || a.Zone() != "" || a.IsMulticast() || a.IsUnspecified() || a.IsLinkLocalUnicast() {
+		return fmt.Errorf("%w: endpoint %s", ErrMalformed, e)
 	}
 	return nil
 }

@@ -1,0 +1,387 @@
+package member
+
+import (
+	"cmp"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"meshd/mesh"
+	"meshd/mesh/lease"
+	"meshd/mesh/trust"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+var start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+func key(name string) ed25519.PrivateKey {
+	seed := sha256.Sum256([]byte(name))
+	return ed25519.NewKeyFromSeed(seed[:])
+}
+
+func public(name string) ed25519.PublicKey { return key(name).Public().(ed25519.PublicKey) }
+
+// sim is a mesh of Members in virtual time. What one broadcasts, all others that
+// are up and on its side of a partition receive after the delay.
+type sim struct {
+	t       *testing.T
+	charter *trust.Charter
+	now     time.Time
+	delay   time.Duration
+	hosts   []*host
+	events  []event
+	seq     int
+	serial  byte
+	out     strings.Builder
+
+	admissions map[trust.Hash]int // broadcast, by certificate
+}
+
+type event struct {
+	at  time.Time
+	seq int
+	do  func()
+}
+
+// host is a machine: what is on its disk, and the daemon while it runs.
+type host struct {
+	name    string
+	cert    []byte
+	founder bool
+	skew    time.Duration // of its clock
+	disk    State
+	table   [][]byte
+
+	m      *Member // nil: not running
+	nonce  uint64
+	view   *mesh.View
+	views  int
+	line   string // of the transcript
+	asked  map[trust.Hash]time.Time
+	spoken []trust.Record // own records, as broadcast
+	seed   *host
+}
+
+func newSim(t *testing.T, network mesh.Network) *sim {
+	c := trust.Charter{Name: "test", Version: 1, Created: start.Add(-time.Hour), Networks: []mesh.Network{network}}
+	raw := must(c.Sign(key("ca")))(t)
+	return &sim{
+		t: t, charter: must(trust.ParseCharter(raw, mesh.ID{}))(t), now: start, delay: 100 * time.Millisecond,
+		admissions: map[trust.Hash]int{},
+	}
+}
+
+// dual is the network that init makes by default; narrow has few subnets, which
+// are readable in a transcript.
+var (
+	dual = mesh.Network{
+		Name: "default", IPv4: netip.MustParsePrefix("10.86.0.0/16"), IPv4Len: 24,
+		IPv6: netip.MustParsePrefix("fd86:1:2::/48"), IPv6Len: 64,
+	}
+	narrow = mesh.Network{Name: "default", IPv4: netip.MustParsePrefix("10.86.0.0/21"), IPv4Len: 24}
+)
+
+func must[T any](v T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+// token makes a credential and reads it back from a token's text.
+func (s *sim) token(change func(*trust.Credential)) *trust.Token {
+	s.t.Helper()
+	s.serial++
+	c := trust.Credential{
+		Serial: trust.Serial{s.serial}, Key: public("token"), NotBefore: start.Add(-time.Hour), NotAfter: start.Add(24 * time.Hour),
+		MaxCertLife: 365 * 24 * time.Hour,
+	}
+	if change != nil {
+		change(&c)
+	}
+	raw := must(c.Sign(key("ca")))(s.t)
+	token := &trust.Token{
+		Charter: s.charter, Credential: must(trust.ParseCredential(raw, s.charter.CA))(s.t),
+		Key: key("token"), GossipKey: make([]byte, trust.GossipKeySize),
+	}
+	return must(trust.ParseToken(token.String()))(s.t)
+}
+
+// host adds a machine whose certificate the token signs; nil: the CA does. Its
+// serial is fixed, unlike that of Token.Certify, so that lots fall alike.
+func (s *sim) host(name string, token *trust.Token) *host {
+	s.t.Helper()
+	s.serial++
+	c := trust.Certificate{
+		Serial: trust.Serial{s.serial}, Identity: public(name), Name: name, NotBefore: start.Add(-time.Hour),
+		NotAfter: start.Add(300 * 24 * time.Hour), Admitted: start.Add(-time.Hour),
+	}
+	signer := key("ca")
+	if token != nil {
+		c.Credential, c.Rights, signer = token.Credential, token.Credential.Rights, token.Key
+	}
+	h := &host{name: name, cert: must(c.Sign(signer))(s.t), founder: token == nil, asked: map[trust.Hash]time.Time{}}
+	s.hosts = append(s.hosts, h)
+	return h
+}
+
+func (s *sim) after(d time.Duration, do func()) {
+	s.seq++
+	s.events = append(s.events, event{s.now.Add(d), s.seq, do})
+}
+
+// start runs the daemon of a host: epoch raised and saved, addresses told, and
+// an exchange with the seed as soon as that one is up.
+func (s *sim) start(h, seed *host) {
+	s.t.Helper()
+	h.disk.Epoch++
+	s.seq++
+	h.nonce = uint64(s.seq)<<32 | uint64(h.disk.Epoch)
+	m, err := New(s.now.Add(h.skew), Config{
+		Identity: key(h.name), Charter: s.charter.Raw, Certificate: h.cert, TunnelKey: mesh.Key(sha256.Sum256([]byte(h.name))),
+		Nonce: h.nonce, Founder: h.founder, HasSeeds: seed != nil, OnConflict: lease.Auto, Suites: []string{"chacha20poly1305"},
+	}, h.disk, h.table)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	h.m, h.view, h.seed = m, nil, seed
+	m.SetEndpoints(s.now, []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(slices.Index(s.hosts, h) + 1)}), 51820)})
+	if seed != nil {
+		s.after(s.delay, func() { s.exchange(m, h, seed) })
+	}
+	s.step(h)
+}
+
+// stop kills the daemon.
+func (h *host) stop() { h.table, h.m = h.m.Table(), nil }
+
+// exchange swaps whole tables, and tries again while the seed is down.
+func (s *sim) exchange(m *Member, h, seed *host) {
+	if h.m != m {
+		return // restarted meanwhile
+	}
+	if seed.m == nil {
+		s.after(time.Second, func() { s.exchange(m, h, seed) })
+		return
+	}
+	ours, theirs := m.Table(), seed.m.Table()
+	for _, x := range []struct {
+		to  *host
+		raw [][]byte
+	}{{h, theirs}, {seed, ours}} {
+		for _, raw := range x.raw {
+			_ = x.to.m.Receive(s.now, raw)
+		}
+		x.to.m.Synced(s.now.Add(x.to.skew))
+		s.step(x.to)
+	}
+}
+
+// step runs one Step of a host and does what it asks for.
+func (s *sim) step(h *host) {
+	now := s.now.Add(h.skew)
+	out := h.m.Step(now)
+	if out.Save != nil {
+		h.disk = *out.Save
+	}
+	for _, raw := range out.Broadcast {
+		s.spread(h, raw)
+	}
+	for _, hash := range out.Want {
+		if s.now.Before(h.asked[hash]) {
+			continue
+		}
+		h.asked[hash] = s.now.Add(time.Second)
+		s.after(s.delay, func() { s.answer(h, hash) })
+	}
+	if out.View != nil {
+		h.views++
+		h.view = out.View
+		s.tell(h)
+	}
+}
+
+func (s *sim) spread(h *host, raw []byte) {
+	if len(raw) > trust.MaxBroadcast {
+		s.t.Errorf("broadcast of %d bytes", len(raw))
+	}
+	if a, err := trust.ParseAdmission(raw); err == nil {
+		s.admissions[a.Certificate]++
+	}
+	if r, err := trust.ParseRecord(raw); err == nil {
+		h.spoken = append(h.spoken, *r)
+		if r.Version.Epoch != h.disk.Epoch || r.Left != h.disk.Left {
+			s.t.Errorf("%s speaks in epoch %d with epoch %d on disk", h.name, r.Version.Epoch, h.disk.Epoch)
+		}
+	}
+	s.after(s.delay, func() {
+		for _, to := range s.hosts {
+			if to != h && to.m != nil {
+				_ = to.m.Receive(s.now, raw)
+				s.step(to)
+			}
+		}
+	})
+}
+
+// answer looks a certificate up at the first who knows it.
+func (s *sim) answer(h *host, hash trust.Hash) {
+	for _, other := range s.hosts {
+		if other == h || other.m == nil || h.m == nil {
+			continue
+		}
+		if raws := other.m.Lookup(hash); raws != nil {
+			s.after(s.delay, func() {
+				for _, raw := range raws {
+					_ = h.m.Receive(s.now, raw)
+				}
+				s.step(h)
+			})
+			return
+		}
+	}
+}
+
+// run lets time pass, doing everything that falls due.
+func (s *sim) run(d time.Duration) {
+	s.t.Helper()
+	end := s.now.Add(d)
+	for steps := 0; ; steps++ {
+		next, at, do := end, -1, (*host)(nil)
+		for i, e := range s.events {
+			if e.at.Before(next) || e.at.Equal(next) && at >= 0 && e.seq < s.events[at].seq {
+				next, at = e.at, i
+			}
+		}
+		for _, h := range s.hosts {
+			if h.m == nil {
+				continue
+			}
+			if due, ok := h.m.Next(); ok && due.Add(-h.skew).Before(next) {
+				next, do = due.Add(-h.skew), h
+			}
+		}
+		if do == nil && at < 0 {
+			s.now = end
+			return
+		}
+		if next.After(s.now) {
+			s.now = next
+		}
+		if do != nil {
+			s.step(do)
+			if due, _ := do.m.Next(); !due.After(s.now.Add(do.skew)) {
+				s.t.Fatalf("%s is due again at once, at %s", do.name, s.now.Sub(start))
+			}
+		} else {
+			e := s.events[at]
+			s.events = slices.Delete(s.events, at, at+1)
+			e.do()
+		}
+		if steps > 1_000_000 {
+			s.t.Fatal("the mesh does not come to rest")
+		}
+	}
+}
+
+func (s *sim) say(format string, args ...any) {
+	fmt.Fprintf(&s.out, "%9s  -- %s\n", s.now.Sub(start).Round(time.Millisecond), fmt.Sprintf(format, args...))
+}
+
+// tell writes what a host sees, if that is news.
+func (s *sim) tell(h *host) {
+	v := h.view
+	var nodes []string
+	for _, n := range v.Nodes {
+		text := n.Name
+		for _, l := range n.Leases {
+			text += fmt.Sprintf(" %s %s", l.Prefixes[0], l.State)
+		}
+		if n.Left {
+			text += " left"
+		}
+		nodes = append(nodes, text)
+	}
+	slices.Sort(nodes)
+	line := fmt.Sprintf("%-8s epoch %d %-16s  %s", h.name, v.Epoch, v.State, strings.Join(nodes, ", "))
+	for _, f := range v.Health {
+		line += "  !" + f.Code
+	}
+	if line != h.line {
+		h.line = line
+		fmt.Fprintf(&s.out, "%9s  %s\n", s.now.Sub(start).Round(time.Millisecond), line)
+	}
+}
+
+func (s *sim) golden() {
+	s.t.Helper()
+	file := filepath.Join("testdata", strings.TrimPrefix(s.t.Name(), "Test")+".txt")
+	if *update {
+		if err := os.WriteFile(file, []byte(s.out.String()), 0o644); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	if want, got := string(must(os.ReadFile(file))(s.t)), s.out.String(); got != want {
+		s.t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+// held is the subnet that a host sees itself hold.
+func (h *host) held() string {
+	if n, ok := h.view.Node(h.view.Self); ok {
+		for _, l := range n.Leases {
+			if l.State == mesh.Held {
+				return l.Prefixes[0].String()
+			}
+		}
+	}
+	return ""
+}
+
+func (h *host) has(code string) bool {
+	return slices.ContainsFunc(h.view.Health, func(f mesh.Finding) bool { return f.Code == code })
+}
+
+// agreed tells whether all running hosts are ready and see the same owners of
+// subnets of their own.
+func (s *sim) agreed() bool {
+	var first []string
+	for i, h := range slices.DeleteFunc(slices.Clone(s.hosts), func(h *host) bool { return h.m == nil }) {
+		if h.view == nil || h.view.State != mesh.Ready {
+			return false
+		}
+		var seen []string
+		owners := map[netip.Prefix]bool{}
+		for _, n := range h.view.Nodes {
+			for _, l := range n.Leases {
+				seen = append(seen, fmt.Sprint(n.Name, l.Prefixes, l.State))
+				if l.State != mesh.Held || owners[l.Prefixes[0]] {
+					return false
+				}
+				owners[l.Prefixes[0]] = true
+			}
+		}
+		slices.SortFunc(seen, cmp.Compare[string])
+		if i == 0 {
+			first = seen
+		} else if !slices.Equal(first, seen) {
+			return false
+		}
+		if len(seen) < len(s.hosts) {
+			return false
+		}
+	}
+	return len(first) > 0
+}
