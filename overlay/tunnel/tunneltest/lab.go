@@ -177,4 +177,3 @@ func eventually(t *testing.T, what string, check func() (bool, string)) {
 		}
 	}
 }
-
