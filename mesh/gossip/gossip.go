@@ -79,7 +79,7 @@ const (
 	// tableEvery bounds how old the saved table is; it is only a cache.
 	tableEvery = time.Minute
 	// peersEvery bounds how old the saved addresses are.
-	peersEvery = 5 * time.Second
+	peersEvery = time.Second
 	// createAgain is the pause after an instance could not be made.
 	createAgain = time.Second
 	// leaveWait is how long Leave waits for memberlist's own goodbye.

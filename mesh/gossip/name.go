@@ -1,10 +1,9 @@
 package gossip
 
 import (
+	"crypto/rand"
 	"encoding/hex"
 	"strings"
-
-	"crypto/rand"
 
 	"meshd/mesh"
 )

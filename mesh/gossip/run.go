@@ -323,6 +323,7 @@ func (l *loop) step(now time.Time) {
 			l.say.say(slog.LevelError, "state is not saved, so nothing new is said; trying on", "err", err)
 		} else {
 			l.unsaved = nil
+			l.tableAt = now // has the admission, without which a lease counts for nothing after a restart alone
 		}
 	}
 	if l.unsaved == nil {

@@ -1,0 +1,534 @@
+package gossip_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"meshd/mesh"
+	"meshd/mesh/gossip"
+	"meshd/mesh/member"
+	"meshd/mesh/meshtest"
+	"meshd/mesh/trust"
+)
+
+// core is a stand-in for a member: it believes every object but those that begin
+// with "bad", and says its endpoints. "needs " and a hash asks for that object.
+type core struct {
+	self mesh.NodeID
+	pad  int // size of what it says
+
+	mu      sync.Mutex
+	objects map[string]bool
+	out     member.Output
+	saves   bool // each saying needs a save
+	synced  int
+	left    bool
+}
+
+func newCore(self mesh.NodeID) *core { return &core{self: self, objects: map[string]bool{}} }
+
+func (c *core) Receive(_ time.Time, raw []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if bytes.HasPrefix(raw, []byte("bad")) {
+		return errors.New("bad object")
+	}
+	c.objects[string(raw)] = true
+	return nil
+}
+
+func (c *core) Synced(time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.synced++
+}
+
+func (c *core) SetEndpoints(_ time.Time, endpoints []netip.AddrPort) {
+	c.say(fmt.Sprintf("%s is at %s", c.self.Short(), endpoints))
+}
+
+func (c *core) Leave(time.Time) {
+	c.mu.Lock()
+	c.left = true
+	c.mu.Unlock()
+	c.say(fmt.Sprintf("%s leaves", c.self.Short()))
+}
+
+func (c *core) say(text string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	text += strings.Repeat(".", max(0, c.pad-len(text)))
+	c.objects[text] = true
+	c.out.Broadcast = append(c.out.Broadcast, []byte(text))
+	if c.saves {
+		c.out.Save = &member.State{Epoch: 1, Left: c.left}
+	}
+}
+
+func (c *core) Step(time.Time) member.Output {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := c.out
+	c.out = member.Output{}
+	for text := range c.objects {
+		needed, ok := strings.CutPrefix(text, "needs ")
+		if ok && c.find(trust.Hash([]byte(needed))) == "" {
+			out.Want = append(out.Want, trust.Hash([]byte(needed)))
+		}
+	}
+	return out
+}
+
+func (c *core) Next() (time.Time, bool) { return time.Time{}, false }
+
+// Table leaves out what is said to be fetched.
+func (c *core) Table() [][]byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out [][]byte
+	for _, text := range slices.Sorted(maps.Keys(c.objects)) {
+		if !strings.HasPrefix(text, "fetched") {
+			out = append(out, []byte(text))
+		}
+	}
+	return out
+}
+
+func (c *core) Lookup(h trust.Hash) [][]byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if text := c.find(h); text != "" {
+		return [][]byte{[]byte(text)}
+	}
+	return nil
+}
+
+func (c *core) find(h trust.Hash) string {
+	for text := range c.objects {
+		if trust.Hash(sha256.Sum256([]byte(text))) == h {
+			return text
+		}
+	}
+	return ""
+}
+
+func (c *core) knows(text string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for o := range c.objects {
+		if strings.HasPrefix(o, text) {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *core) exchanges() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.synced
+}
+
+// node is one gossip with its stand-in.
+type node struct {
+	*gossip.Gossip
+	core  *core
+	store *meshtest.Store
+	id    mesh.NodeID
+	at    netip.AddrPort
+	stop  func() // ends it, and waits
+}
+
+var testKey = bytes.Repeat([]byte{1}, 32)
+
+func id(n int) (id mesh.NodeID) {
+	id[0], id[19] = byte(n), byte(n)
+	return id
+}
+
+func address(n int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), 51881)
+}
+
+// start runs node n at its address until the test ends. change may be nil.
+func start(t *testing.T, net *meshtest.Network, n int, change func(*gossip.Options, *core)) *node {
+	t.Helper()
+	x := &node{core: newCore(id(n)), store: &meshtest.Store{}, id: id(n), at: address(n)}
+	opt := gossip.Options{
+		Core: x.core, Store: x.store, Self: x.id, Keys: [][]byte{testKey}, Advertise: x.at,
+		Seeds: []string{address(1).String()}, Transport: net.Transport,
+	}
+	if change != nil {
+		change(&opt, x.core)
+	}
+	x.at = opt.Advertise
+	var err error
+	if x.Gossip, err = gossip.New(opt); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- x.Run(ctx) }()
+	x.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	t.Cleanup(x.stop)
+	return x
+}
+
+// startAll runs nodes 1 to n.
+func startAll(t *testing.T, net *meshtest.Network, n int) []*node {
+	t.Helper()
+	nodes := make([]*node, n)
+	for i := range nodes {
+		nodes[i] = start(t, net, i+1, nil)
+	}
+	return nodes
+}
+
+// within waits, in the bubble's time, until all conditions hold.
+func within(t *testing.T, limit time.Duration, what string, conditions ...func() bool) {
+	t.Helper()
+	begin := time.Now()
+	for _, ok := range conditions {
+		for !ok() {
+			if time.Since(begin) > limit {
+				t.Fatalf("not within %s: %s", limit, what)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+}
+
+func (x *node) sees(n int) func() bool { return func() bool { return len(x.Stats().Live) == n } }
+
+func (x *node) knows(text string) func() bool { return func() bool { return x.core.knows(text) } }
+
+func TestMembersFindEachOther(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		net := meshtest.NewNetwork(1)
+		nodes := startAll(t, net, 3)
+		for _, x := range nodes {
+			within(t, 2*time.Second, "all see two others", x.sees(2))
+		}
+		nodes[2].SetEndpoints([]netip.AddrPort{netip.MustParseAddrPort("198.51.100.3:51880")})
+		said := id(3).Short() + " is at [198.51.100.3:51880]"
+		for _, x := range nodes {
+			within(t, time.Second, "a broadcast reaches all", x.knows(said))
+		}
+	})
+}
+
+func TestBroadcastReachesAllThroughRelays(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		net := meshtest.NewNetwork(2)
+		net.SetLatency(30 * time.Millisecond)
+		net.SetLoss(0.1)
+		nodes := startAll(t, net, 40)
+		for _, x := range nodes {
+			within(t, 20*time.Second, "all see all", x.sees(39))
+		}
+		before := 0
+		for _, x := range nodes {
+			before += x.core.exchanges()
+		}
+		nodes[7].SetEndpoints(nil)
+		for _, x := range nodes {
+			within(t, 4*time.Second, "all know", x.knows(id(8).Short()+" is at []"))
+		}
+		after := 0
+		for _, x := range nodes {
+			after += x.core.exchanges()
+		}
+		if after-before > 20 {
+			t.Errorf("%d exchanges went on meanwhile: it may not have been the broadcast", after-before)
+		}
+	})
+}
+
+// The largest object that may be broadcast must fit a packet with all framing,
+// or it would sit in memberlist's queue for ever.
+func TestLargestBroadcastFits(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		net := meshtest.NewNetwork(3)
+		a := start(t, net, 1, func(_ *gossip.Options, c *core) { c.pad = trust.MaxBroadcast })
+		b := start(t, net, 2, nil)
+		within(t, 2*time.Second, "they meet", a.sees(1), b.sees(1))
+		time.Sleep(100 * time.Millisecond)
+		before := b.core.exchanges()
+		a.SetEndpoints(nil)
+		within(t, time.Second, "it arrives", b.knows(id(1).Short()))
+		if b.core.exchanges() != before {
+			t.Skip("a table was exchanged at that very moment")
+		}
+	})
+}
+
+func TestRestartIsWelcomeAtOnce(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		at   netip.AddrPort
+	}{{"same address", address(3)}, {"new address", address(9)}} {
+		t.Run(tt.name, func(t *testing.T) {
+			meshtest.Bubble(t, func(t *testing.T) {
+				net := meshtest.NewNetwork(4)
+				nodes := startAll(t, net, 3)
+				for _, x := range nodes {
+					within(t, 2*time.Second, "they meet", x.sees(2))
+				}
+				nodes[2].stop() // as kill -9 does: nobody is told
+				again := start(t, net, 3, func(o *gossip.Options, _ *core) { o.Advertise = tt.at })
+				within(t, 2*time.Second, "it sees the others", again.sees(2))
+				again.SetEndpoints(nil)
+				for _, x := range nodes[:2] {
+					within(t, time.Second, "they hear it", x.knows(id(3).Short()+" is at []"))
+				}
+			})
+		})
+	}
+}
+
+func TestNewAddress(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		net := meshtest.NewNetwork(5)
+		nodes := startAll(t, net, 3)
+		for _, x := range nodes {
+			within(t, 2*time.Second, "they meet", x.sees(2))
+		}
+		old := nodes[2].Stats()
+		nodes[2].SetAddress(address(33))
+		moved := func() bool { s := nodes[2].Stats(); return s.Address == address(33) && len(s.Live) == 2 }
+		within(t, 2*time.Second, "it moves and meets them again", moved)
+		if s := nodes[2].Stats(); s.Name == old.Name || !strings.HasPrefix(s.Name, id(3).String()+".") {
+			t.Errorf("name after a move is %s, before %s", s.Name, old.Name)
+		}
+		nodes[0].SetEndpoints(nil)
+		within(t, time.Second, "they reach it there", nodes[2].knows(id(1).Short()+" is at []"))
+		name := nodes[2].Stats().Name
+		nodes[2].SetAddress(address(33))
+		synctest.Wait()
+		if nodes[2].Stats().Name != name {
+			t.Error("the same address again made a new instance")
+		}
+	})
+}
+
+// A node that does not know its address yet serves its core, and starts to speak
+// when it does.
+func TestNoAddressYet(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		net := meshtest.NewNetwork(6)
+		a := start(t, net, 1, nil)
+		b := start(t, net, 2, func(o *gossip.Options, _ *core) { o.Advertise = netip.AddrPort{} })
+		b.SetEndpoints(nil)
+		time.Sleep(5 * time.Second)
+		if b.Stats().Name != "" || a.core.knows(id(2).Short()) {
+			t.Fatal("it spoke without an address")
+		}
+		b.SetAddress(address(2))
+		within(t, 2*time.Second, "it is heard", a.knows(id(2).Short()+" is at []"))
+	})
+}
+
+func TestPartitionHeals(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		net := meshtest.NewNetwork(7)
+		nodes := startAll(t, net, 6)
+		for _, x := range nodes {
+			within(t, 3*time.Second, "they meet", x.sees(5))
+		}
+		net.Partition([]netip.AddrPort{nodes[3].at, nodes[4].at, nodes[5].at})
+		for _, x := range nodes {
+			within(t, 3*time.Minute, "each side sees itself", x.sees(2))
+		}
+		// Longer than memberlist remembers the dead.
+		time.Sleep(10 * time.Minute)
+		nodes[1].SetEndpoints(nil)
+		nodes[4].SetEndpoints(nil)
+		time.Sleep(time.Second)
+		if nodes[5].core.knows(id(2).Short()) || nodes[2].core.knows(id(5).Short()) {
+			t.Fatal("the partition leaks")
+		}
+		net.Partition()
+		for _, x := range nodes {
+			within(t, 15*time.Second, "it heals", x.sees(5), x.knows(id(2).Short()), x.knows(id(5).Short()))
+		}
+	})
+}
+
+// Nobody has a seed that answers; what was saved last time is enough.
+func TestKnownPeersReplaceSeeds(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		net := meshtest.NewNetwork(8)
+		nodes := startAll(t, net, 3)
+		for _, x := range nodes {
+			within(t, 2*time.Second, "they meet", x.sees(2))
+		}
+		for _, x := range nodes {
+			x.stop()
+		}
+		_, _, peers := nodes[2].store.Saved()
+		if !slices.Contains(peers, address(2)) {
+			t.Fatalf("saved peers are %s", peers)
+		}
+		time.Sleep(time.Hour)
+		a := start(t, net, 2, func(o *gossip.Options, _ *core) { o.Seeds = nil })
+		time.Sleep(time.Minute) // others boot later
+		b := start(t, net, 3, func(o *gossip.Options, _ *core) { o.Peers = peers })
+		within(t, 2*time.Second, "they meet", a.sees(1), b.sees(1))
+	})
+}
+
+func TestSeedThatComesBack(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		net := meshtest.NewNetwork(9)
+		b := start(t, net, 2, nil)
+		time.Sleep(time.Hour)
+		a := start(t, net, 1, nil)
+		within(t, 6*time.Second, "it is found", a.sees(1), b.sees(1))
+	})
+}
+
+func TestWantIsAnswered(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		net := meshtest.NewNetwork(10)
+		net.SetLoss(0.2)
+		nodes := startAll(t, net, 3)
+		for _, x := range nodes {
+			within(t, 5*time.Second, "they meet", x.sees(2))
+		}
+		large := "fetched " + strings.Repeat("x", trust.MaxObject-8) // not in tables, and too large to be broadcast
+		hash := sha256.Sum256([]byte(large))
+		if err := nodes[0].core.Receive(time.Now(), []byte(large)); err != nil {
+			t.Fatal(err)
+		}
+		nodes[2].core.say("needs " + string(hash[:]))
+		nodes[2].SetEndpoints(nil)
+		for _, x := range nodes {
+			within(t, 5*time.Second, "who needs it gets it", x.knows("fetched"))
+		}
+	})
+}
+
+func TestSaveComesFirst(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		net := meshtest.NewNetwork(11)
+		a := start(t, net, 1, func(_ *gossip.Options, c *core) { c.saves = true })
+		b := start(t, net, 2, nil)
+		within(t, 2*time.Second, "they meet", a.sees(1), b.sees(1))
+		a.store.Fail(true)
+		a.SetEndpoints(nil)
+		time.Sleep(5 * time.Minute) // ten exchanges of tables
+		if b.core.knows(id(1).Short()) {
+			t.Fatal("said before it was saved")
+		}
+		b.SetEndpoints(nil)
+		within(t, time.Second, "it goes on listening", a.knows(id(2).Short()))
+		a.store.Fail(false)
+		within(t, 3*time.Second, "then it is said", b.knows(id(1).Short()))
+		if state, _, _ := a.store.Saved(); state.Epoch != 1 {
+			t.Error("said, and not saved")
+		}
+	})
+}
+
+func TestLeave(t *testing.T) {
+	t.Run("others hear it", func(t *testing.T) {
+		meshtest.Bubble(t, func(t *testing.T) {
+			net := meshtest.NewNetwork(12)
+			nodes := startAll(t, net, 3)
+			for _, x := range nodes {
+				within(t, 2*time.Second, "they meet", x.sees(2))
+			}
+			begin := time.Now()
+			if err := nodes[2].Leave(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(begin); took > 3*time.Second {
+				t.Errorf("leaving took %s", took)
+			}
+			nodes[2].stop()
+			for _, x := range nodes[:2] {
+				within(t, time.Second, "they know", x.knows(id(3).Short()+" leaves"), x.sees(1))
+			}
+		})
+	})
+	t.Run("alone", func(t *testing.T) {
+		meshtest.Bubble(t, func(t *testing.T) {
+			a := start(t, meshtest.NewNetwork(13), 1, func(_ *gossip.Options, c *core) { c.saves = true })
+			if err := a.Leave(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if state, _, _ := a.store.Saved(); !state.Left {
+				t.Error("not saved")
+			}
+		})
+	})
+	t.Run("not before it is saved", func(t *testing.T) {
+		meshtest.Bubble(t, func(t *testing.T) {
+			a := start(t, meshtest.NewNetwork(14), 1, func(_ *gossip.Options, c *core) { c.saves = true })
+			a.store.Fail(true)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			if err := a.Leave(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Leave: %v", err)
+			}
+		})
+	})
+	t.Run("after the end", func(t *testing.T) {
+		meshtest.Bubble(t, func(t *testing.T) {
+			a := start(t, meshtest.NewNetwork(15), 1, nil)
+			a.stop()
+			if err := a.Leave(t.Context()); err == nil {
+				t.Error("Leave succeeds")
+			}
+		})
+	})
+}
+
+func TestForeignKeyIsShutOut(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		net := meshtest.NewNetwork(16)
+		a := start(t, net, 1, nil)
+		b := start(t, net, 2, func(o *gossip.Options, _ *core) { o.Keys = [][]byte{bytes.Repeat([]byte{2}, 32)} })
+		b.SetEndpoints(nil)
+		time.Sleep(time.Minute)
+		if len(a.Stats().Live)+len(b.Stats().Live) > 0 || a.core.knows(id(2).Short()) || a.core.exchanges() > 0 {
+			t.Error("a host with another key got in")
+		}
+		// During a rotation the other side still accepts the older key.
+		c := start(t, net, 3, func(o *gossip.Options, _ *core) { o.Keys = [][]byte{testKey, bytes.Repeat([]byte{2}, 32)} })
+		within(t, 2*time.Second, "a second key on the ring does no harm", c.sees(1), a.sees(1))
+	})
+}
+
+// A slow reader of views gets the newest.
+func TestViewsKeepTheNewest(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		a := start(t, meshtest.NewNetwork(17), 1, nil)
+		for epoch := range uint64(5) {
+			a.core.mu.Lock()
+			a.core.out.View = &mesh.View{Epoch: epoch + 1}
+			a.core.mu.Unlock()
+			a.SetEndpoints(nil)
+			synctest.Wait()
+		}
+		if v := <-a.Views(); v.Epoch != 5 {
+			t.Errorf("view %d, want the fifth", v.Epoch)
+		}
+	})
+}

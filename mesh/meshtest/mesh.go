@@ -1,0 +1,141 @@
+package meshtest
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"errors"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"meshd/mesh"
+	"meshd/mesh/member"
+	"meshd/mesh/statedir"
+	"meshd/mesh/trust"
+)
+
+// Mesh is what it takes to make members: a CA, a charter, a gossip key.
+type Mesh struct {
+	Charter   *trust.Charter
+	GossipKey []byte
+
+	ca    ed25519.PrivateKey
+	token *trust.Token
+}
+
+// NewMesh founds a mesh with one network of 256 subnets. Its token admits any
+// number of nodes for a day.
+func NewMesh(t testing.TB) *Mesh {
+	t.Helper()
+	now := time.Now()
+	_, ca, _ := ed25519.GenerateKey(nil)
+	_, key, _ := ed25519.GenerateKey(nil)
+	charter := &trust.Charter{Name: "test", Version: 1, Created: now, Networks: []mesh.Network{{
+		Name: "default", IPv4: netip.MustParsePrefix("10.86.0.0/16"), IPv4Len: 24,
+		IPv6: netip.MustParsePrefix("fd00:86::/48"), IPv6Len: 64,
+	}}}
+	raw := must(charter.Sign(ca))(t)
+	charter = must(trust.ParseCharter(raw, mesh.ID{}))(t)
+	credential := &trust.Credential{
+		Serial: trust.NewSerial(), Key: key.Public().(ed25519.PublicKey),
+		NotBefore: now.Add(-time.Minute), NotAfter: now.Add(24 * time.Hour), MaxCertLife: 365 * 24 * time.Hour,
+	}
+	raw = must(credential.Sign(ca))(t)
+	credential = must(trust.ParseCredential(raw, charter.CA))(t)
+	gossipKey := bytes.Repeat([]byte{7}, trust.GossipKeySize)
+	return &Mesh{charter, gossipKey, ca, &trust.Token{Charter: charter, Credential: credential, Key: key, GossipKey: gossipKey}}
+}
+
+// Founder gives the state of the first node, as init makes it.
+func (m *Mesh) Founder(t testing.TB, name string) (statedir.Keys, statedir.Membership) {
+	t.Helper()
+	keys, now := statedir.NewKeys(), time.Now()
+	cert := trust.Certificate{
+		Serial: trust.NewSerial(), Identity: keys.Identity.Public().(ed25519.PublicKey), Name: name, SealKey: keys.Seal.Public(),
+		NotBefore: now.Add(-time.Minute), NotAfter: now.Add(365 * 24 * time.Hour), Admitted: now.Add(-time.Minute),
+	}
+	raw := must(cert.Sign(m.ca))(t)
+	return keys, statedir.Membership{Charter: m.Charter.Raw, Certificate: raw, GossipKeys: [][]byte{m.GossipKey}, Founder: true}
+}
+
+// Joined gives the state of another node, as join makes it from the token.
+func (m *Mesh) Joined(t testing.TB, name string) (statedir.Keys, statedir.Membership) {
+	t.Helper()
+	keys := statedir.NewKeys()
+	cert := must(m.token.Certify(keys.Identity.Public().(ed25519.PublicKey), keys.Seal.Public(), name, time.Now()))(t)
+	return keys, statedir.Membership{Charter: m.Charter.Raw, Certificate: cert.Raw, GossipKeys: [][]byte{m.GossipKey}}
+}
+
+// Member builds the membership machine of a node from its state.
+func Member(t testing.TB, keys statedir.Keys, m statedir.Membership, state member.State, table [][]byte, nonce uint64) *member.Member {
+	t.Helper()
+	return must(member.New(time.Now(), member.Config{
+		Identity: keys.Identity, Charter: m.Charter, Certificate: m.Certificate, TunnelKey: keys.Tunnel.Public(),
+		Nonce: nonce, Founder: m.Founder, HasSeeds: !m.Founder,
+	}, state, table))(t)
+}
+
+// Store keeps in memory what gossip saves. Its zero value is ready, and it is
+// safe for concurrent use.
+type Store struct {
+	mu    sync.Mutex
+	fail  bool
+	state member.State
+	table [][]byte
+	peers []netip.AddrPort
+}
+
+// ErrStore is what a failing store says.
+var ErrStore = errors.New("no space left on device")
+
+// Fail makes every save fail, or succeed again.
+func (s *Store) Fail(fail bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fail = fail
+}
+
+// SaveState keeps the state.
+func (s *Store) SaveState(state member.State) error {
+	return s.save(func() { s.state = state })
+}
+
+// SaveTable keeps the table.
+func (s *Store) SaveTable(table [][]byte) error {
+	return s.save(func() { s.table = slices.Clone(table) })
+}
+
+// SavePeers keeps the addresses.
+func (s *Store) SavePeers(peers []netip.AddrPort) error {
+	return s.save(func() { s.peers = slices.Clone(peers) })
+}
+
+// Saved gives what was saved last.
+func (s *Store) Saved() (member.State, [][]byte, []netip.AddrPort) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state, s.table, s.peers
+}
+
+func (s *Store) save(set func()) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail {
+		return ErrStore
+	}
+	set()
+	return nil
+}
+
+// must gives a value, or ends the test.
+func must[T any](value T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return value
+	}
+}
