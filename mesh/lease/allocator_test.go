@@ -147,6 +147,12 @@ func TestTranscripts(t *testing.T) {
 		s.after(ProbeWindow(3), "window over", nil)
 		s.golden()
 	})
+	t.Run("pending is never quarantined", func(t *testing.T) {
+		s := newScript(t, Config{OnConflict: Quarantine}, mesh.Lease{})
+		s.after(0, "claims", func(w *World) { w.InUse = true })
+		s.after(time.Second, "an earlier claim of the same", add(other(s.cfg.Network, 1, at(s), mesh.Pending, earlier)))
+		s.golden()
+	})
 	t.Run("held loser renumbers", func(t *testing.T) {
 		s := newScript(t, Config{}, mesh.Lease{})
 		s.after(0, "claims", nil)

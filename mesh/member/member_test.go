@@ -204,6 +204,30 @@ func TestAdmissionsPerNewcomer(t *testing.T) {
 	}
 }
 
+// TestAdmittedByTheLastOneAwake joins a mesh of ten of which nine are away.
+func TestAdmittedByTheLastOneAwake(t *testing.T) {
+	for awake := range 10 {
+		s := newSim(t, dual)
+		for i := range 10 {
+			h := s.host(fmt.Sprint("n", i), nil)
+			h.founder = i == 0
+			s.start(h, s.hosts[0])
+		}
+		s.run(10 * time.Second)
+		for i, h := range s.hosts {
+			if i != awake {
+				h.stop()
+			}
+		}
+		newcomer := s.host("new", s.token(nil))
+		s.start(newcomer, s.hosts[awake])
+		s.run(2*admitTurns*admitTurn + time.Second)
+		if len(newcomer.view.Nodes) != 11 {
+			t.Errorf("with n%d awake the newcomer sees %d nodes", awake, len(newcomer.view.Nodes))
+		}
+	}
+}
+
 func TestLeave(t *testing.T) {
 	s := newSim(t, mesh.Network{Name: "default", IPv4: netip.MustParsePrefix("10.86.0.0/24"), IPv4Len: 25}) // two subnets
 	token := s.token(nil)

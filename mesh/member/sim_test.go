@@ -296,8 +296,8 @@ func (s *sim) run(d time.Duration) {
 	}
 }
 
-func (s *sim) say(format string, args ...any) {
-	fmt.Fprintf(&s.out, "%9s  -- %s\n", s.now.Sub(start).Round(time.Millisecond), fmt.Sprintf(format, args...))
+func (s *sim) say(what string) {
+	fmt.Fprintf(&s.out, "%9s  -- %s\n", s.now.Sub(start).Round(time.Millisecond), what)
 }
 
 // tell writes what a host sees, if that is news.
