@@ -78,8 +78,8 @@ func (c *cli) runInit(ctx context.Context, f initFlags) error {
 	if f.name == "" {
 		return usage("--name is missing: give the mesh a name, such as `meshctl init --name home`")
 	}
-	if err := trust.CheckName(f.name); err != nil {
-		return usage("--name: %w", err)
+	if err := checkName("--name", f.name); err != nil {
+		return err
 	}
 	place, err := c.openPlace(f.node)
 	if err != nil {
@@ -116,6 +116,13 @@ func (c *cli) runInit(ctx context.Context, f initFlags) error {
 		return err
 	}
 	c.sayFounded(place, f.name, network, key, ca)
+	return nil
+}
+
+func checkName(flag, name string) error {
+	if trust.CheckName(name) != nil {
+		return usage("%s %q: a name has 1 to 63 of a-z, 0-9 and -, neither first nor last a -", flag, name)
+	}
 	return nil
 }
 
@@ -170,8 +177,8 @@ func (c *cli) openPlace(node string) (*place, error) {
 	if p.node == "" {
 		p.node = cfg.Node.Name
 	}
-	if err := trust.CheckName(p.node); err != nil {
-		return nil, usage("--node: %w", err)
+	if err := checkName("--node", p.node); err != nil {
+		return nil, err
 	}
 	// Before the lock, since a daemon that runs holds that, and "is a member" is
 	// the better answer.

@@ -74,11 +74,7 @@ func chooseIPv4(flag string, all []obstacle) (netip.Prefix, error) {
 		o, _ := firstOverlap(autoIPv4[0], all)
 		return netip.Prefix{}, fmt.Errorf("choose IPv4 range: 10.86.0.0/16, 10.113.0.0/16 and 10.171.0.0/16 all overlap routes of this host (%s): name a free one with --ipv4 PREFIX, or none", o.prefix)
 	}
-	p, err := parsePrefix("--ipv4", flag, all)
-	if err == nil && !p.Addr().Is4() {
-		return p, usage("--ipv4 %s: not an IPv4 prefix", flag)
-	}
-	return p, err
+	return parsePrefix("--ipv4", flag, 4, all)
 }
 
 // chooseIPv6 is the same for --ipv6; auto gives the one of the mesh.
@@ -89,22 +85,21 @@ func chooseIPv6(flag string, auto netip.Prefix, all []obstacle) (netip.Prefix, e
 	case "auto":
 		return auto, nil
 	}
-	p, err := parsePrefix("--ipv6", flag, all)
-	switch {
-	case err != nil:
-	case !p.Addr().Is6():
-		err = usage("--ipv6 %s: not an IPv6 prefix", flag)
-	case p.Bits() >= ipv6SubnetLen:
+	p, err := parsePrefix("--ipv6", flag, 6, all)
+	if err == nil && p.Bits() >= ipv6SubnetLen {
 		err = usage("--ipv6 %s: each node gets a /%d of it, so it must be shorter than that, such as a /48", flag, ipv6SubnetLen)
 	}
 	return p, err
 }
 
-// parsePrefix reads a prefix that must overlap nothing.
-func parsePrefix(name, value string, all []obstacle) (netip.Prefix, error) {
+// parsePrefix reads a prefix of IP version 4 or 6 that must overlap nothing.
+func parsePrefix(name, value string, ip int, all []obstacle) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(value)
 	if err != nil {
 		return p, usage("%s %s: expected a prefix such as 10.86.0.0/16 or fd12:3456:789a::/48, auto or none", name, value)
+	}
+	if p.Addr().Is4() != (ip == 4) {
+		return p, usage("%s %s: not an IPv%d prefix", name, value, ip)
 	}
 	if p != p.Masked() {
 		return p, usage("%s %s has host bits: did you mean %s?", name, value, p.Masked())

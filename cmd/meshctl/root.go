@@ -81,9 +81,13 @@ func (c *cli) root() *cobra.Command {
 
 // group makes a command that only has subcommands refuse anything else.
 func group(cmd *cobra.Command) {
+	cmd.SuggestionsMinimumDistance = 2
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 {
+		if len(args) == 0 && !cmd.HasParent() {
 			return nil
+		}
+		if len(args) == 0 {
+			return usage("a command is missing: see `%s --help`", cmd.CommandPath())
 		}
 		if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
 			return usage("unknown command %q: did you mean %q? See `%s --help`", args[0], strings.Join(like, `" or "`), cmd.CommandPath())

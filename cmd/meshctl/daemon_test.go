@@ -1,0 +1,249 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"meshd/mesh"
+	"meshd/overlay/status"
+)
+
+// daemon is what meshctl talks to in these tests.
+type daemon struct {
+	mu    sync.Mutex // guards all below
+	doc   status.Document
+	lost  func(n int) bool // the n-th probe, from 0
+	pings int
+	calls []string
+	fail  error
+}
+
+func (d *daemon) Status() status.Document {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.doc
+}
+
+func (d *daemon) Ping(context.Context, mesh.NodeID) (time.Duration, netip.Addr, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := d.pings
+	d.pings++
+	if d.lost != nil && d.lost(n) {
+		return 0, netip.Addr{}, context.DeadlineExceeded
+	}
+	return time.Duration(n+1) * time.Millisecond, netip.MustParseAddr("fd00::2"), nil
+}
+
+func (d *daemon) Leave(context.Context) error { return d.called("leave") }
+func (d *daemon) Down(context.Context) error  { return d.called("down") }
+func (d *daemon) Version() string             { return "v9.9" }
+
+func (d *daemon) called(what string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.calls = append(d.calls, what)
+	return d.fail
+}
+
+func healthy() status.Document {
+	return status.Document{
+		Version: 1, State: mesh.Ready, Mesh: status.Mesh{ID: mesh.ID{9}, Name: "home"}, Node: status.Node{ID: mesh.NodeID{1}, Name: "alpha"},
+		Peers: []status.Peer{{ID: mesh.NodeID{2}, Name: "beta", State: status.PeerUp, Path: status.PathDirect, RTTms: new(1.5)}},
+	}
+}
+
+// serve runs the daemon and gives the path of its socket.
+func serve(t *testing.T, d *daemon) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	server := status.NewServer(status.Options{Control: path, Daemon: d})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- server.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("server: %v", err)
+		}
+	})
+	select {
+	case <-server.Ready():
+	case err := <-done:
+		t.Fatal(err)
+	}
+	return path
+}
+
+type result struct {
+	code           int
+	stdout, stderr string
+}
+
+func meshctl(ctx context.Context, args ...string) result {
+	var stdout, stderr strings.Builder
+	code := run(ctx, args, strings.NewReader(""), &stdout, &stderr)
+	return result{code, stdout.String(), stderr.String()}
+}
+
+func TestStatusCodes(t *testing.T) {
+	degraded, waiting, left := healthy(), healthy(), healthy()
+	degraded.Peers[0].State = status.PeerDown
+	waiting.State = mesh.WaitingForSeed
+	left.Peers[0].State = status.PeerLeft
+	for name, tt := range map[string]struct {
+		doc  status.Document
+		want int
+	}{"healthy": {healthy(), 0}, "degraded": {degraded, 1}, "waiting": {waiting, 3}, "a peer left": {left, 0}} {
+		t.Run(name, func(t *testing.T) {
+			socket := serve(t, &daemon{doc: tt.doc})
+			got := meshctl(t.Context(), "--socket", socket, "status")
+			if got.code != tt.want || !strings.HasPrefix(got.stdout, "Mesh ") || !strings.Contains(got.stdout, "\nbeta ") || got.stderr != "" {
+				t.Errorf("status: %+v, want code %d", got, tt.want)
+			}
+			if got := meshctl(t.Context(), "--socket", socket, "status", "--check", "ready"); got != (result{code: tt.want}) {
+				t.Errorf("status --check ready: %+v, want code %d and silence", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestStatusForms(t *testing.T) {
+	socket := serve(t, &daemon{doc: healthy()})
+	for form, want := range map[string]string{
+		"json": `"state": "ready"`, "yaml": "\nstate: ready\n", "wide": mesh.NodeID{2}.String(), "table": "1.50ms",
+	} {
+		if got := meshctl(t.Context(), "--socket", socket, "status", "-o", form); got.code != 0 || !strings.Contains(got.stdout, want) {
+			t.Errorf("-o %s: %+v, want %q", form, got, want)
+		}
+	}
+	got := meshctl(t.Context(), "--socket", socket, "status", "-f", `{{range .peers}}{{.name}}={{.rtt_ms}} {{.rx_bytes}}{{end}}`)
+	if want := "beta=1.5 <no value>\n"; got.stdout != want && got.stdout != "beta=1.5 <nil>\n" {
+		t.Errorf("-f: %+v, want %q", got, want)
+	}
+	if got := meshctl(t.Context(), "--socket", socket, "status", "-f", "{{.colour}}"); got.code != 64 {
+		t.Errorf("-f with an unknown name: %+v", got)
+	}
+}
+
+// until gives a context that ends when enough was written.
+type until struct {
+	strings.Builder
+	mark   string
+	cancel func()
+}
+
+func (w *until) Write(p []byte) (int, error) {
+	n, err := w.Builder.Write(p)
+	if strings.Contains(w.String(), w.mark) {
+		w.cancel()
+	}
+	return n, err
+}
+
+func TestStatusWatch(t *testing.T) {
+	socket := serve(t, &daemon{doc: healthy()})
+	ctx, cancel := context.WithCancel(t.Context())
+	out := &until{mark: "\n", cancel: cancel}
+	var stderr strings.Builder
+	code := run(ctx, []string{"--socket", socket, "status", "--watch", "-o", "json"}, strings.NewReader(""), out, &stderr)
+	if code != 0 || stderr.String() != "" || strings.Count(out.String(), "\n") != 1 || !strings.HasPrefix(out.String(), `{"version":1,`) {
+		t.Errorf("code %d, %q, %q; want one document on one line", code, out, &stderr)
+	}
+}
+
+func TestPing(t *testing.T) {
+	ping := func(t *testing.T, lost func(int) bool, args ...string) result {
+		t.Helper()
+		socket := serve(t, &daemon{doc: healthy(), lost: lost})
+		return meshctl(t.Context(), append([]string{"--socket", socket, "ping", "-i", "10ms"}, args...)...)
+	}
+	t.Run("some are lost", func(t *testing.T) {
+		got := ping(t, func(n int) bool { return n == 1 }, "beta", "-c", "3")
+		want := result{stdout: `beta (fd00::2): seq=0 time=1.00 ms
+beta: seq=1 no answer within 2s
+beta (fd00::2): seq=2 time=3.00 ms
+--- beta: 3 sent, 2 answered, 33% lost, min/avg/max 1.00/2.00/3.00 ms
+`}
+		if got != want {
+			t.Errorf("got %+v\nwant %+v", got, want)
+		}
+	})
+	t.Run("all are lost", func(t *testing.T) {
+		got := ping(t, func(int) bool { return true }, "beta", "-c", "2")
+		if got.code != 1 || !strings.Contains(got.stdout, "2 sent, 0 answered, 100% lost\n") || !strings.Contains(got.stderr, "nothing came back") {
+			t.Errorf("got %+v", got)
+		}
+	})
+	t.Run("unknown", func(t *testing.T) {
+		got := ping(t, nil, "nobody")
+		if got.code != 1 || got.stderr != "meshctl: no such node: nobody: there are beta\n" {
+			t.Errorf("got %+v", got)
+		}
+	})
+	t.Run("interrupted", func(t *testing.T) {
+		socket := serve(t, &daemon{doc: healthy()})
+		ctx, cancel := context.WithCancel(t.Context())
+		out := &until{mark: "seq=2", cancel: cancel}
+		var stderr strings.Builder
+		code := run(ctx, []string{"--socket", socket, "ping", "beta", "-c", "0", "-i", "10ms"}, strings.NewReader(""), out, &stderr)
+		if code != 0 || !strings.Contains(out.String(), "0% lost") || stderr.String() != "" {
+			t.Errorf("code %d, %q, %q; want a summary", code, out, &stderr)
+		}
+	})
+}
+
+func TestLeaveAndDown(t *testing.T) {
+	for _, what := range []string{"leave", "down"} {
+		t.Run(what, func(t *testing.T) {
+			d := &daemon{doc: healthy()}
+			socket := serve(t, d)
+			got := meshctl(t.Context(), "--socket", socket, what)
+			if got.code != 0 || !strings.Contains(got.stdout, "the daemon has ended") || got.stderr != "" || len(d.calls) != 1 || d.calls[0] != what {
+				t.Errorf("got %+v, daemon was asked %v", got, d.calls)
+			}
+			d.fail = errors.New("clear host network: device busy")
+			if got := meshctl(t.Context(), "--socket", socket, what); got != (result{code: 1, stderr: "meshctl: clear host network: device busy\n"}) {
+				t.Errorf("got %+v", got)
+			}
+		})
+	}
+}
+
+func TestVersion(t *testing.T) {
+	socket := serve(t, &daemon{})
+	if got := meshctl(t.Context(), "--socket", socket, "version"); got != (result{stdout: "meshctl  unknown\nmeshd    v9.9\n"}) {
+		t.Errorf("got %+v", got)
+	}
+	if got := meshctl(t.Context(), "--socket", socket, "version", "-f", "{{.daemon}}"); got.stdout != "v9.9\n" {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestCompletionOffersNodes(t *testing.T) {
+	socket := serve(t, &daemon{doc: healthy()})
+	if got := meshctl(t.Context(), "__complete", "--socket", socket, "ping", ""); !strings.HasPrefix(got.stdout, "beta\n") {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestNoPermission(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("root may use every socket")
+	}
+	socket := serve(t, &daemon{doc: healthy()})
+	if err := os.Chmod(socket, 0); err != nil {
+		t.Fatal(err)
+	}
+	got := meshctl(t.Context(), "--socket", socket, "status")
+	if got.code != 77 || !strings.Contains(got.stderr, "as root, or as a member of the group meshd") {
+		t.Errorf("got %+v", got)
+	}
+}

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"meshd/mesh"
+	"meshd/mesh/statedir"
+	"meshd/mesh/trust"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"meshctl": main})
+}
+
+// Scripts have, besides those of testscript, these commands:
+//
+//	exits CODE COMMAND...   run COMMAND, which must end with CODE
+//	config DIR [LINE...]    write DIR/config.yaml with paths inside DIR
+//	token FILE KIND         write a token of another mesh: valid, expired, early
+//	left DIR                mark the node in DIR/state as having left
+//	hold DIR                hold the lock of DIR/state, as a daemon does
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("SSH_CONNECTION", "")
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits, "config": writeTestConfig, "token": writeTestToken, "left": markLeft, "hold": hold,
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond == "root" {
+				return os.Geteuid() == 0, nil
+			}
+			return false, fmt.Errorf("no condition %s", cond)
+		},
+	})
+}
+
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE COMMAND...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		coded, ok := err.(interface{ ExitCode() int })
+		if !ok {
+			ts.Fatalf("%v", err)
+		}
+		got = coded.ExitCode()
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+	// One line on standard error says what is wrong; what goes wrong in code
+	// would print more.
+	if stderr := ts.ReadFile("stderr"); want >= 64 && !oneComplaint(stderr) {
+		ts.Fatalf("standard error is %q, want one line from meshctl", stderr)
+	}
+}
+
+func oneComplaint(stderr string) bool {
+	complaints := 0
+	for line := range strings.Lines(stderr) {
+		switch {
+		case strings.HasPrefix(line, "meshctl: "):
+			complaints++
+		case strings.HasPrefix(line, "Note: "), strings.HasPrefix(line, "Warning: "):
+		default:
+			return false
+		}
+	}
+	return complaints == 1
+}
+
+func writeTestConfig(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: config DIR [LINE...]")
+	}
+	dir := ts.MkAbs(args[0])
+	ts.Check(os.MkdirAll(dir, 0o755))
+	lines := append([]string{"state_dir: " + dir + "/state", "control: " + dir + "/meshd.sock", `http: ""`}, args[1:]...)
+	ts.Check(os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(strings.Join(lines, "\n")+"\n"), 0o644))
+}
+
+func writeTestToken(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: token FILE valid|expired|early")
+	}
+	begin := time.Now()
+	switch args[1] {
+	case "expired":
+		begin = begin.Add(-2 * time.Hour)
+	case "early":
+		begin = begin.Add(2 * time.Hour)
+	}
+	_, ca, err := ed25519.GenerateKey(nil)
+	ts.Check(err)
+	public, key, err := ed25519.GenerateKey(nil)
+	ts.Check(err)
+	charter := trust.Charter{Name: "other", Version: 1, Networks: []mesh.Network{{Name: "default", IPv6: mesh.DefaultIPv6(mesh.ID{1}), IPv6Len: 64}}, Created: begin}
+	rawCharter, err := charter.Sign(ca)
+	ts.Check(err)
+	signedCharter, err := trust.ParseCharter(rawCharter, mesh.ID{})
+	ts.Check(err)
+	credential := trust.Credential{Serial: trust.NewSerial(), Key: public, NotBefore: begin, NotAfter: begin.Add(time.Hour), MaxCertLife: time.Hour, Uses: 1}
+	rawCredential, err := credential.Sign(ca)
+	ts.Check(err)
+	signedCredential, err := trust.ParseCredential(rawCredential, signedCharter.CA)
+	ts.Check(err)
+	gossipKey := make([]byte, trust.GossipKeySize)
+	_, _ = rand.Read(gossipKey)
+	token := trust.Token{Charter: signedCharter, Credential: signedCredential, Key: key, GossipKey: gossipKey, Seeds: []string{"203.0.113.7:51881"}}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(token.String()+"\n"), 0o600))
+}
+
+func markLeft(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: left DIR")
+	}
+	dir, err := statedir.Open(filepath.Join(ts.MkAbs(args[0]), "state"))
+	ts.Check(err)
+	state, err := dir.State()
+	ts.Check(err)
+	state.Left = true
+	ts.Check(dir.SaveState(state))
+}
+
+func hold(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: hold DIR")
+	}
+	release, err := statedir.Lock(filepath.Join(ts.MkAbs(args[0]), "state"))
+	ts.Check(err)
+	ts.Defer(release)
+}
