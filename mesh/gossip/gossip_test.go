@@ -240,7 +240,7 @@ func TestBroadcastReachesAllThroughRelays(t *testing.T) {
 		net.SetLoss(0.1)
 		nodes := startAll(t, net, 40)
 		for _, x := range nodes {
-			within(t, 20*time.Second, "all see all", x.sees(39))
+			within(t, 90*time.Second, "all see all", x.sees(39))
 		}
 		before := 0
 		for _, x := range nodes {
