@@ -144,6 +144,7 @@ type Node struct {
 	Endpoints []netip.AddrPort
 	Leases    []Lease // with State Held only those that won every conflict
 	Suites    []string
+	Labels    map[string]string
 	Left      bool // it signed that it has left
 }
 

@@ -32,7 +32,7 @@ func (n *Node) Status() status.Document {
 	probes, now := n.prober.Results(), time.Now()
 	for _, m := range view.Nodes {
 		if m.ID == view.Self {
-			doc.Node.Name, doc.Node.Control = m.Name, &m.Control
+			doc.Node.Name, doc.Node.Control, doc.Node.Labels = m.Name, &m.Control, m.Labels
 			for _, l := range m.Leases {
 				doc.Node.Leases = append(doc.Node.Leases, status.NewLease(l))
 			}
@@ -52,7 +52,7 @@ func (n *Node) Status() status.Document {
 func peerDocument(m mesh.Node, counters tunnel.PeerStats, measured bool, r probe.Result, now time.Time) status.Peer {
 	p := status.Peer{
 		ID: m.ID, Name: m.Name, Control: &m.Control, State: status.PeerIdle, Path: status.PathNone,
-		Suite: tunnel.ChaCha20Poly1305,
+		Suite: tunnel.ChaCha20Poly1305, Labels: m.Labels,
 	}
 	for _, l := range m.Leases {
 		p.Leases = append(p.Leases, status.NewLease(l))

@@ -60,7 +60,7 @@ func nodeOf(n registry.Member, id mesh.ID) mesh.Node {
 	}
 	if r := n.Record; r != nil {
 		node.Version, node.Key, node.Endpoints = r.Version, r.Key, r.Endpoints
-		node.Suites, node.Left = r.Suites, r.Left
+		node.Suites, node.Labels, node.Left = r.Suites, r.Labels, r.Left
 	}
 	return node
 }

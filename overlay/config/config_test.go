@@ -120,7 +120,7 @@ func TestEveryKey(t *testing.T) {
 			"203.0.113.7:51881", "[2001:db8::7]:51881", "seed.example.com:4000", "seed.example.com:51881", "[2001:db8::8]:51881",
 		},
 		Listen: config.Listen{
-			Tunnel: netip.MustParseAddrPort("192.0.2.1:51980"),
+			Tunnel: netip.AddrPortFrom(netip.Addr{}, 51980),
 			Gossip: netip.AddrPortFrom(netip.Addr{}, 51981),
 		},
 		Advertise: []netip.AddrPort{

@@ -35,7 +35,7 @@ var keys = section{
 	"seeds": list(maxSeeds, ParseSeed, seedForm,
 		func(c *Config) *[]string { return &c.Seeds }),
 	"listen": section{
-		"tunnel": scalar(parseListen, listenForm, func(c *Config) *netip.AddrPort { return &c.Listen.Tunnel }),
+		"tunnel": scalar(parseTunnel, tunnelForm, func(c *Config) *netip.AddrPort { return &c.Listen.Tunnel }),
 		"gossip": scalar(parseListen, listenForm, func(c *Config) *netip.AddrPort { return &c.Listen.Gossip }),
 	},
 	"advertise": list(maxSeeds, parseAdvertise, "IP or IP:port at which peers reach this host",
@@ -60,6 +60,7 @@ var keys = section{
 }
 
 const (
+	tunnelForm = `":port"`
 	listenForm = `":port" or "IP:port", IPv6 in brackets`
 	seedForm   = `"host:port", the host a name or an IP, IPv6 in brackets`
 )
@@ -301,6 +302,15 @@ func parseListen(s string) (netip.AddrPort, error) {
 		return netip.AddrPort{}, fmt.Errorf("is a multicast address")
 	}
 	return netip.AddrPortFrom(addr.Unmap(), port), nil
+}
+
+// parseTunnel takes no address: the engine listens on all of them.
+func parseTunnel(s string) (netip.AddrPort, error) {
+	a, err := parseListen(s)
+	if err == nil && !all(a.Addr()) {
+		err = fmt.Errorf("names an address, but the tunnel engine listens on every one of them")
+	}
+	return a, err
 }
 
 func parseHTTP(s string) (netip.AddrPort, error) {

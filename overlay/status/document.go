@@ -49,11 +49,12 @@ type Mesh struct {
 
 // Node is the node that speaks.
 type Node struct {
-	ID      mesh.NodeID `json:"id"`
-	Name    string      `json:"name"`
-	Epoch   uint64      `json:"epoch"`
-	Control *netip.Addr `json:"control"` // its fixed address in the mesh
-	Leases  []Lease     `json:"leases"`
+	ID      mesh.NodeID       `json:"id"`
+	Name    string            `json:"name"`
+	Epoch   uint64            `json:"epoch"`
+	Control *netip.Addr       `json:"control"` // its fixed address in the mesh
+	Leases  []Lease           `json:"leases"`
+	Labels  map[string]string `json:"labels,omitempty"`
 }
 
 // Lease is a subnet that a node holds.
@@ -104,20 +105,21 @@ const (
 
 // Peer is another member.
 type Peer struct {
-	ID            mesh.NodeID     `json:"id"`
-	Name          string          `json:"name"`
-	Control       *netip.Addr     `json:"control"` // its fixed address in the mesh
-	State         PeerState       `json:"state"`
-	Path          string          `json:"path"`
-	Endpoint      *netip.AddrPort `json:"endpoint"`
-	Suite         string          `json:"suite"`
-	Leases        []Lease         `json:"leases"`
-	RTTms         *float64        `json:"rtt_ms"` // through the tunnel
-	Loss          *float64        `json:"loss"`   // of probes through the tunnel
-	RxBytes       *uint64         `json:"rx_bytes"`
-	TxBytes       *uint64         `json:"tx_bytes"`
-	LastHandshake *time.Time      `json:"last_handshake"`
-	LastSeen      *time.Time      `json:"last_seen"` // last answer to a probe
+	ID            mesh.NodeID       `json:"id"`
+	Name          string            `json:"name"`
+	Control       *netip.Addr       `json:"control"` // its fixed address in the mesh
+	State         PeerState         `json:"state"`
+	Path          string            `json:"path"`
+	Endpoint      *netip.AddrPort   `json:"endpoint"`
+	Suite         string            `json:"suite"`
+	Leases        []Lease           `json:"leases"`
+	RTTms         *float64          `json:"rtt_ms"` // through the tunnel
+	Loss          *float64          `json:"loss"`   // of probes through the tunnel
+	RxBytes       *uint64           `json:"rx_bytes"`
+	TxBytes       *uint64           `json:"tx_bytes"`
+	LastHandshake *time.Time        `json:"last_handshake"`
+	LastSeen      *time.Time        `json:"last_seen"` // last answer to a probe
+	Labels        map[string]string `json:"labels,omitempty"`
 }
 
 // Finding is one entry of the health report.
