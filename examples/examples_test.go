@@ -46,7 +46,7 @@ func checkUnit(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	options, err := unit.Deserialize(f)
+	options, err := unit.DeserializeOptions(f)
 	if err != nil {
 		t.Fatalf("%s: %v", path, err)
 	}
