@@ -206,7 +206,7 @@ func TestLeaveAndDown(t *testing.T) {
 			d := &daemon{doc: healthy()}
 			socket := serve(t, d)
 			got := meshctl(t.Context(), "--socket", socket, what)
-			if got.code != 0 || !strings.Contains(got.stdout, "the daemon has ended") || got.stderr != "" || len(d.calls) != 1 || d.calls[0] != what {
+			if got.code != 0 || !strings.Contains(got.stdout, "the daemon is stopping") || got.stderr != "" || len(d.calls) != 1 || d.calls[0] != what {
 				t.Errorf("got %+v, daemon was asked %v", got, d.calls)
 			}
 			d.fail = errors.New("clear host network: device busy")

@@ -24,7 +24,7 @@ func (c *cli) down() *cobra.Command {
 			if err := client.Down(cmd.Context()); err != nil {
 				return noDaemon(err, "there is nothing to stop; `meshd --cleanup` removes what a daemon left on this host's network")
 			}
-			fmt.Fprintf(c.stdout, "The host's network is clean, and the daemon has ended. To bring it back: `%s`.\n", c.daemonCommand())
+			fmt.Fprintf(c.stdout, "The host's network is clean, and the daemon is stopping. To bring it back: `%s`.\n", c.daemonCommand())
 			return nil
 		},
 	}

@@ -23,7 +23,7 @@ func (c *cli) leave() *cobra.Command {
 			if err := client.Leave(cmd.Context()); err != nil {
 				return noDaemon(err, fmt.Sprintf("only a running daemon can tell the others: start it with `%s`, then leave", c.daemonCommand()))
 			}
-			fmt.Fprintln(c.stdout, "This node has left the mesh, and the daemon has ended. To come back: `meshctl join TOKEN`.")
+			fmt.Fprintln(c.stdout, "This node has left the mesh, and the daemon is stopping. To come back: `meshctl join TOKEN`.")
 			return nil
 		},
 	}

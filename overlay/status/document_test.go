@@ -72,6 +72,7 @@ func example() *status.Document {
 			},
 			{
 				ID: mesh.NodeID{4}, Name: "epsilon", Control: node(4), State: status.PeerLeft, Path: status.PathNone,
+				Leases: []status.Lease{{Network: "default", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.86.9.0/24")}, State: "released"}},
 			},
 			{
 				ID: mesh.NodeID{5}, Name: "gamma", Control: node(5), State: status.PeerIdle, Path: status.PathIdle,

@@ -134,6 +134,9 @@ func (d *Document) writePeers(out io.Writer, now time.Time, wide bool) error {
 		var prefixes []netip.Prefix
 		var addresses []netip.Addr
 		for _, l := range p.Leases {
+			if l.State == mesh.Released.String() {
+				continue // nothing of the peer's is there any more
+			}
 			prefixes = append(prefixes, l.Prefixes...)
 			addresses = append(addresses, l.Addresses...)
 		}
