@@ -201,4 +201,3 @@ func TestStrangerWithGossipKey(t *testing.T) {
 		}
 	})
 }
-

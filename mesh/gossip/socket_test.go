@@ -1,0 +1,289 @@
+package gossip
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"meshd/mesh"
+	"meshd/mesh/member"
+	"meshd/mesh/trust"
+)
+
+// logbook collects log lines. It is safe for concurrent use.
+type logbook struct {
+	mu sync.Mutex
+	bytes.Buffer
+}
+
+func (l *logbook) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.Buffer.Write(b)
+}
+
+func (l *logbook) lines() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Split(strings.TrimSpace(l.String()), "\n")
+}
+
+// talker believes everything and says its endpoints.
+type talker struct {
+	mu    sync.Mutex
+	heard map[string]bool
+	out   [][]byte
+}
+
+func (c *talker) Receive(_ time.Time, raw []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.heard[string(raw)] = true
+	return nil
+}
+
+func (c *talker) SetEndpoints(_ time.Time, e []netip.AddrPort) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.out = append(c.out, []byte(e[0].String()))
+}
+
+func (c *talker) Step(time.Time) member.Output {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := member.Output{Broadcast: c.out}
+	c.out = nil
+	return out
+}
+
+func (c *talker) has(text string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.heard[text]
+}
+
+func (c *talker) Synced(time.Time)           {}
+func (c *talker) Leave(time.Time)            {}
+func (c *talker) Next() (time.Time, bool)    { return time.Time{}, false }
+func (c *talker) Table() [][]byte            { return nil }
+func (c *talker) Lookup(trust.Hash) [][]byte { return nil }
+
+type nowhere struct{}
+
+func (nowhere) SaveState(member.State) error     { return nil }
+func (nowhere) SaveTable([][]byte) error         { return nil }
+func (nowhere) SavePeers([]netip.AddrPort) error { return nil }
+
+// onLoopback runs a gossip on real sockets until the test ends.
+func onLoopback(t *testing.T, n byte, log *logbook, seeds ...string) (*Gossip, *talker, netip.AddrPort) {
+	t.Helper()
+	c := &talker{heard: map[string]bool{}}
+	g, err := New(Options{
+		Core: c, Store: nowhere{}, Self: mesh.NodeID{n}, Keys: [][]byte{bytes.Repeat([]byte{1}, 32)},
+		Bind: netip.MustParseAddrPort("127.0.0.1:0"), Seeds: seeds, Log: slog.New(slog.NewTextHandler(log, nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- g.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	soon(t, "it listens", func() bool { return g.Stats().Address.IsValid() })
+	return g, c, g.Stats().Address
+}
+
+// soon waits, on the real clock.
+func soon(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	defer cancel()
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	for !ok() {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+func ignoreMemberlist() goleak.Option {
+	// A probe in flight outlives Shutdown by up to its interval.
+	return goleak.IgnoreAnyFunction("github.com/hashicorp/memberlist.(*Memberlist).probeNode")
+}
+
+func TestOnSockets(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t, goleak.IgnoreCurrent(), ignoreMemberlist()) })
+	var log logbook
+	g1, _, at := onLoopback(t, 1, &log)
+	g2, c2, _ := onLoopback(t, 2, &log, at.String())
+	g3, c3, _ := onLoopback(t, 3, &log, at.String())
+	for _, g := range []*Gossip{g1, g2, g3} {
+		soon(t, "all see two others", func() bool { return len(g.Stats().Live) == 2 })
+	}
+	said := "198.51.100.1:51880"
+	g1.SetEndpoints([]netip.AddrPort{netip.MustParseAddrPort(said)})
+	soon(t, "both hear it", func() bool { return c2.has(said) && c3.has(said) })
+
+	// A move to another name of the same sockets: nobody can take the port.
+	moved := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), at.Port())
+	name := g1.Stats().Name
+	g1.SetAddress(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.9"), at.Port()))
+	soon(t, "it moves away", func() bool { return g1.Stats().Name != name })
+	g1.SetAddress(moved)
+	soon(t, "it moves back", func() bool { s := g1.Stats(); return s.Address == moved && len(s.Live) == 2 })
+	said = "198.51.100.1:51881"
+	g1.SetEndpoints([]netip.AddrPort{netip.MustParseAddrPort(said)})
+	soon(t, "both hear it after the moves", func() bool { return c2.has(said) && c3.has(said) })
+}
+
+func TestJunkOnBothPorts(t *testing.T) {
+	var log logbook
+	g1, c1, at := onLoopback(t, 1, &log)
+	random := rand.NewChaCha8([32]byte{1})
+	junk := func(n int) []byte {
+		b := make([]byte, n)
+		_, _ = random.Read(b)
+		return b
+	}
+	packets, err := net.Dial("udp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer packets.Close() //nolint:errcheck // the test is over then
+	for i := range 1000 {
+		// Refused or lost datagrams are as good as any.
+		_, _ = packets.Write(junk(i % 1400))
+	}
+	for i := range 3 * maxStreamsPerHost {
+		stream, err := net.Dial("tcp", at.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stream.Close() //nolint:errcheck // the test is over then
+		if i%2 == 0 {
+			_, _ = stream.Write(junk(1000)) // the others stay idle
+		}
+	}
+	g2, c2, _ := onLoopback(t, 2, &log, at.String())
+	_ = g2
+	said := "198.51.100.1:51880"
+	soon(t, "members still meet", func() bool { return len(g1.Stats().Live) == 1 })
+	g1.SetEndpoints([]netip.AddrPort{netip.MustParseAddrPort(said)})
+	soon(t, "and talk", func() bool { return c2.has(said) })
+	if len(c1.heard) > 0 {
+		t.Errorf("junk was taken for %d objects", len(c1.heard))
+	}
+	warnings := 0
+	for _, line := range log.lines() {
+		if strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR") {
+			warnings++
+		}
+	}
+	if warnings != 1 {
+		t.Errorf("%d lines were logged, want one:\n%s", warnings, strings.Join(log.lines(), "\n"))
+	}
+}
+
+func TestPortInUse(t *testing.T) {
+	for _, network := range []string{"tcp", "udp"} {
+		t.Run(network, func(t *testing.T) {
+			var taken string
+			if network == "tcp" {
+				l, err := net.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close() //nolint:errcheck // the test is over then
+				taken = l.Addr().String()
+			} else {
+				l, err := net.ListenPacket("udp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close() //nolint:errcheck // the test is over then
+				taken = l.LocalAddr().String()
+			}
+			g, err := New(Options{
+				Core: &talker{}, Store: nowhere{}, Self: mesh.NodeID{1}, Keys: [][]byte{make([]byte, 32)}, Bind: netip.MustParseAddrPort(taken),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := g.Run(t.Context()); !errors.Is(err, ErrPortInUse) || !strings.Contains(err.Error(), taken) {
+				t.Errorf("Run: %v", err)
+			}
+		})
+	}
+}
+
+func TestListenOnAllAddresses(t *testing.T) {
+	for _, bind := range []string{"0.0.0.0:0", "[::]:0"} {
+		s, err := listen(netip.MustParseAddrPort(bind))
+		if errors.Is(err, os.ErrPermission) {
+			t.Skip(err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.close()
+		conn, err := net.Dial("tcp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), s.port()).String())
+		if err != nil {
+			t.Errorf("%s: %v", bind, err)
+			continue
+		}
+		_ = conn.Close()
+	}
+}
+
+func TestBadKeys(t *testing.T) {
+	for _, keys := range [][][]byte{nil, {{}}, {make([]byte, 32), make([]byte, 31)}} {
+		if _, err := New(Options{Keys: keys}); err == nil {
+			t.Errorf("keys %x are accepted", keys)
+		}
+	}
+}
+
+func TestSeeds(t *testing.T) {
+	for seed, ok := range map[string]bool{
+		"192.0.2.1:51881": true, "[2001:db8::1]:51881": true,
+		"192.0.2.1": false, ":51881": false, "192.0.2.1:0": false, "192.0.2.1:70000": false, "": false,
+	} {
+		got, err := resolve(t.Context(), seed)
+		if ok != (err == nil && len(got) == 1 && got[0].String() == seed) {
+			t.Errorf("seed %q is %s, %v", seed, got, err)
+		}
+	}
+}
+
+func TestMemberlistLines(t *testing.T) {
+	var log logbook
+	out := newLines(newLimiter(slog.New(slog.NewTextHandler(&log, nil))))
+	for range 100 {
+		out.Printf("[ERR] memberlist: Decrypt packet failed: no installed keys could decrypt the message from=192.0.2.1:1")
+		out.Printf("[ERR] memberlist: failed to receive: encryption is configured but remote state is not encrypted from=192.0.2.1:1")
+		out.Printf("[WARN] memberlist: Got ping for unexpected node x from=192.0.2.1:1")
+		out.Printf("[DEBUG] memberlist: Stream connection from=192.0.2.1:1")
+	}
+	if lines := log.lines(); len(lines) != 1 || !strings.Contains(lines[0], "junk on the gossip port") {
+		t.Errorf("logged:\n%s", strings.Join(lines, "\n"))
+	}
+}
