@@ -154,6 +154,11 @@ func load(path string) (*Dir, error) {
 	return d, nil
 }
 
+// Format implements [fmt.Formatter] without any secret.
+func (d *Dir) Format(s fmt.State, _ rune) {
+	_, _ = fmt.Fprintf(s, "state in %s, %s", d.path, d.keys.text())
+}
+
 // Keys are this node's private keys.
 func (d *Dir) Keys() Keys { return d.keys }
 
