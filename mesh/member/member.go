@@ -135,7 +135,7 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 	m := &Member{
 		cfg: cfg, id: cert.ID(), cert: cert, state: state, saved: state, reg: registry.New(charter),
 		admitAt: map[trust.Hash]time.Time{}, refused: map[trust.Hash]refusal{}, started: now,
-		synced: cfg.Founder, dirty: true, tickAt: now.Add(lookAgain),
+		synced: cfg.Founder, dirty: true, tickAt: now.Add(complainAfter),
 	}
 	for _, raw := range append([][]byte{cfg.Certificate}, table...) {
 		_ = m.reg.Add(raw) // what a newer or older version wrote is fetched again

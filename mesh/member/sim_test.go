@@ -23,9 +23,15 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 
 var start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
+// keys saves time: deriving one is as slow as a signature.
+var keys = map[string]ed25519.PrivateKey{}
+
 func key(name string) ed25519.PrivateKey {
-	seed := sha256.Sum256([]byte(name))
-	return ed25519.NewKeyFromSeed(seed[:])
+	if keys[name] == nil {
+		seed := sha256.Sum256([]byte(name))
+		keys[name] = ed25519.NewKeyFromSeed(seed[:])
+	}
+	return keys[name]
 }
 
 func public(name string) ed25519.PublicKey { return key(name).Public().(ed25519.PublicKey) }
