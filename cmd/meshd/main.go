@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"meshd/cmd/internal/exit"
@@ -19,7 +20,7 @@ func main() {
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "meshd:", err)
+		fmt.Fprintln(os.Stderr, "meshd:", strings.ReplaceAll(err.Error(), "\n", "; ")) // one line, also of joined errors
 	}
 	os.Exit(exit.Code(err))
 }

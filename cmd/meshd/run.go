@@ -37,6 +37,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		SilenceUsage: true, SilenceErrors: true,
 		Example: "  meshd --config /etc/meshd/config.yaml\n  meshd --check      # is everything in place to start?\n  meshd --cleanup    # remove all that is meshd's from this host's network",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if check && cleanup {
+				return exit.With(exit.Usage, errors.New("--check and --cleanup do not go together: give one of them"))
+			}
 			cfg, err := loadConfig(path)
 			switch {
 			case err != nil:
@@ -52,7 +55,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	cmd.Flags().StringVar(&path, "config", "/etc/meshd/config.yaml", "configuration `FILE`")
 	cmd.Flags().BoolVar(&check, "check", false, "say whether the daemon could start, and exit")
 	cmd.Flags().BoolVar(&cleanup, "cleanup", false, "remove everything that is ours from this host's network, whether a daemon runs or not, and exit")
-	cmd.MarkFlagsMutuallyExclusive("check", "cleanup")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exit.With(exit.Usage, err) })
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)
@@ -118,7 +120,7 @@ func serve(ctx context.Context, cfg *config.Config, stderr io.Writer) error {
 	notify(log, daemon.SdNotifyStopping)
 	stopServer()
 	if serveErr := <-serving; serveErr != nil {
-		err = errors.Join(serveErr, err)
+		err = serveErr // it came first, and one reason is enough to act on
 	}
 	if errors.Is(err, overlay.ErrLeft) {
 		log.Info("left the mesh")

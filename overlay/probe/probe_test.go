@@ -61,6 +61,19 @@ func TestFirstRoundTripIsNotTheHandshake(t *testing.T) {
 	}
 }
 
+func TestLossBeginsWithTheFirstAnswer(t *testing.T) {
+	s := newSchedule(1)
+	s.set(start, []target{beta})
+	drive(s, start, 10*time.Second, always(-1))
+	if r := s.results()[beta.ID]; r.Loss != 1 || !r.Down {
+		t.Errorf("%+v: never answered, want all lost", r)
+	}
+	drive(s, start.Add(10*time.Second), 10*time.Second, always(time.Millisecond))
+	if r := s.results()[beta.ID]; r.Loss != 0 || r.Down {
+		t.Errorf("%+v: what was sent before there was a tunnel counts as lost", r)
+	}
+}
+
 func TestIdleCost(t *testing.T) {
 	s := newSchedule(1)
 	s.set(start, []target{beta})

@@ -125,6 +125,9 @@ func (s *schedule) answer(now time.Time, from netip.Addr, id uint64) {
 		if p.warm {
 			p.result.RTT = now.Sub(p.sent)
 		}
+		if p.result.Answered.IsZero() {
+			p.history, p.count = 0, 0 // before that there was no tunnel to lose anything
+		}
 		p.outcome(true)
 		p.result.Answered, p.id = now, 0
 		p.due = now.Add(s.after(p))
