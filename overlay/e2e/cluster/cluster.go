@@ -26,7 +26,7 @@ import (
 // Cluster is a mesh on a lab.
 type Cluster struct {
 	Lab   *lab.Lab // fixed at construction
-	Nodes []*Node  // fixed at construction, in the order of New
+	Nodes []*Node  // in the order of New, then of Another
 	Dir   string   // fixed at construction: all files are below it
 	bin   Binaries // fixed at construction
 }
@@ -66,6 +66,17 @@ func (c *Cluster) Node(name string) *Node {
 		}
 	}
 	panic("cluster has no node " + name)
+}
+
+// Another adds a node on the host of one that is there, with a directory of its
+// own. Its daemon can run when that one's does not.
+func (c *Cluster) Another(on *Node) (*Node, error) {
+	n := &Node{Name: on.Name, Host: on.Host, Dir: fmt.Sprintf("%s-%d", on.Dir, len(c.Nodes)), bin: c.bin}
+	if err := n.configure(nil); err != nil {
+		return nil, err
+	}
+	c.Nodes = append(c.Nodes, n)
+	return n, nil
 }
 
 // Init makes the mesh on the first node and lets the others join it.
