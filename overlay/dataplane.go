@@ -29,12 +29,15 @@ type dataPlane struct {
 	log     *slog.Logger
 	changed func() // called when a new engine wants the plan
 
+	once sync.Once
+	up   chan struct{} // closed when the first engine runs
+
 	mu     sync.Mutex // guards engine
 	engine Engine     // nil while there is none
 }
 
 func newDataPlane(build func(int) (Engine, error), mtu func() int, log *slog.Logger) *dataPlane {
-	return &dataPlane{build: build, mtu: mtu, log: log}
+	return &dataPlane{build: build, mtu: mtu, log: log, up: make(chan struct{})}
 }
 
 // Run keeps an engine running until ctx is done. If the first one cannot start,
@@ -43,7 +46,7 @@ func (d *dataPlane) Run(ctx context.Context) error {
 	delay := firstRebuild
 	for first := true; ; first = false {
 		started := time.Now()
-		ready, err := d.once(ctx)
+		ready, err := d.runOne(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -63,8 +66,8 @@ func (d *dataPlane) Run(ctx context.Context) error {
 	}
 }
 
-// once builds one engine and runs it to its end.
-func (d *dataPlane) once(ctx context.Context) (ready bool, err error) {
+// runOne builds one engine and runs it to its end.
+func (d *dataPlane) runOne(ctx context.Context) (ready bool, err error) {
 	e, err := d.build(d.mtu())
 	if err != nil {
 		return false, err
@@ -75,6 +78,7 @@ func (d *dataPlane) once(ctx context.Context) (ready bool, err error) {
 		select {
 		case <-e.Ready():
 			d.set(e)
+			d.once.Do(func() { close(d.up) })
 			ready = true
 			d.changed()
 		case <-ctx.Done():

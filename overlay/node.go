@@ -152,7 +152,7 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	start(n.data.Run)
 	start(n.opt.Mesh.Run)
-	start(n.loop.Run)
+	start(n.reconcile)
 	start(n.prober.Run)
 	start(n.follow)
 	start(func(ctx context.Context) error { return n.opt.Host.Watch(ctx, events) })
@@ -170,6 +170,17 @@ func (n *Node) Run(ctx context.Context) error {
 		return errors.Join(n.clear(), ErrLeft)
 	default:
 		return cause
+	}
+}
+
+// reconcile makes the plan true, once there is an engine: if none can be started
+// at all, this host was not touched.
+func (n *Node) reconcile(ctx context.Context) error {
+	select {
+	case <-n.data.up:
+		return n.loop.Run(ctx)
+	case <-ctx.Done():
+		return nil
 	}
 }
 

@@ -153,8 +153,15 @@ func cleanUp(ctx context.Context, cfg *config.Config, stdout io.Writer) error {
 	return nil
 }
 
-// withCode gives an error of the parts its exit code.
+// withCode gives an error of the parts its exit code, and advice where the part
+// does not know any.
 func withCode(err error) error {
+	switch {
+	case errors.Is(err, wggo.ErrPortInUse):
+		err = fmt.Errorf("%w: stop the other program, or change listen.tunnel", err)
+	case errors.Is(err, os.ErrPermission) && !errors.Is(err, device.ErrPermission):
+		err = fmt.Errorf("%w: run as root", err)
+	}
 	for _, c := range []struct {
 		is   error
 		code int
