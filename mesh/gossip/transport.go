@@ -51,10 +51,10 @@ func listen(bind netip.AddrPort) (*sockets, error) {
 			if bind.Port() == 0 && try < 10 {
 				continue // free on TCP, taken on UDP
 			}
-			return nil, fmt.Errorf("listen on %s: %w: %w: stop the other program, or change listen.gossip", bind, ErrPortInUse, err)
+			return nil, fmt.Errorf("%w: %w: stop the other program, or change listen.gossip", ErrPortInUse, err)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("listen on %s: %w", bind, err)
+			return nil, err // says what and where
 		}
 		return s, nil
 	}
