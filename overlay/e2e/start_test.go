@@ -1,0 +1,242 @@
+//go:build linux
+
+package e2e
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"meshd/overlay/e2e/cluster"
+)
+
+// The exit codes (sysexits.h).
+const (
+	exUsage       = 64
+	exBadData     = 65
+	exNoInput     = 66
+	exUnavailable = 69
+	exOSError     = 71
+	exNoPerm      = 77
+	exConfig      = 78
+)
+
+// nobody is a user without rights.
+const nobody = 65534
+
+// A daemon that cannot start says why in one line, exits with the right code,
+// and changes nothing on the host.
+func TestBadStart(t *testing.T) {
+	c := hosts(t, 1)
+	n := c.Nodes[0]
+	daemon := func() *exec.Cmd { return n.DaemonCommand(within(t, soon)) }
+
+	check(t, n, "no state", daemon, exNoInput, "meshctl join")
+	_, err := n.Meshctl(t.Context(), "init", "--name", "lab")
+	must(t, err)
+
+	t.Run("configuration", func(t *testing.T) {
+		must(t, os.Remove(n.ConfigFile()))
+		check(t, n, "missing", daemon, exNoInput, n.ConfigFile())
+		must(t, n.Configure("colour: blue"))
+		check(t, n, "unknown key", daemon, exConfig, "colour")
+		must(t, n.Configure("listen: {tunnel: 51880, gossip: everywhere}"))
+		check(t, n, "bad address", daemon, exConfig, "listen")
+		must(t, n.Configure())
+		check(t, n, "unknown flag", func() *exec.Cmd { return n.DaemonCommand(within(t, soon), "--fast") }, exUsage, "--fast")
+	})
+	t.Run("ports", func(t *testing.T) {
+		for _, p := range []struct{ network, address, key string }{
+			{"udp", "0.0.0.0:51880", "51880"}, {"udp", "0.0.0.0:51881", "51881"},
+			{"tcp", "0.0.0.0:51881", "51881"}, {"tcp", "127.0.0.1:9740", "9740"},
+		} {
+			var stop func() error
+			if p.network == "udp" {
+				l, err := n.Host.ListenPacket(t.Context(), p.network, p.address)
+				must(t, err)
+				stop = l.Close
+			} else {
+				l, err := n.Host.Listen(t.Context(), p.network, p.address)
+				must(t, err)
+				stop = l.Close
+			}
+			check(t, n, p.network+" "+p.key, daemon, exUnavailable, p.key)
+			must(t, stop())
+		}
+	})
+	t.Run("rights", func(t *testing.T) {
+		open(t, c.Dir)
+		unprivileged := func() *exec.Cmd {
+			cmd := daemon()
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+			return cmd
+		}
+		check(t, n, "state of root", unprivileged, exNoPerm, "root")
+		chown(t, n.Dir, nobody)
+		check(t, n, "own state", unprivileged, exNoPerm, "root")
+		chown(t, n.Dir, 0)
+	})
+	t.Run("no tun", func(t *testing.T) {
+		check(t, n, "in a jail", func() *exec.Cmd { return jailed(t, n) }, exOSError, "/dev/net/tun")
+	})
+	t.Run("damaged state", func(t *testing.T) {
+		for _, name := range []string{"keys", "mesh", "node"} {
+			path := filepath.Join(n.StateDir(), name)
+			whole, err := os.ReadFile(path)
+			must(t, err)
+			flipped := slices.Clone(whole)
+			flipped[len(flipped)/2] ^= 1
+			for how, content := range map[string][]byte{"cut": whole[:len(whole)/2], "empty": nil, "flipped": flipped} {
+				must(t, os.WriteFile(path, content, 0o600))
+				check(t, n, name+" "+how, daemon, exBadData, name)
+			}
+			must(t, os.Remove(path))
+			check(t, n, name+" missing", daemon, exBadData, name)
+			must(t, os.WriteFile(path, whole, 0o600))
+		}
+	})
+	t.Run("second daemon", func(t *testing.T) {
+		must(t, n.Start())
+		must(t, n.WaitReady(within(t, soon)))
+		check(t, n, "same state", daemon, exUnavailable, "meshctl status")
+		second, err := c.Another(n)
+		must(t, err)
+		_, err = second.Meshctl(t.Context(), "init", "--name", "other", "--ipv4", "10.200.0.0/16")
+		must(t, err)
+		check(t, n, "own state", func() *exec.Cmd { return second.DaemonCommand(within(t, soon)) }, exUnavailable, "")
+		must(t, n.WaitReady(within(t, soon)))
+	})
+}
+
+// check runs a daemon that cannot start.
+func check(t *testing.T, n *cluster.Node, name string, command func() *exec.Cmd, code int, about string) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) {
+		t.Helper()
+		before, err := n.Host.Leftovers()
+		must(t, err)
+		out, got := finish(t, n, command())
+		if got != code {
+			t.Errorf("exit code %d, want %d: %s", got, code, out)
+		}
+		checkLine(t, out, "meshd: ", about)
+		after, err := n.Host.Leftovers()
+		must(t, err)
+		if !slices.Equal(before, after) {
+			t.Errorf("on the host: %v before, %v after", before, after)
+		}
+	})
+}
+
+// checkLine looks for one line with the reason, below the log.
+func checkLine(t *testing.T, out, prefix, about string) {
+	t.Helper()
+	var reasons []string
+	for line := range strings.Lines(out) {
+		if !strings.HasPrefix(line, "time=") {
+			reasons = append(reasons, line)
+		}
+	}
+	if len(reasons) != 1 || !strings.HasPrefix(reasons[0], prefix) || !strings.Contains(reasons[0], about) {
+		t.Errorf("it says %q, want one line with %q about %q", reasons, prefix, about)
+	} else {
+		t.Log(strings.TrimSpace(reasons[0]))
+	}
+}
+
+// open lets everybody into a directory.
+func open(t *testing.T, dir string) {
+	t.Helper()
+	must(t, os.Chmod(dir, 0o755))
+}
+
+func chown(t *testing.T, dir string, uid int) {
+	t.Helper()
+	must(t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(path, uid, uid)
+	}))
+}
+
+// jailed is a daemon that sees nothing but its node's directory.
+func jailed(t *testing.T, n *cluster.Node) *exec.Cmd {
+	t.Helper()
+	cmd := n.DaemonCommand(within(t, soon))
+	program, err := os.ReadFile(cmd.Path)
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(n.Dir, "meshd"), program, 0o755))
+	must(t, os.WriteFile(filepath.Join(n.Dir, "jail.yaml"),
+		[]byte("state_dir: /state\ncontrol: /jail.sock\n"), 0o644))
+	cmd.Path, cmd.Args = "/meshd", []string{"meshd", "--config", "/jail.yaml"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: n.Dir}
+	cmd.Dir = "/"
+	return cmd
+}
+
+// Whoever cannot join is told why, and nothing is changed.
+func TestBadJoin(t *testing.T) {
+	c := hosts(t, 2)
+	alpha, beta := c.Nodes[0], c.Nodes[1]
+	_, err := alpha.Meshctl(t.Context(), "init", "--name", "lab")
+	must(t, err)
+	token, err := alpha.Token(t.Context())
+	must(t, err)
+	pinned, err := alpha.Token(t.Context(), "--name", "web-*")
+	must(t, err)
+	other, err := c.Another(alpha)
+	must(t, err)
+	_, err = other.Meshctl(t.Context(), "init", "--name", "other")
+	must(t, err)
+	foreign, err := other.Token(t.Context())
+	must(t, err)
+
+	join := func(name, token string, code int, about string, args ...string) {
+		t.Run(name, func(t *testing.T) {
+			before := snapshot(t, beta.Dir)
+			cmd := beta.Command(within(t, soon), append([]string{"join", "-"}, args...)...)
+			cmd.Stdin = strings.NewReader(token)
+			out, got := finish(t, beta, cmd)
+			if got != code {
+				t.Errorf("exit code %d, want %d: %s", got, code, out)
+			}
+			checkLine(t, out, "meshctl: ", about)
+			if after := snapshot(t, beta.Dir); !maps.Equal(before, after) {
+				t.Errorf("files changed: %v before, %v after", before, after)
+			}
+		})
+	}
+	join("no token", "", exBadData, "token")
+	join("something else", "correct horse battery staple", exBadData, "meshd1.")
+	join("truncated", token[:len(token)/2], exBadData, "truncated")
+	join("one letter off", strings.Replace(token, token[100:102], "zz", 1), exBadData, "damaged")
+	join("another name", pinned, exBadData, "web-*")
+	join("not a name", token, exUsage, "--node", "--node", "Beta the second")
+	must(t, beta.Join(t.Context(), token))
+	join("twice", token, exBadData, "member already")
+	join("a foreign mesh", foreign, exBadData, "member already")
+}
+
+// snapshot gives the contents of all files below a directory, as hashes.
+func snapshot(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || d.Name() == "lock" { // the lock is empty
+			return err
+		}
+		raw, err := os.ReadFile(path)
+		all[path] = fmt.Sprintf("%x", sha256.Sum256(raw))
+		return err
+	}))
+	return all
+}
