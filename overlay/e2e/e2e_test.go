@@ -28,11 +28,9 @@ import (
 	"meshd/tun/netns"
 )
 
-// Bounds. What is measured is logged, and far below.
-const (
-	soon = 20 * time.Second // whatever the mesh does by itself
-	long = 60 * time.Second // a whole phase of a test
-)
+// soon bounds whatever the mesh does by itself. What it really takes is logged,
+// and far below.
+const soon = 20 * time.Second
 
 // built is where programs are built, once for all tests; TestMain removes it.
 var built struct {
@@ -43,11 +41,10 @@ var built struct {
 }
 
 func TestMain(m *testing.M) {
-	code := m.Run()
+	m.Run()
 	if built.dir != "" {
 		os.RemoveAll(built.dir)
 	}
-	os.Exit(code)
 }
 
 // programs gives meshd and meshctl, built if need be.
@@ -58,8 +55,9 @@ func programs(t *testing.T) cluster.Binaries {
 			built.bin, built.err = cluster.Find(dir)
 			return
 		}
-		if built.dir, built.err = os.MkdirTemp("", "meshd-bin-"); built.err == nil {
-			built.bin, built.err = cluster.Build(context.Background(), built.dir, false)
+		built.dir, built.err = os.MkdirTemp("", "meshd-bin-") //nolint:usetesting // outlives the test
+		if built.err == nil {
+			built.bin, built.err = cluster.Build(t.Context(), built.dir, false)
 		}
 	})
 	if built.err != nil {
@@ -138,7 +136,7 @@ func form(t *testing.T, c *cluster.Cluster, init ...string) time.Duration {
 	must(t, c.Init(t.Context(), init...))
 	start := time.Now()
 	must(t, c.Start())
-	must(t, c.WaitAllPairs(within(t, soon)))
+	must(t, c.WaitAllPairs(bounded(t)))
 	return time.Since(start)
 }
 
@@ -149,9 +147,10 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// within gives a context with a time limit.
-func within(t *testing.T, d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), d)
+// bounded gives a context that ends soon.
+func bounded(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -159,7 +158,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 // document asks a daemon how it is doing.
 func document(t *testing.T, n *cluster.Node) *status.Document {
 	t.Helper()
-	d, err := n.Document(within(t, soon))
+	d, err := n.Document(bounded(t))
 	must(t, err)
 	return d
 }
@@ -167,7 +166,7 @@ func document(t *testing.T, n *cluster.Node) *status.Document {
 // addresses are those of a node in its lease: IPv4, then IPv6.
 func addresses(t *testing.T, n *cluster.Node) []netip.Addr {
 	t.Helper()
-	a, err := n.Addresses(within(t, soon))
+	a, err := n.Addresses(bounded(t))
 	must(t, err)
 	return a
 }
@@ -196,7 +195,7 @@ func exchange(ctx context.Context, from, to *lab.Host, network string, addr neti
 		return fmt.Errorf("from %s: %w", from.Name, err)
 	}
 	defer c.Close()
-	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
 	written := make(chan error, 1)
 	go func() {
 		_, err := c.Write(data)
@@ -228,7 +227,7 @@ func echo(ctx context.Context, h *lab.Host, network string, addr netip.Addr) (ta
 				if err != nil {
 					return
 				}
-				c.WriteTo(buf[:n], from)
+				_, _ = c.WriteTo(buf[:n], from)
 			}
 		}()
 		return c.LocalAddr().String(), func() { c.Close() }, nil
@@ -244,7 +243,7 @@ func echo(ctx context.Context, h *lab.Host, network string, addr netip.Addr) (ta
 				return
 			}
 			go func() {
-				io.Copy(c, c)
+				_, _ = io.Copy(c, c)
 				c.Close()
 			}()
 		}

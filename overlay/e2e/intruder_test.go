@@ -36,7 +36,7 @@ func TestIntruder(t *testing.T) {
 	must(t, beta.Join(t.Context(), text))
 	must(t, alpha.Start())
 	must(t, beta.Start())
-	must(t, cluster.WaitPairs(within(t, soon), alpha, beta))
+	must(t, cluster.WaitPairs(bounded(t), alpha, beta))
 	token, err := trust.ParseToken(text)
 	must(t, err)
 
@@ -50,7 +50,7 @@ func TestIntruder(t *testing.T) {
 		must(t, dir.SaveMembership(m))
 		checkKeptOut(t, c, alpha, beta, evil, func() {
 			must(t, evil.Start())
-			must(t, evil.WaitFor(within(t, soon), "to answer", func(*status.Document) bool { return true }))
+			must(t, evil.WaitFor(bounded(t), "to answer", func(*status.Document) bool { return true }))
 			watch(t, 3*time.Second)
 			evil.Kill()
 		})
@@ -150,7 +150,7 @@ func checkKeptOut(t *testing.T, c *cluster.Cluster, alpha, beta, evil *cluster.N
 			t.Errorf("%s logged %d lines about it", n.Name, lines)
 		}
 	}
-	must(t, cluster.WaitPairs(within(t, soon), alpha, beta))
+	must(t, cluster.WaitPairs(bounded(t), alpha, beta))
 	return frames
 }
 
@@ -160,7 +160,7 @@ func checkNotAdmitted(t *testing.T, c *cluster.Cluster, alpha, beta, kept *clust
 	t.Helper()
 	checkKeptOut(t, c, alpha, beta, kept, func() {
 		must(t, kept.Start())
-		must(t, kept.WaitFor(within(t, soon), "to complain", func(d *status.Document) bool {
+		must(t, kept.WaitFor(bounded(t), "to complain", func(d *status.Document) bool {
 			return slices.ContainsFunc(d.Health, func(f status.Finding) bool { return f.Code == "no_admission" })
 		}))
 	})
@@ -172,7 +172,7 @@ func checkNotAdmitted(t *testing.T, c *cluster.Cluster, alpha, beta, kept *clust
 	if _, err := kept.Host.Ping(t.Context(), addresses(t, alpha)[0]); err == nil {
 		t.Error("it reaches a member")
 	}
-	_, err = kept.Meshctl(within(t, soon), "down")
+	_, err = kept.Meshctl(bounded(t), "down")
 	must(t, err)
 }
 

@@ -23,7 +23,7 @@ func TestJunk(t *testing.T) {
 	must(t, alpha.Start())
 	must(t, beta.Start())
 	c.Nodes = c.Nodes[:2] // the stranger is no node
-	must(t, c.WaitAllPairs(within(t, soon)))
+	must(t, c.WaitAllPairs(bounded(t)))
 	before, lines := document(t, alpha), len(strings.Split(alpha.Log(), "\n"))
 
 	targets := []netip.Addr{alpha.Host.IPv4, alpha.Host.IPv6}

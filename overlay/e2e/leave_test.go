@@ -43,14 +43,14 @@ func TestLeave(t *testing.T) {
 	c := mesh(t, 3)
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	own := addresses(t, gamma)
-	_, err := gamma.Meshctl(within(t, soon), "leave")
+	_, err := gamma.Meshctl(bounded(t), "leave")
 	must(t, err)
-	must(t, gamma.Process().Wait(within(t, soon))) // with exit code 0
+	must(t, gamma.Process().Wait(bounded(t))) // with exit code 0
 	if left := leftovers(t, gamma); len(left) > 0 {
 		t.Errorf("left on the host: %v", left)
 	}
 	for _, n := range []*cluster.Node{alpha, beta} {
-		must(t, n.WaitFor(within(t, soon), "to know that gamma has left", func(d *status.Document) bool {
+		must(t, n.WaitFor(bounded(t), "to know that gamma has left", func(d *status.Document) bool {
 			p, err := d.Find("gamma")
 			return err != nil || p.State == status.PeerLeft && !hasHeld(p)
 		}))
@@ -72,7 +72,7 @@ func TestLeave(t *testing.T) {
 	must(t, err)
 	must(t, gamma.Join(t.Context(), token))
 	must(t, gamma.Start())
-	must(t, c.WaitAllPairs(within(t, soon)))
+	must(t, c.WaitAllPairs(bounded(t)))
 }
 
 func hasHeld(p *status.Peer) bool {
@@ -90,16 +90,16 @@ func TestEnd(t *testing.T) {
 	alpha, beta := c.Nodes[0], c.Nodes[1]
 
 	t.Run("down", func(t *testing.T) {
-		_, err := beta.Meshctl(within(t, soon), "down")
+		_, err := beta.Meshctl(bounded(t), "down")
 		must(t, err)
-		must(t, beta.Process().Wait(within(t, soon)))
+		must(t, beta.Process().Wait(bounded(t)))
 		if left := leftovers(t, beta); len(left) > 0 {
 			t.Errorf("left on the host: %v", left)
 		}
 		start(t, c, beta)
 	})
 	for name, end := range map[string]func() error{
-		"SIGTERM": func() error { return beta.Stop(within(t, soon)) },
+		"SIGTERM": func() error { return beta.Stop(bounded(t)) },
 		"SIGKILL": func() error { beta.Kill(); return nil },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -132,14 +132,14 @@ func TestEnd(t *testing.T) {
 		if out, code := daemon(t, beta, "--cleanup"); code != 0 {
 			t.Errorf("meshd --cleanup exits %d: %s", code, out)
 		}
-		must(t, beta.Process().Wait(within(t, soon)))
+		must(t, beta.Process().Wait(bounded(t)))
 		if left := leftovers(t, beta); len(left) > 0 {
 			t.Errorf("left on the host: %v", left)
 		}
 		start(t, c, beta)
 	})
 	t.Run("without a daemon", func(t *testing.T) {
-		must(t, beta.Stop(within(t, soon)))
+		must(t, beta.Stop(bounded(t)))
 		for _, verb := range []string{"leave", "down", "status"} {
 			cmd := beta.Command(t.Context(), verb)
 			if out, code := finish(t, beta, cmd); code != 3 || strings.TrimSpace(out) == "" {
@@ -153,5 +153,5 @@ func TestEnd(t *testing.T) {
 func start(t *testing.T, c *cluster.Cluster, n *cluster.Node) {
 	t.Helper()
 	must(t, n.Start())
-	must(t, c.WaitAllPairs(within(t, soon)))
+	must(t, c.WaitAllPairs(bounded(t)))
 }

@@ -38,7 +38,7 @@ func TestAllPairs(t *testing.T) {
 func checkStatus(t *testing.T, n *cluster.Node, peers int) {
 	t.Helper()
 	// A probe of every peer was answered.
-	must(t, n.WaitFor(within(t, soon), "to have measured its peers", func(d *status.Document) bool {
+	must(t, n.WaitFor(bounded(t), "to have measured its peers", func(d *status.Document) bool {
 		return !slices.ContainsFunc(d.Peers, func(p status.Peer) bool { return p.RTTms == nil })
 	}))
 	d, code, err := n.Status(t.Context())
@@ -88,7 +88,7 @@ func TestManyNodes(t *testing.T) {
 	const most = 40 << 20
 	worst := 0
 	// It calms down after the start: not more than the bound, within some time.
-	err := cluster.Poll(within(t, soon), func() (bool, error) {
+	err := cluster.Poll(bounded(t), func() (bool, error) {
 		worst = 0
 		for _, n := range c.Nodes {
 			rss, err := n.RSS()

@@ -53,12 +53,12 @@ func TestRepair(t *testing.T) {
 				for _, a := range addresses(t, beta) {
 					_ = sendICMP(t.Context(), alpha.Host, a, marker) // it may work or not
 				}
-				err := cluster.Poll(within(t, soon), func() (bool, error) {
+				err := cluster.Poll(bounded(t), func() (bool, error) {
 					is := network(t, alpha.Host)
 					return slices.Equal(whole, is), fmt.Errorf("want %v, have %v", whole, is)
 				})
 				must(t, err)
-				must(t, c.WaitAllPairs(within(t, soon)))
+				must(t, c.WaitAllPairs(bounded(t)))
 				t.Logf("repaired after %.2f s", time.Since(start).Seconds())
 			})
 			if contains(frames, []byte("is this in clear text?")) {

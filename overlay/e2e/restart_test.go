@@ -27,12 +27,12 @@ func restart(t *testing.T, n *cluster.Node, others ...*cluster.Node) time.Durati
 	must(t, n.Start())
 	for _, other := range others {
 		for _, a := range own {
-			_, err := other.Host.Await(within(t, soon), a)
+			_, err := other.Host.Await(bounded(t), a)
 			must(t, err)
 		}
 	}
 	took := time.Since(start)
-	must(t, cluster.WaitPairs(within(t, soon), append(others, n)...))
+	must(t, cluster.WaitPairs(bounded(t), append(others, n)...))
 	after := document(t, n)
 	if after.Node.ID != before.Node.ID || lease(after) != lease(before) {
 		t.Errorf("%s was %s with %s and is %s with %s", n.Name, before.Node.ID, lease(before), after.Node.ID, lease(after))
@@ -58,7 +58,7 @@ func TestRestartKeepsLease(t *testing.T) {
 		}
 		start := time.Now()
 		must(t, beta.Start())
-		must(t, beta.WaitReady(within(t, soon)))
+		must(t, beta.WaitReady(bounded(t)))
 		t.Logf("restart with all others dead: ready after %.2f s", time.Since(start).Seconds())
 		if after := document(t, beta); lease(after) != lease(before) {
 			t.Errorf("lease %s before, %s after", lease(before), lease(after))
@@ -67,7 +67,7 @@ func TestRestartKeepsLease(t *testing.T) {
 		must(t, err)
 		must(t, alpha.Start())
 		must(t, gamma.Start())
-		must(t, c.WaitAllPairs(within(t, soon)))
+		must(t, c.WaitAllPairs(bounded(t)))
 	})
 }
 
@@ -83,18 +83,18 @@ func TestNewAddress(t *testing.T) {
 	must(t, beta.Host.ReplaceAddress(old4, new4))
 	must(t, beta.Host.ReplaceAddress(old6, new6))
 	for _, a := range own {
-		_, err := c.Nodes[0].Host.Await(within(t, soon), a)
+		_, err := c.Nodes[0].Host.Await(bounded(t), a)
 		must(t, err)
 	}
 	t.Logf("address changed: pings flow after %.2f s", time.Since(start).Seconds())
-	must(t, c.WaitAllPairs(within(t, soon)))
+	must(t, c.WaitAllPairs(bounded(t)))
 	after := document(t, beta)
 	if after.Node.ID != before.Node.ID || after.Node.Epoch != before.Node.Epoch || lease(after) != lease(before) {
 		t.Errorf("was %+v, is %+v", before.Node, after.Node)
 	}
 	// The others know the new address, not only the answers to what came from it.
 	for _, n := range []*cluster.Node{c.Nodes[0], c.Nodes[2]} {
-		must(t, n.WaitFor(within(t, soon), "to know the new address", func(d *status.Document) bool {
+		must(t, n.WaitFor(bounded(t), "to know the new address", func(d *status.Document) bool {
 			p, err := d.Find("beta")
 			return err == nil && p.Endpoint != nil && (p.Endpoint.Addr() == new4.Addr() || p.Endpoint.Addr() == new6.Addr())
 		}))
@@ -120,6 +120,6 @@ func TestSeeds(t *testing.T) {
 	must(t, os.Remove(filepath.Join(gamma.StateDir(), "table")))
 	start := time.Now()
 	must(t, gamma.Start())
-	must(t, cluster.WaitPairs(within(t, soon), beta, gamma))
+	must(t, cluster.WaitPairs(bounded(t), beta, gamma))
 	t.Logf("the same, and without a table: pings flow after %.2f s", time.Since(start).Seconds())
 }

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"context"
 	"net"
 	"net/netip"
 	"testing"
@@ -32,18 +31,16 @@ func startRogue(t *testing.T, h *lab.Host, key [32]byte, own netip.Prefix, peers
 		return err
 	}))
 	engine := wggo.New(wggo.Options{TUN: dev, PrivateKey: key, Port: tunnelPort, MTU: 1400})
-	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- netns.Run(h.Path(), func() error { return engine.Run(ctx) }) }()
+	go func() { ended <- netns.Run(h.Path(), func() error { return engine.Run(t.Context()) }) }()
 	t.Cleanup(func() {
-		cancel()
 		if err := <-ended; err != nil {
 			t.Errorf("rogue engine: %v", err)
 		}
 	})
 	// It takes itself for the owner of everything.
 	all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
-	must(t, engine.Apply(within(t, soon), tunnel.Config{Own: all, Peers: peers}))
+	must(t, engine.Apply(bounded(t), tunnel.Config{Own: all, Peers: peers}))
 	must(t, h.Do(func() error {
 		link, err := netlink.LinkByName(rogueLink)
 		if err != nil {

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"net"
 	"net/netip"
 	"os"
@@ -48,12 +47,12 @@ func TestSpoofedSource(t *testing.T) {
 		peer := asPeer(t, beta)
 		elsewhere := netip.MustParseAddr("192.0.2.7") // behind beta, it believes
 		peer.AllowedIPs = append(peer.AllowedIPs, netip.PrefixFrom(elsewhere, 32))
-		must(t, alpha.Stop(within(t, soon)))
+		must(t, alpha.Stop(bounded(t)))
 		if out, code := daemon(t, alpha, "--cleanup"); code != 0 {
 			t.Fatalf("meshd --cleanup exits %d: %s", code, out)
 		}
 		startRogue(t, alpha.Host, dir.Keys().Tunnel, netip.PrefixFrom(own, 32), peer)
-		must(t, cluster.Poll(within(t, soon), func() (bool, error) {
+		must(t, cluster.Poll(bounded(t), func() (bool, error) {
 			_, err := alpha.Host.Ping(t.Context(), to)
 			return err == nil, err
 		}))
@@ -113,7 +112,7 @@ func (l listener) want(t *testing.T, text string) {
 // sendFrom sends a datagram with a source address of our choice.
 func sendFrom(t *testing.T, h *lab.Host, from netip.Addr, to netip.AddrPort, text string) {
 	t.Helper()
-	c, err := h.ListenPacket(context.Background(), "udp", netip.AddrPortFrom(from, 0).String())
+	c, err := h.ListenPacket(t.Context(), "udp", netip.AddrPortFrom(from, 0).String())
 	must(t, err)
 	defer c.Close()
 	_, err = c.WriteTo([]byte(text), net.UDPAddrFromAddrPort(to))

@@ -37,7 +37,7 @@ const nobody = 65534
 func TestBadStart(t *testing.T) {
 	c := hosts(t, 1)
 	n := c.Nodes[0]
-	daemon := func() *exec.Cmd { return n.DaemonCommand(within(t, soon)) }
+	daemon := func() *exec.Cmd { return n.DaemonCommand(bounded(t)) }
 
 	check(t, n, "no state", daemon, exNoInput, "meshctl join")
 	_, err := n.Meshctl(t.Context(), "init", "--name", "lab")
@@ -51,7 +51,7 @@ func TestBadStart(t *testing.T) {
 		must(t, n.Configure("listen: {tunnel: 51880, gossip: everywhere}"))
 		check(t, n, "bad address", daemon, exConfig, "listen")
 		must(t, n.Configure())
-		check(t, n, "unknown flag", func() *exec.Cmd { return n.DaemonCommand(within(t, soon), "--fast") }, exUsage, "--fast")
+		check(t, n, "unknown flag", func() *exec.Cmd { return n.DaemonCommand(bounded(t), "--fast") }, exUsage, "--fast")
 	})
 	t.Run("ports", func(t *testing.T) {
 		for _, p := range []struct{ network, address, key string }{
@@ -105,14 +105,14 @@ func TestBadStart(t *testing.T) {
 	})
 	t.Run("second daemon", func(t *testing.T) {
 		must(t, n.Start())
-		must(t, n.WaitReady(within(t, soon)))
+		must(t, n.WaitReady(bounded(t)))
 		check(t, n, "same state", daemon, exUnavailable, "meshctl status")
 		second, err := c.Another(n)
 		must(t, err)
 		_, err = second.Meshctl(t.Context(), "init", "--name", "other", "--ipv4", "10.200.0.0/16")
 		must(t, err)
-		check(t, n, "own state", func() *exec.Cmd { return second.DaemonCommand(within(t, soon)) }, exUnavailable, "")
-		must(t, n.WaitReady(within(t, soon)))
+		check(t, n, "own state", func() *exec.Cmd { return second.DaemonCommand(bounded(t)) }, exUnavailable, "")
+		must(t, n.WaitReady(bounded(t)))
 	})
 }
 
@@ -171,7 +171,7 @@ func chown(t *testing.T, dir string, uid int) {
 // jailed is a daemon that sees nothing but its node's directory.
 func jailed(t *testing.T, n *cluster.Node) *exec.Cmd {
 	t.Helper()
-	cmd := n.DaemonCommand(within(t, soon))
+	cmd := n.DaemonCommand(bounded(t))
 	program, err := os.ReadFile(cmd.Path)
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(n.Dir, "meshd"), program, 0o755))
@@ -203,7 +203,7 @@ func TestBadJoin(t *testing.T) {
 	join := func(name, token string, code int, about string, args ...string) {
 		t.Run(name, func(t *testing.T) {
 			before := snapshot(t, beta.Dir)
-			cmd := beta.Command(within(t, soon), append([]string{"join", "-"}, args...)...)
+			cmd := beta.Command(bounded(t), append([]string{"join", "-"}, args...)...)
 			cmd.Stdin = strings.NewReader(token)
 			out, got := finish(t, beta, cmd)
 			if got != code {

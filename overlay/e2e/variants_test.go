@@ -55,7 +55,7 @@ func TestPinnedSubnet(t *testing.T) {
 		must(t, n.Join(t.Context(), token))
 	}
 	must(t, c.Start())
-	must(t, c.WaitAllPairs(within(t, soon)))
+	must(t, c.WaitAllPairs(bounded(t)))
 	for n, want := range map[*cluster.Node]string{beta: "10.99.17.1", gamma: "10.99.255.1"} {
 		if got := addresses(t, n)[0].String(); got != want {
 			t.Errorf("%s has %s, want %s", n.Name, got, want)
@@ -69,10 +69,7 @@ func TestRaces(t *testing.T) {
 	if _, err := exec.LookPath("gcc"); err != nil {
 		t.Skip("the race detector needs gcc: ", err)
 	}
-	dir, err := os.MkdirTemp("", "meshd-bin-")
-	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	bin, err := cluster.Build(t.Context(), dir, true)
+	bin, err := cluster.Build(t.Context(), t.TempDir(), true)
 	must(t, err)
 	c := hostsWith(t, bin, 3)
 	t.Logf("3 nodes that look for races: all pairs after %.2f s", form(t, c).Seconds())
@@ -83,10 +80,10 @@ func TestRaces(t *testing.T) {
 		}
 	}
 	restart(t, c.Nodes[0], c.Nodes[1:]...)
-	_, err = c.Nodes[2].Meshctl(within(t, soon), "leave")
+	_, err = c.Nodes[2].Meshctl(bounded(t), "leave")
 	must(t, err)
 	for _, n := range c.Nodes[:2] {
-		must(t, n.Stop(within(t, soon)))
+		must(t, n.Stop(bounded(t)))
 	}
 }
 

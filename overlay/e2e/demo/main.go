@@ -22,15 +22,14 @@ func main() {
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	err := run(ctx, os.Args[1:])
-	switch {
-	case err == nil, errors.Is(err, flag.ErrHelp):
-	case ctx.Err() != nil:
-		fmt.Fprintln(os.Stderr, "\ndemo: interrupted; everything was cleaned up")
-		os.Exit(130)
-	default:
-		fmt.Fprintln(os.Stderr, "\ndemo:", err)
-		os.Exit(1)
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return
 	}
+	fmt.Fprintln(os.Stderr, "\ndemo:", err)
+	if ctx.Err() != nil {
+		os.Exit(130) // as a shell says of a program that an interrupt has ended
+	}
+	os.Exit(1)
 }
 
 func run(ctx context.Context, args []string) error {

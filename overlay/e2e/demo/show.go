@@ -22,6 +22,8 @@ import (
 // patience bounds every act; what it takes is far below.
 const patience = 20 * time.Second
 
+var errInterrupted = errors.New("interrupted; everything was cleaned up")
+
 // stage is where the demo is shown.
 type stage struct {
 	*cluster.Cluster
@@ -38,17 +40,24 @@ func show(ctx context.Context, out io.Writer, dir string, load time.Duration) (e
 	s := &stage{out: out, start: time.Now()}
 	s.say("Three hosts, each in a network namespace, on one switch")
 	s.Cluster, err = cluster.New(ctx, bin, []string{"alpha", "beta", "gamma"})
-	if err != nil {
-		if errors.Is(err, unix.EOPNOTSUPP) {
-			err = fmt.Errorf("%w: the kernel lacks veth or bridge: `modprobe -a veth bridge`", err)
-		}
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return errInterrupted
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("%w: the kernel lacks veth or bridge: `modprobe -a veth bridge`", err)
+	case err != nil:
 		return err
 	}
 	defer func() {
-		if err != nil && ctx.Err() == nil {
+		switch {
+		case ctx.Err() != nil:
+			err = errInterrupted // whatever it was that did not work then
+		case err != nil:
 			s.print(s.Logs(15))
 		}
-		err = errors.Join(err, s.close(err == nil))
+		if closeErr := s.close(err == nil); closeErr != nil {
+			err = fmt.Errorf("clean up: %w", errors.Join(closeErr, err))
+		}
 	}()
 	for _, n := range s.Nodes {
 		s.print(fmt.Sprintf("%-6s %s  %s", n.Name, n.Host.IPv4, n.Host.IPv6))
@@ -181,21 +190,20 @@ func (s *stage) pings(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			line := fmt.Sprintf("%-5s -> %-5s", from.Name, to.Name)
+			var line strings.Builder
+			fmt.Fprintf(&line, "%-5s -> %-5s", from.Name, to.Name)
 			for _, a := range addrs {
 				rtt, err := from.Host.Ping(ctx, a)
 				if err != nil {
 					return err
 				}
-				line += fmt.Sprintf("   %s %s", a, millis(rtt))
+				fmt.Fprintf(&line, "   %s %.2f ms", a, rtt.Seconds()*1000)
 			}
-			s.print(line)
+			s.print(line.String())
 		}
 	}
 	return nil
 }
-
-func millis(d time.Duration) string { return fmt.Sprintf("%.2f ms", d.Seconds()*1000) }
 
 func (s *stage) load(ctx context.Context, d time.Duration) error {
 	s.say("Data through a tunnel: one TCP stream for %s", d)

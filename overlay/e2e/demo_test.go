@@ -1,0 +1,134 @@
+//go:build linux
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// demo builds the demo and gives a command that runs it, with a directory for
+// its files.
+func demo(t *testing.T) func(args ...string) (*exec.Cmd, *bytes.Buffer, string) {
+	t.Helper()
+	requirements(t)
+	bin := filepath.Dir(programs(t).Meshd)
+	path := filepath.Join(t.TempDir(), "demo")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", path, "meshd/overlay/e2e/demo").CombinedOutput(); err != nil {
+		t.Fatalf("build demo: %v: %s", err, out)
+	}
+	return func(args ...string) (*exec.Cmd, *bytes.Buffer, string) {
+		dir := t.TempDir()
+		cmd := exec.Command(path, append([]string{"-bin", bin}, args...)...)
+		cmd.Env = append(os.Environ(), "TMPDIR="+dir)
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		return cmd, &out, dir
+	}
+}
+
+func TestDemo(t *testing.T) {
+	run := demo(t)
+	t.Run("to its end", func(t *testing.T) {
+		cmd, out, dir := run("-load", "500ms")
+		start := time.Now()
+		if err := cmd.Run(); err != nil {
+			t.Fatalf("%v:\n%s", err, out)
+		}
+		t.Logf("it took %.1f s", time.Since(start).Seconds())
+		for _, want := range []string{"meshctl init", "10.86.", "Mbit/s", "kill -9", "everything held"} {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("it does not show %q:\n%s", want, out)
+			}
+		}
+		checkGone(t, dir)
+	})
+	for _, after := range []time.Duration{50 * time.Millisecond, 300 * time.Millisecond, 1500 * time.Millisecond, 4 * time.Second} {
+		t.Run("interrupted after "+after.String(), func(t *testing.T) {
+			cmd, out, dir := run("-load", "10s")
+			must(t, cmd.Start())
+			<-time.After(after)
+			must(t, cmd.Process.Signal(os.Interrupt))
+			_ = cmd.Wait()
+			if code := cmd.ProcessState.ExitCode(); code != 130 || !strings.Contains(out.String(), "cleaned up") {
+				t.Errorf("exit code %d:\n%s", code, out)
+			}
+			checkGone(t, dir)
+		})
+	}
+	t.Run("killed", func(t *testing.T) { // it cannot clean up, but nothing may run on
+		cmd, _, dir := run("-load", "10s")
+		must(t, cmd.Start())
+		<-time.After(3 * time.Second)
+		if len(runningBelow(t, dir)) == 0 {
+			t.Fatal("no daemon runs: there is nothing to end")
+		}
+		must(t, cmd.Process.Kill())
+		_ = cmd.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), soon)
+		defer cancel()
+		for len(runningBelow(t, dir)) > 0 && ctx.Err() == nil {
+			<-time.After(20 * time.Millisecond)
+		}
+		if left := runningBelow(t, dir); len(left) > 0 {
+			t.Errorf("still running: %v", left)
+		}
+	})
+	t.Run("not root", func(t *testing.T) {
+		cmd, out, _ := run()
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody}
+		cmd.Path = forAll(t, cmd.Path)
+		if err := cmd.Run(); err == nil || !strings.Contains(out.String(), "sudo") {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+}
+
+// checkGone looks that nothing is left of a demo.
+func checkGone(t *testing.T, dir string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	must(t, err)
+	for _, e := range entries {
+		t.Errorf("%s is still there", e.Name())
+	}
+	if left := runningBelow(t, dir); len(left) > 0 {
+		t.Errorf("still running: %v", left)
+	}
+}
+
+// runningBelow finds programs that were started with a file below a directory.
+func runningBelow(t *testing.T, dir string) (found []string) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	must(t, err)
+	for _, path := range all {
+		raw, _ := os.ReadFile(path)
+		if bytes.Contains(raw, []byte(dir)) {
+			found = append(found, path+": "+strings.ReplaceAll(string(raw), "\x00", " "))
+		}
+	}
+	return found
+}
+
+// forAll copies a program to where everybody may run it.
+func forAll(t *testing.T, path string) string {
+	t.Helper()
+	raw, err := os.ReadFile(path)
+	must(t, err)
+	dir, err := os.MkdirTemp("", "meshd-bin-") //nolint:usetesting // t.TempDir is closed to others
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	open(t, dir)
+	to := filepath.Join(dir, filepath.Base(path))
+	must(t, os.WriteFile(to, raw, 0o755))
+	return to
+}
