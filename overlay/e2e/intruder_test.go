@@ -80,9 +80,7 @@ func TestIntruder(t *testing.T) {
 	})
 
 	t.Run("token that expired before a member saw it", func(t *testing.T) {
-		ca, err := statedir.LoadCAKey(filepath.Join(alpha.Dir, "ca.key"))
-		must(t, err)
-		late := shortToken(t, token, ca, 2*time.Second)
+		late := shortToken(t, alpha, token, 2*time.Second)
 		kept := joinAs(t, c, evil, late.String())
 		<-time.After(time.Until(late.Credential.NotAfter.Add(1500 * time.Millisecond)))
 		checkNotAdmitted(t, c, alpha, beta, kept)
@@ -102,15 +100,18 @@ func watch(t *testing.T, d time.Duration) {
 	}
 }
 
-// shortToken makes another token of the same mesh.
-func shortToken(t *testing.T, like *trust.Token, ca ed25519.PrivateKey, ttl time.Duration) *trust.Token {
+// shortToken makes another token, with a node's CA key, as `meshctl token create`
+// does but for a time that this refuses.
+func shortToken(t *testing.T, n *cluster.Node, like *trust.Token, ttl time.Duration) *trust.Token {
 	t.Helper()
+	ca, err := statedir.LoadCAKey(filepath.Join(n.Dir, "ca.key"))
+	must(t, err)
 	public, key, err := ed25519.GenerateKey(nil)
 	must(t, err)
 	now := time.Now()
 	credential := trust.Credential{
 		Serial: trust.NewSerial(), Key: public, Uses: 1,
-		NotBefore: now.Add(-time.Second), NotAfter: now.Add(ttl), MaxCertLife: time.Hour,
+		NotBefore: now.Add(-time.Minute), NotAfter: now.Add(ttl), MaxCertLife: time.Hour,
 	}
 	raw, err := credential.Sign(ca)
 	must(t, err)

@@ -14,7 +14,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"meshd/mesh/trust"
 	"meshd/overlay/e2e/cluster"
 )
 
@@ -219,11 +221,20 @@ func TestBadJoin(t *testing.T) {
 	join("something else", "correct horse battery staple", exBadData, "meshd1.")
 	join("truncated", token[:len(token)/2], exBadData, "truncated")
 	join("one letter off", strings.Replace(token, token[100:102], "zz", 1), exBadData, "damaged")
+	join("expired", expired(t, alpha, token), exBadData, "expired at")
 	join("another name", pinned, exBadData, "web-*")
 	join("not a name", token, exUsage, "--node", "--node", "Beta the second")
 	must(t, beta.Join(t.Context(), token))
 	join("twice", token, exBadData, "member already")
 	join("a foreign mesh", foreign, exBadData, "member already")
+}
+
+// expired gives a token of the same mesh that was valid until a second ago.
+func expired(t *testing.T, n *cluster.Node, like string) string {
+	t.Helper()
+	token, err := trust.ParseToken(like)
+	must(t, err)
+	return shortToken(t, n, token, -time.Second).String()
 }
 
 // snapshot gives the contents of all files below a directory, as hashes.

@@ -43,6 +43,21 @@ func TestIPv6Only(t *testing.T) {
 	must(t, exchange(t.Context(), c.Nodes[0].Host, c.Nodes[1].Host, "tcp", addresses(t, c.Nodes[1])[0], random(1<<20)))
 }
 
+// The mesh has IPv6 where the network below it has none.
+func TestHostWithoutIPv6(t *testing.T) {
+	c := hosts(t, 2)
+	must(t, c.Nodes[1].Host.DisableIPv6())
+	form(t, c)
+	for _, n := range c.Nodes {
+		if all := addresses(t, n); len(all) != 2 || !all[1].Is6() {
+			t.Errorf("%s has %v", n.Name, all)
+		}
+		if d, code, err := n.Status(t.Context()); err != nil || code != 0 {
+			t.Errorf("status of %s exits %d: %v, %v", n.Name, code, err, d.Health)
+		}
+	}
+}
+
 // A token for one subnet gives exactly that.
 func TestPinnedSubnet(t *testing.T) {
 	c := hosts(t, 3)
