@@ -168,7 +168,7 @@ func TestJunkOnBothPorts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer packets.Close() //nolint:errcheck // the test is over then
+	defer packets.Close()
 	for i := range 1000 {
 		// Refused or lost datagrams are as good as any.
 		_, _ = packets.Write(junk(i % 1400))
@@ -178,7 +178,7 @@ func TestJunkOnBothPorts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer stream.Close() //nolint:errcheck // the test is over then
+		defer stream.Close()
 		if i%2 == 0 {
 			_, _ = stream.Write(junk(1000)) // the others stay idle
 		}
@@ -212,14 +212,14 @@ func TestPortInUse(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer l.Close() //nolint:errcheck // the test is over then
+				defer l.Close()
 				taken = l.Addr().String()
 			} else {
 				l, err := net.ListenPacket("udp", "127.0.0.1:0")
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer l.Close() //nolint:errcheck // the test is over then
+				defer l.Close()
 				taken = l.LocalAddr().String()
 			}
 			g, err := New(Options{
