@@ -1,6 +1,7 @@
 package wggo
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -11,6 +12,8 @@ import (
 
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
+
+	"meshd/mesh"
 )
 
 // bind is wireguard-go's socket pair, made to survive: the device ends a
@@ -23,8 +26,17 @@ type bind struct {
 	mu     sync.Mutex
 	closed chan struct{} // of the current Open; closed by Close
 
-	tries tries
+	tries  tries
+	yields atomic.Pointer[map[netip.AddrPort]bool] // endpoints at which the peer goes first
 }
+
+// yieldFor is how long a handshake is held back where the peer goes first. When
+// both ends of a tunnel initiate at once, each answers the other and forgets its
+// own handshake, so no session comes of it, and both try again 5 s later, at
+// once. Two nodes do that easily: they hear of each other in the same moment.
+// So the end with the smaller key lets the other's initiation arrive first. That
+// works wherever a packet takes less than this, half around the world.
+const yieldFor = 200 * time.Millisecond
 
 func newBind() *bind {
 	return &bind{Bind: conn.NewStdNetBind(), tries: tries{at: map[netip.AddrPort]time.Time{}}}
@@ -91,8 +103,32 @@ func keepReceiving(receive conn.ReceiveFunc, closed <-chan struct{}) conn.Receiv
 func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 	if len(bufs) == 1 && isInitiation(bufs[0]) {
 		b.tries.note(ep)
+		if std, ok := ep.(*conn.StdNetEndpoint); ok && b.yieldsAt(std.AddrPort) {
+			// Both belong to the device, which goes on to use them.
+			packet, to := bytes.Clone(bufs[0]), &conn.StdNetEndpoint{AddrPort: std.AddrPort}
+			time.AfterFunc(yieldFor, func() {
+				_ = b.Bind.Send([][]byte{packet}, to) // lost like any packet if the socket is closed by then
+			})
+			return nil
+		}
 	}
 	return b.Bind.Send(bufs, ep)
+}
+
+func (b *bind) yieldsAt(ep netip.AddrPort) bool {
+	at := b.yields.Load()
+	return at != nil && (*at)[plain(ep)]
+}
+
+// yield says which peers go first: those with a key that is greater than ours.
+func (b *bind) yield(own mesh.Key, peers map[mesh.Key]*peer) {
+	at := map[netip.AddrPort]bool{}
+	for key, p := range peers {
+		for _, ep := range p.want.Endpoints {
+			at[ep] = compareKeys(own, key) < 0
+		}
+	}
+	b.yields.Store(&at)
 }
 
 func isInitiation(packet []byte) bool {

@@ -6,10 +6,14 @@ import (
 	"net/netip"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
+
+	"meshd/mesh"
+	"meshd/overlay/tunnel"
 )
 
 func TestReceiverSurvivesErrors(t *testing.T) {
@@ -114,4 +118,51 @@ func TestTriesAreForgotten(t *testing.T) {
 	if !b.tries.last(addr).IsZero() {
 		t.Error("not forgotten")
 	}
+}
+
+// sentAt is a socket that notes when packets leave.
+type sentAt struct {
+	conn.Bind
+	at chan time.Time
+}
+
+func (s sentAt) Send([][]byte, conn.Endpoint) error {
+	s.at <- time.Now()
+	return nil
+}
+
+func TestGreaterKeyGoesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBind()
+		socket := sentAt{b.Bind, make(chan time.Time, 1)}
+		b.Bind = socket
+		first, second := netip.MustParseAddrPort("192.0.2.1:9"), netip.MustParseAddrPort("192.0.2.2:9")
+		b.yield(mesh.Key{5}, map[mesh.Key]*peer{
+			{9}: {want: tunnel.Peer{Endpoints: []netip.AddrPort{first}}},
+			{1}: {want: tunnel.Peer{Endpoints: []netip.AddrPort{second}}},
+		})
+		initiation := make([]byte, device.MessageInitiationSize)
+		initiation[0] = device.MessageInitiationType
+		other := make([]byte, device.MessageResponseSize)
+		other[0] = device.MessageResponseType
+		for _, tt := range []struct {
+			name   string
+			packet []byte
+			to     netip.AddrPort
+			after  time.Duration
+		}{
+			{"initiation to a greater key", initiation, first, yieldFor},
+			{"initiation to a smaller key", initiation, second, 0},
+			{"initiation to a stranger", initiation, netip.MustParseAddrPort("192.0.2.3:9"), 0},
+			{"response to a greater key", other, first, 0},
+		} {
+			start := time.Now()
+			if err := b.Send([][]byte{tt.packet}, &conn.StdNetEndpoint{AddrPort: tt.to}); err != nil {
+				t.Fatal(err)
+			}
+			if after := (<-socket.at).Sub(start); after != tt.after {
+				t.Errorf("%s leaves after %s, want %s", tt.name, after, tt.after)
+			}
+		}
+	})
 }

@@ -17,6 +17,7 @@ package wggo
 
 import (
 	"context"
+	"crypto/ecdh"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -72,6 +73,7 @@ type Engine struct {
 	// set by Run before up is closed
 	device *device.Device
 	filter *filter
+	public mesh.Key
 
 	mu    sync.Mutex // guards peers and configuration of the device
 	peers map[mesh.Key]*peer
@@ -121,6 +123,11 @@ func (e *Engine) Run(ctx context.Context) (err error) {
 	e.device = device.NewDevice(e.filter, e.bind, deviceLogger(e.log, e.up))
 	defer e.device.Close() // closes the TUN, waits for readers and receivers
 
+	private, err := ecdh.X25519().NewPrivateKey(e.options.PrivateKey[:])
+	if err != nil {
+		return fmt.Errorf("configure tunnel engine: %w", err)
+	}
+	e.public = mesh.Key(private.PublicKey().Bytes())
 	identity := fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(e.options.PrivateKey[:]), e.options.Port)
 	if err := e.device.IpcSet(identity); err != nil {
 		return fmt.Errorf("configure tunnel engine: %w", err)
@@ -205,6 +212,7 @@ func (e *Engine) Apply(ctx context.Context, want tunnel.Config) error {
 	}
 	next, ops := diff(e.peers, wanted, now)
 	e.filter.setOwn(want.Own)
+	e.bind.yield(e.public, next)
 	if ops != "" {
 		if err := e.device.IpcSet(ops); err != nil {
 			return fmt.Errorf("apply tunnel configuration: %w", err)
