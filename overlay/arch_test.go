@@ -60,7 +60,7 @@ var mayImport = []struct{ pkg, ours string }{
 	{"overlay/reconcile", "overlay/plan " + vocabulary},
 	{"overlay/probe", vocabulary},
 	{"overlay/status", vocabulary},
-	{"overlay/config", ""},
+	{"overlay/config", "mesh"},
 	// The assembled node gets its concrete parts from the command.
 	{"overlay", "mesh tun overlay/..."},
 

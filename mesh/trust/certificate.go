@@ -285,16 +285,10 @@ func checkWords(words []string) error {
 	return nil
 }
 
-// checkText accepts printable ASCII without spaces, so nothing in it can fool a
-// terminal or a log.
+// checkText accepts a word of bounded length.
 func checkText(s string, most int) error {
-	if len(s) > most {
-		return fmt.Errorf("%w: text of %d bytes, at most %d", ErrMalformed, len(s), most)
-	}
-	for _, c := range []byte(s) {
-		if c <= ' ' || c > '~' {
-			return fmt.Errorf("%w: text %.40q has a character other than printable ASCII", ErrMalformed, s)
-		}
+	if len(s) > most || !mesh.IsWord(s) {
+		return fmt.Errorf("%w: text %.40q: at most %d printable ASCII characters, no space", ErrMalformed, s, most)
 	}
 	return nil
 }

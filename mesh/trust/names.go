@@ -3,19 +3,14 @@ package trust
 import (
 	"fmt"
 	"path"
+
+	"meshd/mesh"
 )
 
-// CheckName verifies the name of a node, a mesh or a network: 1 to 63 of a-z,
-// 0-9 and "-", neither first nor last a "-". So a name is a DNS label, and safe
-// in a terminal, a path and a log.
+// CheckName is [mesh.CheckName] with the error of this package.
 func CheckName(name string) error {
-	ok := len(name) >= 1 && len(name) <= 63 && name[0] != '-' && name[len(name)-1] != '-'
-	for i := 0; ok && i < len(name); i++ {
-		c := name[i]
-		ok = c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-'
-	}
-	if !ok {
-		return fmt.Errorf("%w: name %.70q: 1 to 63 of a-z, 0-9 and -, neither first nor last a -", ErrMalformed, name)
+	if err := mesh.CheckName(name); err != nil {
+		return fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
 	return nil
 }

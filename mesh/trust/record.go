@@ -191,8 +191,6 @@ func (r *Record) check() error {
 		return fmt.Errorf("%w: %d endpoints, at most %d", ErrMalformed, len(r.Endpoints), MaxEndpoints)
 	case len(r.Leases) > MaxLeases:
 		return fmt.Errorf("%w: %d leases, at most %d", ErrMalformed, len(r.Leases), MaxLeases)
-	case len(r.Labels) > 16:
-		return fmt.Errorf("%w: %d labels, at most 16", ErrMalformed, len(r.Labels))
 	}
 	for _, e := range r.Endpoints {
 		if err := CheckEndpoint(e); err != nil {
@@ -215,13 +213,8 @@ func (r *Record) check() error {
 			return fmt.Errorf("%w: left, and yet a lease is %s", ErrMalformed, l.State)
 		}
 	}
-	for k, v := range r.Labels {
-		if err := checkText(k, 32); err != nil || k == "" {
-			return fmt.Errorf("%w: label %.40q", ErrMalformed, k)
-		}
-		if err := checkText(v, 64); err != nil {
-			return fmt.Errorf("label %s: %w", k, err)
-		}
+	if err := mesh.CheckLabels(r.Labels); err != nil {
+		return fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
 	if err := checkWords(r.Capabilities); err != nil {
 		return fmt.Errorf("capabilities: %w", err)

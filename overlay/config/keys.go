@@ -12,11 +12,12 @@ import (
 	"unicode"
 
 	"gopkg.in/yaml.v3"
+
+	"meshd/mesh"
 )
 
 const (
 	maxName     = 63        // a DNS label (RFC 1035, 2.3.4)
-	maxLabels   = 32        // they are for people to sort nodes by
 	maxSeeds    = 64        // some that answer are enough, gossip tells the rest
 	maxIfName   = 15        // IFNAMSIZ - 1
 	maxSocket   = 107       // sizeof(sockaddr_un.sun_path) - 1
@@ -60,6 +61,7 @@ var keys = section{
 }
 
 const (
+	labelForm  = "at most 64 printable ASCII characters, no space"
 	tunnelForm = `":port"`
 	listenForm = `":port" or "IP:port", IPv6 in brackets`
 	seedForm   = `"host:port", the host a name or an IP, IPv6 in brackets`
@@ -155,23 +157,27 @@ func labels(p *parser, key string, n *yaml.Node) {
 	case n.Kind != yaml.MappingNode:
 		p.fail(n.Line, key, "is %s; expected a mapping of labels, such as {site: fra}", typeName(n))
 		return
-	case len(n.Content)/2 > maxLabels:
-		p.fail(n.Line, key, "has %d entries; expected at most %d", len(n.Content)/2, maxLabels)
+	case len(n.Content)/2 > mesh.MaxLabels:
+		p.fail(n.Line, key, "has %d entries; expected at most %d", len(n.Content)/2, mesh.MaxLabels)
 		return
 	}
 	all := map[string]string{}
 	p.mapping(key, n, func(name, key string, k, v *yaml.Node) {
-		if len(name) == 0 || len(name) > maxName || strings.Trim(name, letters+digits+"._/-") != "" {
-			p.fail(k.Line, key, `is not the name of a label; expected 1 to 63 letters, digits, ".", "_", "/" and "-"`)
+		if mesh.CheckLabel(name, "") != nil {
+			p.fail(k.Line, key, "is not the name of a label; expected 1 to %d printable ASCII characters, no space", mesh.MaxLabelKey)
 			return
 		}
 		if !p.plain(key, v) {
 			return
 		}
-		if text, ok := value(p, key, v, parseLabel, "a string of at most 63 bytes"); ok {
+		if text, ok := value(p, key, v, parseLabel, labelForm); ok {
 			all[name] = text
 		}
 	})
+	if err := mesh.CheckLabels(all); err != nil {
+		p.fail(n.Line, key, "has %v", err)
+		return
+	}
 	if len(all) > 0 {
 		p.config.Node.Labels = all
 	}
@@ -186,14 +192,14 @@ const (
 func isControl(r rune) bool { return unicode.IsControl(r) }
 
 func parseLabel(s string) (string, error) {
-	if len(s) > maxName {
-		return "", fmt.Errorf("has %d bytes", len(s))
+	if mesh.CheckLabel("x", s) != nil {
+		return "", fmt.Errorf("is not the value of a label")
 	}
 	return s, nil
 }
 
 func parseName(s string) (string, error) {
-	if !isLabel(s, lower+digits+"-") {
+	if mesh.CheckName(s) != nil {
 		return "", fmt.Errorf("is not a node's name")
 	}
 	return s, nil
