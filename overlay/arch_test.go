@@ -66,8 +66,9 @@ var mayImport = []struct{ pkg, ours string }{
 
 	// Commands choose the concrete parts.
 	{"cmd/internal/exit", ""},
+	{"cmd/internal/setup", "overlay/config overlay/status mesh/statedir mesh/trust cmd/internal/exit"},
 	// init looks at the host's routes for --ipv4 auto, hence tun/hostnet.
-	{"cmd/meshctl", "overlay/status overlay/config mesh mesh/trust mesh/statedir tun/hostnet cmd/internal/exit"},
+	{"cmd/meshctl", "overlay/status overlay/config mesh mesh/trust mesh/statedir tun/hostnet cmd/internal/..."},
 	{"cmd/meshd", "* cmd/internal/..."},
 	{"examples/...", "*"},
 	{"overlay/e2e/...", "*"},

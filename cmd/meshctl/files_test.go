@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"meshd/cmd/internal/exit"
+	"meshd/cmd/internal/setup"
 	"meshd/mesh"
 	"meshd/mesh/statedir"
 	"meshd/mesh/trust"
@@ -169,7 +170,7 @@ func TestCodes(t *testing.T) {
 		{fmt.Errorf("a: %w", fs.ErrPermission), 77},
 		{exit.With(exit.NoInput, fs.ErrPermission), 66},
 	} {
-		if got := exit.Code(withCode(tt.err)); got != tt.want {
+		if got := exit.Code(setup.Coded(tt.err)); got != tt.want {
 			t.Errorf("%v: code %d, want %d", tt.err, got, tt.want)
 		}
 	}

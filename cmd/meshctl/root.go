@@ -12,8 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"meshd/cmd/internal/exit"
-	"meshd/mesh/statedir"
-	"meshd/mesh/trust"
+	"meshd/cmd/internal/setup"
 	"meshd/overlay/config"
 	"meshd/overlay/status"
 )
@@ -47,7 +46,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr}
 	root := c.root()
 	root.SetArgs(args)
-	err := withCode(root.ExecuteContext(ctx))
+	err := setup.Coded(root.ExecuteContext(ctx))
 	if err != nil && !errors.Is(err, errQuiet) {
 		fmt.Fprintln(stderr, "meshctl:", err)
 	}
@@ -124,49 +123,8 @@ func usage(format string, args ...any) error {
 	return exit.With(exit.Usage, fmt.Errorf(format, args...))
 }
 
-// withCode gives errors of other packages their exit codes, unless they have one.
-func withCode(err error) error {
-	if exit.Code(err) != exit.Failed {
-		return err
-	}
-	for _, known := range []struct {
-		is   error
-		code int
-	}{
-		{status.ErrNoDaemon, exit.NotReady},
-		{trust.ErrToken, exit.BadData},
-		{statedir.ErrCAKey, exit.BadData},
-		{statedir.ErrNoState, exit.BadData},
-		{statedir.ErrExists, exit.BadData},
-		{statedir.ErrDamaged, exit.BadData},
-		{statedir.ErrNewer, exit.BadData},
-		{statedir.ErrLocked, exit.Unavailable},
-		{fs.ErrPermission, exit.NoPerm},
-	} {
-		if !errors.Is(err, known.is) {
-			continue
-		}
-		if known.is == fs.ErrPermission {
-			err = fmt.Errorf("%w: run this as root", err)
-		}
-		return exit.With(known.code, err)
-	}
-	return err
-}
-
 // loadConfig reads the config file, which must be there.
-func (c *cli) loadConfig() (*config.Config, error) {
-	cfg, err := config.Load(c.configPath)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, exit.With(exit.NoInput, fmt.Errorf("no config file %s: make one with `meshctl init` or `meshctl join`, or name another with --config", c.configPath))
-	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("read config: %w", err)
-	case err != nil:
-		return nil, exit.With(exit.Config, err)
-	}
-	return cfg, nil
-}
+func (c *cli) loadConfig() (*config.Config, error) { return setup.LoadConfig(c.configPath) }
 
 // client finds the daemon's socket. The config is nil if there is none and
 // --socket makes it needless.

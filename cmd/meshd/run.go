@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"meshd/cmd/internal/exit"
+	"meshd/cmd/internal/setup"
 	"meshd/mesh/statedir"
 	"meshd/overlay"
 	"meshd/overlay/config"
@@ -40,7 +40,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			if check && cleanup {
 				return exit.With(exit.Usage, errors.New("--check and --cleanup do not go together: give one of them"))
 			}
-			cfg, err := loadConfig(path)
+			cfg, err := setup.LoadConfig(path)
 			switch {
 			case err != nil:
 				return err
@@ -52,7 +52,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return serve(cmd.Context(), cfg, stderr)
 		},
 	}
-	cmd.Flags().StringVar(&path, "config", "/etc/meshd/config.yaml", "configuration `FILE`")
+	cmd.Flags().StringVar(&path, "config", config.DefaultPath, "configuration `FILE`")
 	cmd.Flags().BoolVar(&check, "check", false, "say whether the daemon could start, and exit")
 	cmd.Flags().BoolVar(&cleanup, "cleanup", false, "remove everything that is ours from this host's network, whether a daemon runs or not, and exit")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exit.With(exit.Usage, err) })
@@ -67,19 +67,6 @@ func noArguments(args []string) error {
 		return exit.With(exit.Usage, fmt.Errorf("unexpected argument %q: meshd takes flags only, see meshd --help", args[0]))
 	}
 	return nil
-}
-
-func loadConfig(path string) (*config.Config, error) {
-	cfg, err := config.Load(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil, exit.With(exit.NoInput, fmt.Errorf("no config file %s: make one with `meshctl init` or `meshctl join TOKEN`, or name another with --config", path))
-	case errors.Is(err, os.ErrPermission):
-		return nil, exit.With(exit.NoPerm, fmt.Errorf("read config: %w: run as root", err))
-	case err != nil:
-		return nil, exit.With(exit.Config, err)
-	}
-	return cfg, nil
 }
 
 // serve runs the node and its control socket until ctx is done or the node ends.

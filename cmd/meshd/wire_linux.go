@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"slices"
 	"time"
 
 	"meshd/cmd/internal/exit"
+	"meshd/cmd/internal/setup"
 	"meshd/mesh/gossip"
 	"meshd/mesh/lease"
 	"meshd/mesh/member"
@@ -158,28 +158,13 @@ func cleanUp(ctx context.Context, cfg *config.Config, stdout io.Writer) error {
 func withCode(err error) error {
 	switch {
 	case errors.Is(err, wggo.ErrPortInUse):
-		err = fmt.Errorf("%w: stop the other program, or change listen.tunnel", err)
-	case errors.Is(err, os.ErrPermission) && !errors.Is(err, device.ErrPermission):
-		err = fmt.Errorf("%w: run as root", err)
+		return exit.With(exit.Unavailable, fmt.Errorf("%w: stop the other program, or change listen.tunnel", err))
+	case errors.Is(err, gossip.ErrPortInUse):
+		return exit.With(exit.Unavailable, err)
+	case errors.Is(err, device.ErrNoTUN), errors.Is(err, device.ErrBusy):
+		return exit.With(exit.OSError, err)
+	case errors.Is(err, device.ErrPermission):
+		return exit.With(exit.NoPerm, err)
 	}
-	for _, c := range []struct {
-		is   error
-		code int
-	}{
-		{statedir.ErrNoState, exit.NoInput},
-		{statedir.ErrDamaged, exit.BadData},
-		{statedir.ErrNewer, exit.BadData},
-		{gossip.ErrPortInUse, exit.Unavailable},
-		{wggo.ErrPortInUse, exit.Unavailable},
-		{status.ErrInUse, exit.Unavailable},
-		{device.ErrNoTUN, exit.OSError},
-		{device.ErrBusy, exit.OSError},
-		{device.ErrPermission, exit.NoPerm},
-		{os.ErrPermission, exit.NoPerm},
-	} {
-		if errors.Is(err, c.is) {
-			return exit.With(c.code, err)
-		}
-	}
-	return err
+	return setup.Coded(err)
 }
