@@ -82,11 +82,8 @@ tidy: ## go.mod and go.sum
 	$(GO) mod tidy
 
 .PHONY: check
-check: ## before a commit: format, tidy, lint, race
-	$(MAKE) format
-	$(MAKE) tidy
-	$(MAKE) lint
-	$(MAKE) race
+check: format tidy lint race ## before a commit: all of these, one after the other
+.NOTPARALLEL:
 
 .PHONY: test-deps
 test-deps: ## install what the fuller tests need (Debian packages)

@@ -60,6 +60,9 @@ func checkUnit(t *testing.T, path string) {
 	if want := filepath.Base(config.Default().StateDir); got["StateDirectory"] != want {
 		t.Errorf("%s: StateDirectory=%s, the daemon uses %s", path, got["StateDirectory"], want)
 	}
+	if got["Restart"] != "on-failure" {
+		t.Errorf("%s: Restart=%s would undo meshctl down, which ends the daemon with success", path, got["Restart"])
+	}
 	// Usage, bad state, missing file, permission, configuration: a person's turn.
 	for _, code := range []string{"64", "65", "66", "77", "78"} {
 		if !slices.Contains(strings.Fields(got["RestartPreventExitStatus"]), code) {

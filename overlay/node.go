@@ -110,7 +110,6 @@ type Node struct {
 	underlay atomic.Pointer[tun.Underlay]
 	view     atomic.Pointer[mesh.View]
 
-	readyOnce sync.Once
 	planMu    sync.Mutex // one plan after the other
 	health    atomic.Pointer[[]mesh.Finding]
 }
@@ -340,7 +339,7 @@ func (n *Node) awaitReady(ctx context.Context) error {
 		case <-ticker.C:
 		}
 		if n.state(n.view.Load()) == mesh.Ready {
-			n.readyOnce.Do(func() { close(n.ready) })
+			close(n.ready)
 			return nil
 		}
 	}

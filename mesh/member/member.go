@@ -97,7 +97,6 @@ type Member struct {
 
 	synced    bool // a whole exchange was made with another node
 	endpoints []netip.AddrPort
-	inUse     bool
 
 	seq       uint64
 	published *trust.Record // what the others were told last
@@ -211,12 +210,6 @@ func (m *Member) SetEndpoints(_ time.Time, endpoints []netip.AddrPort) {
 	}
 }
 
-// SetInUse says whether anything local has addresses from the lease.
-func (m *Member) SetInUse(_ time.Time, inUse bool) {
-	m.dirty = m.dirty || m.inUse != inUse
-	m.inUse = inUse
-}
-
 // Leave gives everything back for good. The next Step has the signed release.
 func (m *Member) Leave(now time.Time) {
 	m.alloc.Release(now.Round(0).UTC())
@@ -313,7 +306,6 @@ func (m *Member) allocate(now time.Time) {
 		MayClaim: m.synced && admitted,
 		Epoch:    m.state.Epoch,
 		Others:   m.claims(now),
-		InUse:    m.inUse,
 	})
 	m.state.Leases = nil
 	if l, ok := m.alloc.Lease(); ok && l.State == mesh.Held {

@@ -573,16 +573,16 @@ func BenchmarkIdleStep(b *testing.B) {
 	}
 }
 
-// BenchmarkStepOnChange has one other node's record renewed before each Step.
+// BenchmarkStepOnChange has an endpoint of the node change before each Step.
 func BenchmarkStepOnChange(b *testing.B) {
 	for _, n := range []int{10, 200} {
 		b.Run(fmt.Sprintf("nodes=%d", n), func(b *testing.B) {
 			m := bigMesh(b, n)
 			now := start.Add(time.Second)
-			up := false
+			port := uint16(0)
 			for b.Loop() {
-				up = !up
-				m.SetInUse(now, up)
+				port = port%1000 + 1
+				m.SetEndpoints(now, []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, 1}), port)})
 				m.Step(now)
 			}
 		})

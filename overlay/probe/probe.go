@@ -27,18 +27,13 @@ import (
 	"meshd/mesh"
 )
 
-// Port is the UDP port on every node's control address.
-const Port = 51882
-
 const (
+	port    = 51882 // UDP, on every node's control address
 	size    = 13
 	magic   = "mshP"
 	ask     = 1
 	respond = 2
 )
-
-// ErrNoAnswer says that a ping was not answered in time.
-var ErrNoAnswer = errors.New("no answer")
 
 // Prober probes peers and answers their probes.
 type Prober struct {
@@ -105,7 +100,8 @@ func (p *Prober) Results() map[mesh.NodeID]Result {
 	return p.schedule.results()
 }
 
-// Ping sends one probe and waits for its answer, until ctx is done.
+// Ping sends one probe and waits for its answer; without one until ctx is done,
+// the error is that of ctx.
 func (p *Prober) Ping(ctx context.Context, to netip.Addr) (time.Duration, error) {
 	id, at := randomID(), make(chan time.Time, 1)
 	p.mu.Lock()
@@ -128,7 +124,7 @@ func (p *Prober) Ping(ctx context.Context, to netip.Addr) (time.Duration, error)
 	case t := <-at:
 		return t.Sub(sent), nil
 	case <-ctx.Done():
-		return 0, ErrNoAnswer
+		return 0, ctx.Err()
 	}
 }
 
@@ -155,7 +151,7 @@ func (p *Prober) open() (*net.UDPConn, error) {
 	if !self.IsValid() {
 		return nil, errors.New("no control address yet")
 	}
-	return net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.AddrPortFrom(self, Port)))
+	return net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.AddrPortFrom(self, port)))
 }
 
 // serve runs sender and receiver on one socket, until either ends.
@@ -188,7 +184,7 @@ func (p *Prober) sendDue(ctx context.Context, conn *net.UDPConn) {
 		}
 		now := time.Now()
 		p.mu.Lock()
-		moved := netip.AddrPortFrom(p.self, Port) != conn.LocalAddr().(*net.UDPAddr).AddrPort()
+		moved := netip.AddrPortFrom(p.self, port) != conn.LocalAddr().(*net.UDPAddr).AddrPort()
 		due := p.schedule.step(now)
 		next, ok := p.schedule.next()
 		p.mu.Unlock()
@@ -229,7 +225,7 @@ func (p *Prober) receive(ctx context.Context, conn *net.UDPConn) {
 			continue
 		}
 		switch {
-		case kind == ask && from.Port() == Port:
+		case kind == ask && from.Port() == port:
 			_ = send(conn, from.Addr(), respond, id)
 		case kind == respond:
 			p.answered(now, from.Addr(), id)
@@ -255,7 +251,7 @@ func (p *Prober) answered(now time.Time, from netip.Addr, id uint64) {
 }
 
 func send(conn *net.UDPConn, to netip.Addr, kind byte, id uint64) error {
-	_, err := conn.WriteToUDPAddrPort(binary.BigEndian.AppendUint64(append([]byte(magic), kind), id), netip.AddrPortFrom(to, Port))
+	_, err := conn.WriteToUDPAddrPort(binary.BigEndian.AppendUint64(append([]byte(magic), kind), id), netip.AddrPortFrom(to, port))
 	return err
 }
 

@@ -161,7 +161,7 @@ func listenUnix(path string, log *slog.Logger) (*net.UnixListener, error) {
 			err = os.Chown(path, -1, gid)
 		}
 		if err != nil {
-			log.Warn("control socket stays with this process's group", "path", path, "error", err)
+			log.Warn("control socket stays with this process's group", "path", path, "err", err)
 		}
 	}
 	if err := os.Chmod(path, 0o660); err != nil {

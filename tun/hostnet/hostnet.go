@@ -126,7 +126,7 @@ func (n *Net) run(ctx context.Context, k kernel, ops []op) error {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", op, err))
 		}
-		n.log.Debug("host network changed", "command", op.String(), "error", err)
+		n.log.Debug("host network changed", "command", op.String(), "err", err)
 	}
 	return errors.Join(errs...)
 }

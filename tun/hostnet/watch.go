@@ -37,7 +37,7 @@ func (n *Net) Watch(ctx context.Context, changed chan<- struct{}) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		n.log.Warn("network changes are watched afresh", "error", err)
+		n.log.Warn("network changes are watched afresh", "err", err)
 	}
 }
 

@@ -27,7 +27,7 @@ func deviceLogger(log *slog.Logger, up <-chan struct{}) *device.Logger {
 				return
 			}
 			if suppressed, ok := l.allow(format, time.Now()); ok {
-				log.Warn("tunnel", "message", fmt.Sprintf(format, args...), "suppressed", suppressed)
+				log.Warn("tunnel", "message", fmt.Sprintf(format, args...), "omitted", suppressed)
 			}
 		},
 	}
