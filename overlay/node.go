@@ -110,8 +110,8 @@ type Node struct {
 	underlay atomic.Pointer[tun.Underlay]
 	view     atomic.Pointer[mesh.View]
 
-	planMu    sync.Mutex // one plan after the other
-	health    atomic.Pointer[[]mesh.Finding]
+	planMu sync.Mutex // one plan after the other
+	health atomic.Pointer[[]mesh.Finding]
 }
 
 // New builds a node; it does nothing before Run.
