@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -30,13 +31,17 @@ type bind struct {
 	yields atomic.Pointer[map[netip.AddrPort]bool] // endpoints at which the peer goes first
 }
 
-// yieldFor is how long a handshake is held back where the peer goes first. When
-// both ends of a tunnel initiate at once, each answers the other and forgets its
-// own handshake, so no session comes of it, and both try again 5 s later, at
-// once. Two nodes do that easily: they hear of each other in the same moment.
-// So the end with the smaller key lets the other's initiation arrive first. That
-// works wherever a packet takes less than this, half around the world.
-const yieldFor = 200 * time.Millisecond
+// A handshake is held back for a random time between these where the peer goes
+// first. When both ends of a tunnel initiate at once, each answers the other and
+// forgets its own handshake, so no session comes of it, and both try again 5 s
+// later, at once. Two nodes do that easily: they hear of each other in the same
+// moment. So the end with the smaller key lets the other's initiation arrive
+// first, which works wherever a packet takes less time than that. Random, since
+// others also do things after round times.
+const (
+	minYield = 100 * time.Millisecond // one way to the other side of the world
+	maxYield = 200 * time.Millisecond // first packets wait no longer than a person notices
+)
 
 func newBind() *bind {
 	return &bind{Bind: conn.NewStdNetBind(), tries: tries{at: map[netip.AddrPort]time.Time{}}}
@@ -106,7 +111,7 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 		if std, ok := ep.(*conn.StdNetEndpoint); ok && b.yieldsAt(std.AddrPort) {
 			// Both belong to the device, which goes on to use them.
 			packet, to := bytes.Clone(bufs[0]), &conn.StdNetEndpoint{AddrPort: std.AddrPort}
-			time.AfterFunc(yieldFor, func() {
+			time.AfterFunc(minYield+rand.N(maxYield-minYield), func() {
 				_ = b.Bind.Send([][]byte{packet}, to) // lost like any packet if the socket is closed by then
 			})
 			return nil
