@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -95,11 +96,11 @@ type transport struct {
 	readers   sync.WaitGroup
 
 	mu      sync.Mutex
-	streams map[*stream]netip.Addr // open ones; the host, of those that came in
-	hosts   map[netip.Addr]int     // open incoming streams of each host
+	streams map[*stream]bool
+	opened  uint64 // streams so far
 }
 
-// Streams need a closed deadline to be let go; any moment in the past will do.
+// longAgo is a deadline that has passed: it wakes a reader.
 var longAgo = time.Unix(1, 0)
 
 func (s *sockets) transport(advertise netip.AddrPort) (*transport, error) {
@@ -110,7 +111,7 @@ func (s *sockets) transport(advertise netip.AddrPort) (*transport, error) {
 	t := &transport{
 		sockets: s, advertise: advertise, ctx: ctx, stop: stop,
 		packets: make(chan *memberlist.Packet), incoming: make(chan net.Conn),
-		streams: map[*stream]netip.Addr{}, hosts: map[netip.Addr]int{},
+		streams: map[*stream]bool{},
 	}
 	t.readers.Go(t.accept)
 	t.readers.Go(t.receive)
@@ -222,52 +223,77 @@ func (t *transport) goOn(err error) bool {
 // stream is a connection that is closed with its transport.
 type stream struct {
 	net.Conn
-	t    *transport
-	left int // bytes that may still be read; memberlist reads on one goroutine
-	once sync.Once
+	t      *transport
+	host   netip.Addr   // that opened it; zero: we did
+	number uint64       // in order of opening
+	read   atomic.Int64 // bytes
 }
 
-// hold takes a connection in, or closes it if there are too many.
+// hold takes a connection in. If too many came in, the oldest one that has not
+// said anything yet makes room: members speak at once. If there is none, the
+// connection is closed.
 func (t *transport) hold(conn net.Conn, host netip.Addr) (*stream, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	incoming := 0
-	for _, n := range t.hosts {
-		incoming += n
-	}
-	tooMany := host.IsValid() && (incoming >= maxStreams || t.hosts[host] >= maxStreamsPerHost)
-	if t.ctx.Err() != nil || tooMany {
+	if t.ctx.Err() != nil || host.IsValid() && !t.makeRoom(host) {
 		_ = conn.Close()
 		return nil, false
 	}
-	s := &stream{Conn: conn, t: t, left: maxStreamBytes}
-	t.streams[s] = host
-	if host.IsValid() {
-		t.hosts[host]++
-	}
+	t.opened++
+	s := &stream{Conn: conn, t: t, host: host, number: t.opened}
+	t.streams[s] = true
 	return s, true
+}
+
+func (t *transport) makeRoom(host netip.Addr) bool {
+	all, same := 0, 0
+	var silent, silentSame *stream
+	older := func(s, than *stream) bool { return s.read.Load() == 0 && (than == nil || s.number < than.number) }
+	for s := range t.streams {
+		if !s.host.IsValid() {
+			continue
+		}
+		all++
+		if older(s, silent) {
+			silent = s
+		}
+		if s.host != host {
+			continue
+		}
+		same++
+		if older(s, silentSame) {
+			silentSame = s
+		}
+	}
+	switch {
+	case same >= maxStreamsPerHost:
+		silent = silentSame
+	case all < maxStreams:
+		return true
+	}
+	if silent == nil {
+		return false
+	}
+	delete(t.streams, silent)
+	_ = silent.Conn.Close()
+	return true
 }
 
 // Read implements [net.Conn] and ends after maxStreamBytes.
 func (s *stream) Read(b []byte) (int, error) {
-	if s.left <= 0 {
+	left := maxStreamBytes - s.read.Load()
+	if left <= 0 {
 		return 0, errors.New("stream is too long")
 	}
-	n, err := s.Conn.Read(b[:min(len(b), s.left)])
-	s.left -= n
+	n, err := s.Conn.Read(b[:min(int64(len(b)), left)])
+	s.read.Add(int64(n))
 	return n, err
 }
 
 // Close implements [net.Conn].
 func (s *stream) Close() error {
-	s.once.Do(func() {
-		s.t.mu.Lock()
-		defer s.t.mu.Unlock()
-		host := s.t.streams[s]
-		delete(s.t.streams, s)
-		if s.t.hosts[host]--; s.t.hosts[host] <= 0 {
-			delete(s.t.hosts, host)
-		}
-	})
+	s.t.mu.Lock()
+	delete(s.t.streams, s)
+	s.t.mu.Unlock()
 	return s.Conn.Close()
 }

@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// firstWant leaves a certificate that is under way the time to arrive: two
-	// gossip intervals would be 400 ms, but joining nodes should not wait.
+	// firstWant leaves a certificate that is under way some time to arrive, but
+	// a node that joins should not wait for long.
 	firstWant = 50 * time.Millisecond
 	// longestWant is the longest pause between two requests for one certificate.
 	longestWant = 30 * time.Second
