@@ -64,6 +64,22 @@ func TestDemo(t *testing.T) {
 			checkGone(t, dir)
 		})
 	}
+	t.Run("nobody reads on", func(t *testing.T) {
+		cmd, _, dir := run("-load", "10s")
+		r, w, err := os.Pipe()
+		must(t, err)
+		cmd.Stdout = w
+		must(t, cmd.Start())
+		must(t, w.Close())
+		_, err = r.Read(make([]byte, 100))
+		must(t, err)
+		must(t, r.Close())
+		_ = cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code != 130 {
+			t.Errorf("exit code %d", code)
+		}
+		checkGone(t, dir)
+	})
 	t.Run("killed", func(t *testing.T) { // it cannot clean up, but nothing may run on
 		cmd, _, dir := run("-load", "10s")
 		must(t, cmd.Start())

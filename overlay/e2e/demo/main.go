@@ -21,6 +21,16 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+	// Nobody reads on, as with `| head`: that is an interruption too, and what is
+	// printed while cleaning up must not kill us.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	unread := make(chan os.Signal, 1)
+	signal.Notify(unread, syscall.SIGPIPE)
+	go func() {
+		<-unread
+		cancel()
+	}()
 	err := run(ctx, os.Args[1:])
 	if err == nil || errors.Is(err, flag.ErrHelp) {
 		return
