@@ -51,6 +51,8 @@ type Host interface {
 	Watch(ctx context.Context, changed chan<- struct{}) error
 	// Underlay tells what can carry the tunnels, leaving out the given ranges.
 	Underlay(ctx context.Context, exclude ...netip.Prefix) (tun.Underlay, error)
+	// Routes lists the destinations of routes that are not ours.
+	Routes(ctx context.Context) ([]netip.Prefix, error)
 }
 
 // Engine carries packets; see package tunnel for what it must do.
@@ -92,8 +94,9 @@ const lookAround = 10 * time.Second
 
 // Reasons for which Run ends by itself.
 var (
-	ErrLeft = errors.New("this node has left the mesh")
-	errDown = errors.New("asked to go down")
+	ErrLeft    = errors.New("this node has left the mesh")
+	ErrOverlap = errors.New("the mesh and this host's routes overlap")
+	errDown    = errors.New("asked to go down")
 )
 
 // Node is one member of the mesh on one host.
@@ -105,18 +108,21 @@ type Node struct {
 	prober *probe.Prober
 	ready  chan struct{} // closed when the node was ready for the first time
 
-	stop     context.CancelCauseFunc // set by Run before anything else runs
-	stopped  chan struct{}           // closed when Run is about to return
+	quit     chan error    // why to end, from Down and Leave; capacity 1
+	stopped  chan struct{} // closed when Run is about to return
+	cleared  error         // what clearing the host came to; set before stopped is closed
 	underlay atomic.Pointer[tun.Underlay]
+	routes   atomic.Pointer[[]netip.Prefix]
 	view     atomic.Pointer[mesh.View]
 
-	planMu sync.Mutex // one plan after the other
-	health atomic.Pointer[[]mesh.Finding]
+	planMu  sync.Mutex // one plan after the other
+	planned bool       // guarded by planMu
+	health  atomic.Pointer[[]mesh.Finding]
 }
 
 // New builds a node; it does nothing before Run.
 func New(opt Options) *Node {
-	n := &Node{opt: opt, ready: make(chan struct{}), stopped: make(chan struct{})}
+	n := &Node{opt: opt, ready: make(chan struct{}), quit: make(chan error, 1), stopped: make(chan struct{})}
 	n.data = newDataPlane(opt.NewEngine, n.mtu, opt.Log)
 	n.loop = reconcile.New(n.data, opt.Host, opt.Log)
 	n.data.changed = n.loop.Kick
@@ -136,7 +142,6 @@ func (n *Node) Run(ctx context.Context) error {
 	defer close(n.stopped)
 	run, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	n.stop = stop
 	if err := n.lookAtUnderlay(run); err != nil {
 		return err
 	}
@@ -157,16 +162,22 @@ func (n *Node) Run(ctx context.Context) error {
 	start(func(ctx context.Context) error { return n.opt.Host.Watch(ctx, events) })
 	start(func(ctx context.Context) error { return n.watch(ctx, events) })
 	start(n.awaitReady)
-	<-run.Done()
+	select {
+	case <-run.Done():
+	case cause := <-n.quit:
+		stop(cause)
+	}
 	tasks.Wait()
 
-	switch cause := context.Cause(run); {
-	case ctx.Err() != nil:
+	switch cause := context.Cause(run); cause {
+	case errDown:
+		n.cleared = n.clear()
+		return n.cleared
+	case ErrLeft:
+		n.cleared = n.clear()
+		return errors.Join(n.cleared, ErrLeft)
+	case context.Cause(ctx):
 		return nil
-	case errors.Is(cause, errDown):
-		return n.clear()
-	case errors.Is(cause, ErrLeft):
-		return errors.Join(n.clear(), ErrLeft)
 	default:
 		return cause
 	}
@@ -206,10 +217,13 @@ func (n *Node) Leave(ctx context.Context) error {
 }
 
 func (n *Node) end(ctx context.Context, cause error) error {
-	n.stop(cause)
+	select {
+	case n.quit <- cause:
+	default: // somebody else has asked already
+	}
 	select {
 	case <-n.stopped:
-		return nil
+		return n.cleared
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -224,22 +238,35 @@ func (n *Node) follow(ctx context.Context) error {
 		case view := <-n.opt.Mesh.Views():
 			n.report(n.view.Swap(view), view)
 			n.prober.SetView(view)
-			n.replan()
+			if err := n.replan(); err != nil {
+				return err
+			}
 		}
 	}
 }
 
-// replan builds the plan from the newest view and underlay.
-func (n *Node) replan() {
+// replan builds the plan from the newest view and underlay. It fails if the
+// first plan would take traffic that this host's other routes carry; what
+// appears later is a finding, and nothing is torn down for it.
+func (n *Node) replan() error {
 	n.planMu.Lock()
 	defer n.planMu.Unlock()
 	view := n.view.Load()
 	if view == nil {
-		return
+		return nil
 	}
+	overlaps := plan.Overlaps(view, *n.routes.Load())
+	if len(overlaps) > 0 && !n.planned {
+		return fmt.Errorf("%w: %s", ErrOverlap, overlaps[0])
+	}
+	n.planned = true
 	p := plan.Build(view, plan.Options{Link: n.opt.Link, MTU: n.mtu(), NoIPv6: n.underlay.Load().NoIPv6})
+	for _, o := range overlaps {
+		p.Health = append(p.Health, mesh.Finding{Level: "error", Code: "overlap", Message: o.String()})
+	}
 	n.health.Store(&p.Health)
 	n.loop.Set(&p)
+	return nil
 }
 
 // report logs what a person would want to know of a new view.
@@ -278,16 +305,24 @@ func (n *Node) lookAtUnderlay(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	old := n.underlay.Swap(&u)
+	routes, err := n.opt.Host.Routes(ctx)
+	if err != nil {
+		return err
+	}
+	old, oldRoutes := n.underlay.Swap(&u), n.routes.Swap(&routes)
 	n.opt.Mesh.SetEndpoints(n.endpoints(u))
 	if addr, ok := n.gossipAddress(u); ok {
 		n.opt.Mesh.SetAddress(addr)
 	}
-	if old != nil && (old.MTU != u.MTU || old.NoIPv6 != u.NoIPv6) {
-		n.opt.Log.Info("underlay changed", "mtu", u.MTU)
-		n.replan()
+	if old == nil {
+		return nil
 	}
-	return nil
+	if old.MTU != u.MTU || old.NoIPv6 != u.NoIPv6 {
+		n.opt.Log.Info("underlay changed", "mtu", u.MTU)
+	} else if slices.Equal(*oldRoutes, routes) {
+		return nil
+	}
+	return n.replan()
 }
 
 // endpoints are where peers reach the tunnel.

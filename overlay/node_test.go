@@ -280,3 +280,70 @@ func TestPeerThatLeft(t *testing.T) {
 		}
 	})
 }
+
+func TestRefusesToStartOverHostRoutes(t *testing.T) {
+	overlap := func(_ *testing.T, w *world) { w.kernel.SetRoutes(netip.MustParsePrefix("10.86.80.0/24")) }
+	inWorld(t, overlap, func(t *testing.T, w *world) {
+		w.mesh.views <- view(self, beta)
+		if err := <-w.done; !errors.Is(err, overlay.ErrOverlap) || !strings.Contains(err.Error(), "10.86.80.0/24") {
+			t.Errorf("Run: %v", err)
+		}
+		if got := w.kernel.String(); got != "" {
+			t.Errorf("the host was touched:\n%s", got)
+		}
+	})
+}
+
+func TestLaterOverlapIsAFinding(t *testing.T) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
+		w.mesh.views <- view(self, beta)
+		settle()
+		before := w.kernel.String()
+		w.kernel.SetRoutes(netip.MustParsePrefix("10.86.80.0/24"))
+		settle()
+		if doc := w.node.Status(); len(doc.Health) != 1 || doc.Health[0].Code != "overlap" || doc.ExitCode() != 1 {
+			t.Errorf("health %+v, exit code %d", doc.Health, doc.ExitCode())
+		}
+		if after := w.kernel.String(); after != before {
+			t.Errorf("something was torn down:\n%s", after)
+		}
+		w.kernel.SetRoutes()
+		settle()
+		if h := w.node.Status().Health; len(h) != 0 {
+			t.Errorf("health %+v after the route has gone", h)
+		}
+	})
+}
+
+func TestDownTellsThatItFailed(t *testing.T) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
+		w.mesh.views <- view(self, beta)
+		settle()
+		w.kernel.Fail(1 << 30)
+		if err := w.node.Down(t.Context()); !errors.Is(err, tuntest.ErrFailed) {
+			t.Errorf("Down: %v", err)
+		}
+		if err := <-w.done; !errors.Is(err, tuntest.ErrFailed) {
+			t.Errorf("Run: %v", err)
+		}
+	})
+}
+
+func TestDownBeforeRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kernel := new(tuntest.Kernel)
+		n := overlay.New(overlay.Options{
+			Self: self.ID, Log: slog.New(slog.DiscardHandler), Mesh: &fakeMesh{views: make(chan *mesh.View)}, Host: kernel, Link: "mesh0",
+			NewEngine: func(int) (overlay.Engine, error) { return mortal{new(tunneltest.Fake), nil}, nil },
+		})
+		down := make(chan error)
+		go func() { down <- n.Down(t.Context()) }()
+		synctest.Wait()
+		if err := n.Run(t.Context()); err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		if err := <-down; err != nil {
+			t.Errorf("Down: %v", err)
+		}
+	})
+}

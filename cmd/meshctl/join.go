@@ -87,7 +87,7 @@ Next, before %s, so that a member sees it while the token is valid:
 }
 
 // checkRanges refuses a mesh that would cut the session off, and warns of one
-// whose ranges overlap the host's own routes.
+// that the daemon will not start with.
 func (c *cli) checkRanges(ctx context.Context, charter *trust.Charter) error {
 	for _, r := range charter.Ranges() {
 		if o, taken := firstOverlap(r, sshObstacles(os.Getenv("SSH_CONNECTION"))); taken {
@@ -100,7 +100,7 @@ func (c *cli) checkRanges(ctx context.Context, charter *trust.Charter) error {
 	}
 	for _, r := range charter.Ranges() {
 		if o, taken := firstOverlap(r, all); taken {
-			fmt.Fprintf(c.stderr, "Warning: range %s of mesh %s overlaps %s, which is %s: traffic for one of them would go to the other. Remove that route, or do not start the daemon here.\n", r, charter.Name, o.prefix, o.what)
+			fmt.Fprintf(c.stderr, "Warning: range %s of mesh %s overlaps %s, which is %s: the daemon does not start until one of them is gone.\n", r, charter.Name, o.prefix, o.what)
 		}
 	}
 	return nil

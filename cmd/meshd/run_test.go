@@ -83,7 +83,10 @@ func TestRefusals(t *testing.T) {
 		"state damaged": {prepare: func(t *testing.T, _, state string) { write(t, filepath.Join(state, "mesh"), "junk") }, code: exit.BadData, says: "damaged"},
 		"no state":      {prepare: func(t *testing.T, _, state string) { remove(t, state) }, code: exit.NoInput, says: "meshctl join"},
 		"left":          {prepare: func(t *testing.T, _, state string) { leave(t, state) }, code: exit.BadData, says: "has left"},
-		"bad key":       {prepare: func(t *testing.T, config, _ string) { write(t, config, "nodes: {}\n") }, code: exit.Config, says: "config.yaml:1: nodes"},
+		"seed inside": {prepare: func(t *testing.T, config, state string) {
+			write(t, config, "state_dir: "+state+"\nseeds: [\"10.86.3.4\"]\n")
+		}, code: exit.Config, says: "10.86.0.0/16"},
+		"bad key": {prepare: func(t *testing.T, config, _ string) { write(t, config, "nodes: {}\n") }, code: exit.Config, says: "config.yaml:1: nodes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config, state := founder(t, t.TempDir())

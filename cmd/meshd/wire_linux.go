@@ -8,15 +8,18 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"time"
 
 	"meshd/cmd/internal/exit"
 	"meshd/cmd/internal/setup"
+	"meshd/mesh"
 	"meshd/mesh/gossip"
 	"meshd/mesh/lease"
 	"meshd/mesh/member"
 	"meshd/mesh/statedir"
+	"meshd/mesh/trust"
 	"meshd/overlay"
 	"meshd/overlay/config"
 	"meshd/overlay/status"
@@ -92,7 +95,31 @@ func newMember(cfg *config.Config, dir *statedir.Dir, state member.State, log *s
 	if err != nil {
 		return nil, exit.With(exit.BadData, fmt.Errorf("state in %s: %w", cfg.StateDir, err))
 	}
+	if err := checkSeeds(seeds(cfg, dir), membership.Charter); err != nil {
+		return nil, exit.With(exit.Config, err)
+	}
 	return m, nil
+}
+
+// checkSeeds refuses seeds that could be reached only through the mesh that they
+// are to lead to.
+func checkSeeds(seeds []string, rawCharter []byte) error {
+	charter, err := trust.ParseCharter(rawCharter, mesh.ID{})
+	if err != nil {
+		return err
+	}
+	for _, seed := range seeds {
+		a, err := netip.ParseAddrPort(seed)
+		if err != nil {
+			continue // a name: it is looked up at each try
+		}
+		for _, r := range charter.Ranges() {
+			if r.Contains(a.Addr()) {
+				return fmt.Errorf("seed %s lies in the mesh's own range %s: name an address outside of the mesh", seed, r)
+			}
+		}
+	}
+	return nil
 }
 
 func randomNonce() uint64 {
@@ -163,6 +190,8 @@ func withCode(err error) error {
 		return exit.With(exit.Unavailable, err)
 	case errors.Is(err, device.ErrNoTUN), errors.Is(err, device.ErrBusy):
 		return exit.With(exit.OSError, err)
+	case errors.Is(err, overlay.ErrOverlap):
+		return exit.With(exit.Config, err)
 	case errors.Is(err, device.ErrPermission):
 		return exit.With(exit.NoPerm, err)
 	}
