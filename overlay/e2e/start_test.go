@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"meshd/mesh/trust"
 	"meshd/overlay/e2e/cluster"
@@ -30,6 +33,9 @@ const (
 	exNoPerm      = 77
 	exConfig      = 78
 )
+
+// loopback is the index of lo, in every namespace.
+const loopback = 1
 
 // nobody is a user without rights.
 const nobody = 65534
@@ -85,6 +91,14 @@ func TestBadStart(t *testing.T) {
 		chown(t, n.Dir, nobody)
 		check(t, n, "own state", unprivileged, exNoPerm, "root")
 		chown(t, n.Dir, 0)
+	})
+	t.Run("overlap", func(t *testing.T) {
+		_, foreign, err := net.ParseCIDR("10.86.99.0/24")
+		must(t, err)
+		route := &netlink.Route{LinkIndex: loopback, Dst: foreign}
+		must(t, n.Host.Do(func() error { return netlink.RouteAdd(route) }))
+		check(t, n, "a route of the host", daemon, exConfig, "10.86.99.0/24")
+		must(t, n.Host.Do(func() error { return netlink.RouteDel(route) }))
 	})
 	t.Run("no tun", func(t *testing.T) {
 		check(t, n, "in a jail", func() *exec.Cmd { return jailed(t, n) }, exOSError, "/dev/net/tun")
