@@ -45,7 +45,8 @@ func Build(view *mesh.View, opt Options) Plan {
 		return Plan{}
 	}
 	p := Plan{Host: tun.HostState{Link: opt.Link, MTU: opt.MTU, Forwarding: true}}
-	for _, r := range view.Ranges() {
+	p.Tunnel.Inside = view.Ranges()
+	for _, r := range p.Tunnel.Inside {
 		p.Host.Routes = append(p.Host.Routes, tun.Route{Dst: r, Unreachable: true})
 	}
 	if member { // else not admitted yet: nothing may pass, and nothing may leak

@@ -77,6 +77,7 @@ func TestBuild(t *testing.T) {
 func text(p plan.Plan) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "own %v\n", p.Tunnel.Own)
+	fmt.Fprintf(&b, "inside %v\n", p.Tunnel.Inside)
 	for _, peer := range p.Tunnel.Peers {
 		fmt.Fprintf(&b, "peer %s key %x endpoints %v allowed %v\n", peer.ID.Short(), peer.PublicKey[:1], peer.Endpoints, peer.AllowedIPs)
 	}

@@ -8,6 +8,9 @@
 //	out  source in Config.Own, destination in some peer's AllowedIPs  -> that peer
 //	in   source in the sending peer's AllowedIPs, destination in Config.Own -> TUN
 //
+// Its own datagrams never travel inside the mesh: no peer has an endpoint in
+// Config.Inside, neither a configured nor a learned one.
+//
 // Everything else is dropped and counted by reason.
 package tunnel
 
@@ -27,6 +30,10 @@ const (
 type Config struct {
 	Own   []netip.Prefix // inner addresses of this host
 	Peers []Peer         // sorted by ID; AllowedIPs of two peers never overlap
+	// Inside are the ranges of the mesh. Packets sent to an endpoint in there
+	// would come back to the TUN for ever: such endpoints of peers are skipped,
+	// and datagrams that come from there are dropped unread.
+	Inside []netip.Prefix
 }
 
 // Peer is another node's end of the tunnel.
@@ -49,6 +56,7 @@ const (
 	DropSource      = "inner_source"      // leaving, source not ours
 	DropDestination = "inner_destination" // arrived, not for us
 	DropMalformed   = "malformed"         // neither IPv4 nor IPv6
+	DropEndpoint    = "endpoint_in_mesh"  // datagram of a tunnel, come through the mesh
 )
 
 // PeerStats is what the engine knows of one peer.

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,7 +23,10 @@ import (
 type bind struct {
 	conn.Bind
 
-	port atomic.Uint32 // in use, 0 before the first Open
+	port   atomic.Uint32            // in use, 0 before the first Open
+	inside atomic.Pointer[prefixes] // no endpoint lies in them
+
+	dropEndpoint atomic.Uint64
 
 	mu     sync.Mutex
 	closed chan struct{} // of the current Open; closed by Close
@@ -44,7 +48,15 @@ const (
 )
 
 func newBind() *bind {
-	return &bind{Bind: conn.NewStdNetBind(), tries: tries{at: map[netip.AddrPort]time.Time{}}}
+	b := &bind{Bind: conn.NewStdNetBind(), tries: tries{at: map[netip.AddrPort]time.Time{}}}
+	b.inside.Store(&prefixes{})
+	return b
+}
+
+// setInside swaps the ranges in which no endpoint lies.
+func (b *bind) setInside(inside []netip.Prefix) {
+	ps := prefixes(slices.Clone(inside))
+	b.inside.Store(&ps)
 }
 
 // Open implements [conn.Bind].
@@ -62,7 +74,7 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	b.closed = closed
 	b.mu.Unlock()
 	for i, receive := range receivers {
-		receivers[i] = keepReceiving(receive, closed)
+		receivers[i] = b.keepReceiving(receive, closed)
 	}
 	return receivers, actual, nil
 }
@@ -82,17 +94,28 @@ func (b *bind) Close() error {
 // forgets at which of our addresses a packet arrived: answers from there stop
 // when the host loses that address, so the kernel chooses for each packet.
 // (Where the kernel has UDP GRO, the bind below forgets it anyway.)
-func keepReceiving(receive conn.ReceiveFunc, closed <-chan struct{}) conn.ReceiveFunc {
+//
+// A datagram that came through the mesh gets size 0, which the device skips. If
+// it read one of a peer, it would learn an endpoint from it, and send what is
+// for that peer back into the TUN.
+func (b *bind) keepReceiving(receive conn.ReceiveFunc, closed <-chan struct{}) conn.ReceiveFunc {
 	pause := firstPause // owned by the one goroutine that receives
 	return func(bufs [][]byte, sizes []int, endpoints []conn.Endpoint) (int, error) {
 		for {
 			n, err := receive(bufs, sizes, endpoints)
 			if err == nil {
 				pause = firstPause
+				inside := *b.inside.Load()
 				for i := range n {
-					if sizes[i] > 0 {
-						endpoints[i].ClearSrc()
+					if sizes[i] == 0 {
+						continue
 					}
+					if inside.contains(endpoints[i].DstIP().Unmap()) {
+						b.dropEndpoint.Add(1)
+						sizes[i] = 0
+						continue
+					}
+					endpoints[i].ClearSrc()
 				}
 				return n, nil
 			}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -25,7 +26,7 @@ func TestReceiverSurvivesErrors(t *testing.T) {
 		net.ErrClosed,
 	}
 	calls := 0
-	receive := keepReceiving(func(_ [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+	receive := newBind().keepReceiving(func(_ [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 		err := errs[calls]
 		calls++
 		sizes[0], eps[0] = 1, &conn.StdNetEndpoint{}
@@ -43,10 +44,39 @@ func TestReceiverSurvivesErrors(t *testing.T) {
 	}
 }
 
+func TestReceiverDropsWhatComesThroughTheMesh(t *testing.T) {
+	b := newBind()
+	b.setInside([]netip.Prefix{netip.MustParsePrefix("10.99.0.0/16"), netip.MustParsePrefix("fd99::/48")})
+	from := []conn.Endpoint{
+		&conn.StdNetEndpoint{AddrPort: netip.MustParseAddrPort("192.0.2.1:9")},
+		&conn.StdNetEndpoint{AddrPort: netip.MustParseAddrPort("10.99.2.1:9")},
+		nil, // where the socket got nothing
+		&conn.StdNetEndpoint{AddrPort: netip.MustParseAddrPort("[fd99:0:0:2::1]:9")},
+		&conn.StdNetEndpoint{AddrPort: netip.MustParseAddrPort("[::ffff:10.99.2.1]:9")},
+		&conn.StdNetEndpoint{AddrPort: netip.MustParseAddrPort("[2001:db8::1]:9")},
+	}
+	got, want := []int{148, 148, 0, 32, 148, 148}, []int{148, 0, 0, 0, 0, 148}
+	sizes := make([]int, len(got))
+	receive := b.keepReceiving(func(_ [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		copy(eps, from)
+		return copy(sizes, got), nil
+	}, make(chan struct{}))
+	eps := make([]conn.Endpoint, len(got))
+	if n, err := receive(nil, sizes, eps); n != len(got) || err != nil || !slices.Equal(sizes, want) {
+		t.Errorf("received %d with sizes %v, %v; want %v", n, sizes, err, want)
+	}
+	if n := b.dropEndpoint.Load(); n != 3 {
+		t.Errorf("counted %d drops, want 3", n)
+	}
+	if allocs := testing.AllocsPerRun(10, func() { _, _ = receive(nil, sizes, eps) }); allocs != 0 {
+		t.Errorf("%v allocations per batch, want none", allocs)
+	}
+}
+
 func TestReceiverEndsWhileItPauses(t *testing.T) {
 	closed := make(chan struct{})
 	failing := make(chan struct{}, 1)
-	receive := keepReceiving(func([][]byte, []int, []conn.Endpoint) (int, error) {
+	receive := newBind().keepReceiving(func([][]byte, []int, []conn.Endpoint) (int, error) {
 		select {
 		case failing <- struct{}{}:
 		default:

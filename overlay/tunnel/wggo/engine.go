@@ -4,7 +4,8 @@
 // Around the device stand two guards. One, on the TUN side, drops packets whose
 // inner source (leaving) or destination (arriving) is not ours; wireguard-go
 // itself holds the other half of cryptokey routing. The other, on the UDP side,
-// keeps receivers alive through errors that pass.
+// drops what came through the mesh itself and keeps receivers alive through
+// errors that pass.
 //
 // A peer with several endpoints is tried at the next one when it does not
 // answer at the current one. There is no keepalive: idle peers cost no packet.
@@ -205,13 +206,14 @@ func (e *Engine) Apply(ctx context.Context, want tunnel.Config) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	wanted, bad := byKey(want.Peers)
+	wanted, bad := byKey(want.Peers, want.Inside)
 	now, err := e.readDevice()
 	if err != nil {
 		return fmt.Errorf("apply tunnel configuration: %w", err)
 	}
 	next, ops := diff(e.peers, wanted, now)
 	e.filter.setOwn(want.Own)
+	e.bind.setInside(want.Inside)
 	e.bind.yield(e.public, next)
 	if ops != "" {
 		if err := e.device.IpcSet(ops); err != nil {
@@ -234,6 +236,7 @@ func (e *Engine) Stats() tunnel.Stats {
 	stats.Drops[tunnel.DropSource] = e.filter.dropSource.Load()
 	stats.Drops[tunnel.DropDestination] = e.filter.dropDestination.Load()
 	stats.Drops[tunnel.DropMalformed] = e.filter.dropMalformed.Load()
+	stats.Drops[tunnel.DropEndpoint] = e.bind.dropEndpoint.Load()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now, err := e.readDevice()

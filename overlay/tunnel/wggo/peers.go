@@ -32,7 +32,8 @@ type silence struct {
 }
 
 // byKey checks the peers one by one; a bad one must not keep out the others.
-func byKey(peers []tunnel.Peer) (map[mesh.Key]tunnel.Peer, error) {
+// Endpoints inside the mesh are left out.
+func byKey(peers []tunnel.Peer, inside prefixes) (map[mesh.Key]tunnel.Peer, error) {
 	out := make(map[mesh.Key]tunnel.Peer, len(peers))
 	var bad []error
 	for _, p := range peers {
@@ -45,7 +46,7 @@ func byKey(peers []tunnel.Peer) (map[mesh.Key]tunnel.Peer, error) {
 		case p.Suite != "" && p.Suite != tunnel.ChaCha20Poly1305:
 			bad = append(bad, fmt.Errorf("peer %s has the unknown suite %q", p.ID.Short(), p.Suite))
 		default:
-			out[p.PublicKey] = normal(p)
+			out[p.PublicKey] = normal(p, inside)
 		}
 	}
 	return out, errors.Join(bad...)
@@ -53,11 +54,12 @@ func byKey(peers []tunnel.Peer) (map[mesh.Key]tunnel.Peer, error) {
 
 // normal brings prefixes and endpoints into the form in which the device gives
 // them back.
-func normal(p tunnel.Peer) tunnel.Peer {
+func normal(p tunnel.Peer, inside prefixes) tunnel.Peer {
 	p.Endpoints = slices.Clone(p.Endpoints)
 	for i, ep := range p.Endpoints {
 		p.Endpoints[i] = plain(ep)
 	}
+	p.Endpoints = slices.DeleteFunc(p.Endpoints, func(ep netip.AddrPort) bool { return inside.contains(ep.Addr()) })
 	p.AllowedIPs = slices.Clone(p.AllowedIPs)
 	for i, a := range p.AllowedIPs {
 		p.AllowedIPs[i] = a.Masked()

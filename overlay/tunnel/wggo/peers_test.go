@@ -118,10 +118,10 @@ func TestDiff(t *testing.T) {
 }
 
 func TestByKeyReportsBadPeers(t *testing.T) {
-	good := testPeer(t, "1 via [::ffff:192.0.2.1]:1 allowed 10.1.0.7/24")
+	good := testPeer(t, "1 via 10.1.0.7:1 [::ffff:192.0.2.1]:1 [::ffff:10.1.0.7]:1 allowed 10.1.0.7/24")
 	twin, keyless, strange := testPeer(t, "1"), testPeer(t, "0"), testPeer(t, "3")
 	twin.ID, strange.Suite = mesh.NodeID{2}, "rot13"
-	peers, err := byKey([]tunnel.Peer{good, twin, keyless, strange})
+	peers, err := byKey([]tunnel.Peer{good, twin, keyless, strange}, prefixes{netip.MustParsePrefix("10.0.0.0/8")})
 	if err == nil {
 		t.Fatal("bad peers were accepted")
 	}
@@ -134,8 +134,8 @@ func TestByKeyReportsBadPeers(t *testing.T) {
 	if len(peers) != 1 || got.ID != good.ID {
 		t.Fatalf("got %v, want the good peer", peers)
 	}
-	if got.Endpoints[0].String() != "192.0.2.1:1" || got.AllowedIPs[0].String() != "10.1.0.0/24" {
-		t.Errorf("got %v %v, want them in the device's form", got.Endpoints, got.AllowedIPs)
+	if len(got.Endpoints) != 1 || got.Endpoints[0].String() != "192.0.2.1:1" || got.AllowedIPs[0].String() != "10.1.0.0/24" {
+		t.Errorf("got %v %v, want them in the device's form, without endpoints inside the mesh", got.Endpoints, got.AllowedIPs)
 	}
 }
 
