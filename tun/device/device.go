@@ -49,6 +49,7 @@ type Options struct {
 // Device is an open TUN device.
 type Device struct {
 	name  string
+	index int                // of the link
 	file  *os.File           // offload driver, else nil
 	plain io.ReadWriteCloser // plain driver, else nil
 }
@@ -67,6 +68,17 @@ func Open(o Options) (*Device, error) {
 }
 
 func open(o Options, openOffload func(name string) (*os.File, error)) (*Device, error) {
+	d, err := openDriver(o, openOffload)
+	if err != nil {
+		return nil, err
+	}
+	if d.index, err = ask(d.name, unix.SIOCGIFINDEX); err != nil {
+		return nil, errors.Join(fmt.Errorf("open TUN device %s: %w", d.name, err), d.Close())
+	}
+	return d, nil
+}
+
+func openDriver(o Options, openOffload func(name string) (*os.File, error)) (*Device, error) {
 	if err := checkName(o.Name); err != nil {
 		return nil, err
 	}
@@ -92,7 +104,7 @@ func open(o Options, openOffload func(name string) (*os.File, error)) (*Device, 
 	return &Device{name: o.Name, plain: plain}, nil
 }
 
-// Name gives the link's name.
+// Name gives the link's name, as it was opened.
 func (d *Device) Name() string { return d.name }
 
 // Offload tells whether packets on [Device.File] carry a vnet header.
@@ -128,20 +140,37 @@ func (d *Device) Close() error {
 	return d.file.Close()
 }
 
-// MTU asks the kernel for the link's MTU. The calling thread must be in the
+// MTU asks the kernel for the link's MTU. It fails with ENODEV when no link has
+// its name any more, or another link has it. The calling thread must be in the
 // link's network namespace.
 func (d *Device) MTU() (int, error) {
+	index, err := ask(d.name, unix.SIOCGIFINDEX)
+	if err == nil && index != d.index {
+		err = fmt.Errorf("another link has its name: %w", unix.ENODEV)
+	}
+	mtu := 0
+	if err == nil {
+		mtu, err = ask(d.name, unix.SIOCGIFMTU)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("get MTU of %s: %w", d.name, err)
+	}
+	return mtu, nil
+}
+
+// ask asks the kernel for a number of a link.
+func ask(name string, request uint) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return 0, fmt.Errorf("get MTU of %s: %w", d.name, err)
+		return 0, err
 	}
 	defer func() { _ = unix.Close(fd) }() // was only asked
-	ifr, err := unix.NewIfreq(d.name)
+	ifr, err := unix.NewIfreq(name)
 	if err != nil {
-		return 0, fmt.Errorf("get MTU of %s: %w", d.name, err)
+		return 0, err
 	}
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFMTU, ifr); err != nil {
-		return 0, fmt.Errorf("get MTU of %s: %w", d.name, err)
+	if err := unix.IoctlIfreq(fd, request, ifr); err != nil {
+		return 0, err
 	}
 	return int(ifr.Uint32()), nil
 }
@@ -231,6 +260,9 @@ func explain(name string, err error) error {
 	var onOpen *fs.PathError
 	opening := errors.As(err, &onOpen)
 	switch {
+	case errors.Is(err, unix.ENOTTY), errors.Is(err, unix.EISDIR):
+		// Containers get a directory where the host has no device.
+		return fmt.Errorf("%w: %s is something else: %w; load the module (modprobe tun) or pass %s into the container", ErrNoTUN, path, err, path)
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
 		return fmt.Errorf("%w: %w; load the module (modprobe tun) or pass %s into the container", ErrNoTUN, err, path)
 	case opening && errors.Is(err, fs.ErrPermission):

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"meshd/tun/netns"
@@ -57,6 +58,34 @@ func TestOpen(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestMTUNoticesThatTheLinkIsGone(t *testing.T) {
+	ns := netns.ForTest(t)
+	d, err := openIn(t, ns, Options{Name: "mesh0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := func(what string) {
+		t.Helper()
+		if err := ns.Do(func() error { _, err := d.MTU(); return err }); !errors.Is(err, unix.ENODEV) {
+			t.Errorf("%s: MTU gives %v, want %v", what, err, unix.ENODEV)
+		}
+	}
+	if err := ns.Do(func() error {
+		link, err := netlink.LinkByName("mesh0")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetName(link, "foo0")
+	}); err != nil {
+		t.Fatal(err)
+	}
+	gone("renamed")
+	if _, err := openIn(t, ns, Options{Name: "mesh0"}); err != nil {
+		t.Fatal(err)
+	}
+	gone("replaced")
 }
 
 func TestAutoFallsBackToPlain(t *testing.T) {
@@ -176,6 +205,23 @@ func TestBadOptions(t *testing.T) {
 	}
 }
 
+func TestDeviceNodeIsNoTUN(t *testing.T) {
+	for _, mode := range []Mode{Auto, On, Off} {
+		ns := netns.ForTest(t)
+		err := ns.Do(func() error { // its thread ends with the namespace
+			return errors.Join(unix.Unshare(unix.CLONE_NEWNS|unix.CLONE_FS),
+				unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+				unix.Mount("/dev/null", path, "", unix.MS_BIND, ""))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := openIn(t, ns, Options{Name: "mesh0", Offload: mode}); !errors.Is(err, ErrNoTUN) || !strings.Contains(err.Error(), "modprobe tun") {
+			t.Errorf("offload %s, %s is /dev/null: %v, want %v with advice", mode, path, err, ErrNoTUN)
+		}
+	}
+}
+
 func TestExplain(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -185,6 +231,8 @@ func TestExplain(t *testing.T) {
 	}{
 		{"no device node", &os.PathError{Op: "open", Path: path, Err: unix.ENOENT}, ErrNoTUN, "modprobe tun"},
 		{"no driver", &os.PathError{Op: "open", Path: path, Err: unix.ENODEV}, ErrNoTUN, "modprobe tun"},
+		{"directory", &os.PathError{Op: "open", Path: path, Err: unix.EISDIR}, ErrNoTUN, "modprobe tun"},
+		{"another device", unix.ENOTTY, ErrNoTUN, path},
 		{"mode of the node", &os.PathError{Op: "open", Path: path, Err: unix.EACCES}, ErrPermission, "root"},
 		{"container's device list", &os.PathError{Op: "open", Path: path, Err: unix.EPERM}, ErrPermission, "container"},
 		{"no capability", unix.EPERM, ErrPermission, "CAP_NET_ADMIN"},
