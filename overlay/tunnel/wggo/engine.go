@@ -108,7 +108,7 @@ func (e *Engine) Ready() <-chan struct{} { return e.up }
 
 // Run carries packets until ctx is done, and then returns nil. It fails with
 // [ErrPortInUse] at the start, or with [ErrTUNGone] when the TUN device was
-// deleted or cannot be read any more. Sockets are opened in the network
+// deleted, cannot be read any more or lost its name to which all routes go. Sockets are opened in the network
 // namespace of the calling thread. It can be called once.
 func (e *Engine) Run(ctx context.Context) (err error) {
 	if e.started.Swap(true) {
@@ -120,7 +120,7 @@ func (e *Engine) Run(ctx context.Context) (err error) {
 		return err
 	}
 	e.filter = newFilter(under, e.options.MTU)
-	e.followMTU()
+	_ = e.followMTU() // watch looks again
 	e.device = device.NewDevice(e.filter, e.bind, deviceLogger(e.log, e.up))
 	defer e.device.Close() // closes the TUN, waits for readers and receivers
 
@@ -154,7 +154,9 @@ func (e *Engine) watch(ctx context.Context) error {
 		case <-e.device.Wait():
 			return e.tunError()
 		case now := <-ticker.C:
-			e.followMTU()
+			if err := e.followMTU(); err != nil {
+				return err
+			}
 			e.tryNextEndpoints(now)
 		}
 	}
@@ -169,15 +171,20 @@ func (e *Engine) tunError() error {
 	return fmt.Errorf("%w: %s was deleted", ErrTUNGone, name)
 }
 
-// followMTU asks for the MTU that somebody else sets.
-func (e *Engine) followMTU() {
+// followMTU asks for the MTU that somebody else sets. It fails only if the link
+// is not to be found under its name: whoever sets it up would not find it either.
+func (e *Engine) followMTU() error {
 	link, ok := e.options.TUN.(interface{ MTU() (int, error) })
 	if !ok {
-		return
+		return nil
 	}
-	if mtu, err := link.MTU(); err == nil {
+	switch mtu, err := link.MTU(); {
+	case err == nil:
 		e.filter.setMTU(mtu)
+	case errors.Is(err, syscall.ENODEV):
+		return fmt.Errorf("%w: renamed or deleted: %w", ErrTUNGone, err)
 	}
+	return nil // such as no descriptor left: ask again later
 }
 
 // ready waits until Run has come so far that the device can be configured.

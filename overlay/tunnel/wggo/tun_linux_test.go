@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -312,6 +313,35 @@ func TestRunEndsWhenTUNIsDeleted(t *testing.T) {
 			case <-time.After(10 * time.Second):
 				t.Error("run goes on without its TUN")
 			}
+		})
+	}
+}
+
+func TestRunEndsWhenTUNIsRenamed(t *testing.T) {
+	for _, mode := range []device.Mode{device.On, device.Off} {
+		t.Run(string(mode), func(t *testing.T) {
+			a, _ := realPair(t, mode, mode)
+			a.do(t, func() error {
+				link, err := netlink.LinkByName("mesh0")
+				if err != nil {
+					return err
+				}
+				return errors.Join(netlink.LinkSetDown(link), netlink.LinkSetName(link, "foo0"))
+			})
+			select {
+			case err := <-a.ended:
+				if !errors.Is(err, ErrTUNGone) || !strings.Contains(err.Error(), "mesh0") {
+					t.Errorf("run: %v, want %v with the name", err, ErrTUNGone)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("run goes on under another name")
+			}
+			a.do(t, func() error {
+				if _, err := netlink.LinkByName("foo0"); err == nil {
+					t.Error("the renamed link is still there")
+				}
+				return nil
+			})
 		})
 	}
 }
