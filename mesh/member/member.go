@@ -335,14 +335,11 @@ func (m *Member) claims(now time.Time) []lease.Claim {
 // claimsOf lists a member's leases that are subnets of the charter's networks;
 // what a record says beyond that counts for nothing.
 func claimsOf(n registry.Member, charter *trust.Charter) []lease.Claim {
-	if n.Record == nil {
-		return nil
-	}
 	var out []lease.Claim
-	for _, l := range n.Record.Leases {
+	for _, l := range n.Leases() {
 		if net, ok := charter.Network(l.Network); ok && lease.IsSlot(net, l.Prefixes) {
 			out = append(out, lease.Claim{
-				Owner: n.ID, Pinned: len(n.Certificate.Rights.Pins) > 0,
+				Owner: n.ID, Pinned: n.Certificate.Rights.Pinned(l.Prefixes),
 				Admitted: n.Certificate.Admitted, Lease: l,
 			})
 		}

@@ -621,3 +621,64 @@ func bigMesh(b *testing.B, n int) *Member {
 	}
 	return m
 }
+
+// TestPinOfAnotherCertificate gives one identity two certificates: a free one,
+// under which it leases somebody else's subnet, and, once that has ended, one
+// with a pin and with the seniority of an old hand.
+func TestPinOfAnotherCertificate(t *testing.T) {
+	s := newSim(t, narrow)
+	owner := s.host("owner", nil)
+	s.start(owner, nil)
+	s.run(5 * time.Second)
+	mine := netip.MustParsePrefix(owner.held())
+	certify := func(serial byte, end time.Duration, pins ...netip.Prefix) *trust.Certificate {
+		c := trust.Certificate{
+			Serial: trust.Serial{serial}, Identity: public("evil"), Name: "evil", Rights: trust.Rights{Pins: pins},
+			NotBefore: start.Add(-2 * time.Hour), NotAfter: start.Add(end), Admitted: start.Add(-2 * time.Hour),
+		}
+		return must(trust.ParseCertificate(must(c.Sign(key("ca")))(t), s.charter.CA))(t)
+	}
+	free, pinned := certify(201, time.Hour), certify(202, 100*time.Hour, narrow.Slot(7)...)
+	r := trust.Record{
+		Version: mesh.Version{Epoch: 1}, Certificate: free.Hash, Nonce: 1, Key: mesh.Key{0xee},
+		Leases: []mesh.Lease{{Network: "default", Prefixes: []netip.Prefix{mine}, State: mesh.Held, Since: start.Add(time.Hour)}},
+	}
+	s.run(time.Minute) // evil's lease is younger than the owner's
+	for _, raw := range [][]byte{free.Raw, pinned.Raw, must(r.Sign(key("evil")))(t)} {
+		if err := owner.m.Receive(s.now, raw); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, after := range []time.Duration{time.Second, 2 * time.Hour} {
+		s.run(after)
+		if owner.held() != mine.String() {
+			t.Fatalf("after %s the owner has %q, not %s", after, owner.held(), mine)
+		}
+	}
+	n, known := owner.view.Node(trust.IdentityOf(public("evil")))
+	if !known || len(n.Leases) != 0 {
+		t.Errorf("listed: %v, with leases %v", known, n.Leases)
+	}
+}
+
+// TestOwnLeaseUnderItsOwnCertificate has a clone speak under another certificate
+// of the same identity.
+func TestOwnLeaseUnderItsOwnCertificate(t *testing.T) {
+	s := newSim(t, narrow)
+	a := s.host("a", nil)
+	s.start(a, nil)
+	s.run(5 * time.Second)
+	before := a.held()
+	other := s.host("a", nil) // the same identity
+	cert := must(trust.ParseCertificate(other.cert, s.charter.CA))(t)
+	r := trust.Record{Version: mesh.Version{Epoch: trust.MaxEpoch}, Certificate: cert.Hash, Nonce: 1, Key: mesh.Key{0xcc}}
+	for _, raw := range [][]byte{cert.Raw, must(r.Sign(key("a")))(t)} {
+		if err := a.m.Receive(s.now, raw); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.run(time.Minute)
+	if a.held() != before {
+		t.Errorf("has %q of %s", a.held(), before)
+	}
+}

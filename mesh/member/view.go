@@ -17,13 +17,17 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 		Mesh: charter.ID(), MeshName: charter.Name, Control: charter.Control(),
 		Networks: charter.Networks, Self: m.id, Epoch: m.state.Epoch, State: m.alloc.State(),
 	}
-	if admitted, _ := m.ownCertificate(); !admitted && view.State == mesh.Ready {
+	admitted, _ := m.ownCertificate()
+	if !admitted && view.State == mesh.Ready {
 		view.State = mesh.WaitingForSeed // holds a lease from before, but cannot prove its admission yet
 	}
 	members := m.reg.Members(m.valid(now))
 	for i := range members {
 		if members[i].ID == m.id && m.published != nil {
 			members[i].Record = m.published // whatever a clone says in our name
+			if admitted {
+				members[i].Certificate = m.cert
+			}
 		}
 	}
 	var claims []lease.Claim

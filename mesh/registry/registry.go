@@ -343,7 +343,7 @@ func (r *Registry) chain(h trust.Hash, done map[trust.Hash]bool, out [][]byte) [
 
 // Members lists, sorted by ID, the identities that hold an admitted certificate
 // which valid accepts, each with the certificate that counts: the one its record
-// names, else the one that ends last.
+// names, else, so that it stays a member, the one that ends last.
 func (r *Registry) Members(valid func(*trust.Certificate) bool) []Member {
 	best := map[mesh.NodeID]*trust.Certificate{}
 	for _, c := range r.certs {
@@ -375,4 +375,15 @@ type Member struct {
 	ID          mesh.NodeID
 	Certificate *trust.Certificate
 	Record      *trust.Record // nil: none seen yet
+}
+
+// Leases lists what the record leases under the certificate. It is empty if the
+// record names another one, whose time is over: a lease was verified against the
+// certificate that its record names, and must not borrow the pin or the seniority
+// of another.
+func (m Member) Leases() []mesh.Lease {
+	if m.Record == nil || m.Record.Certificate != m.Certificate.Hash {
+		return nil
+	}
+	return m.Record.Leases
 }

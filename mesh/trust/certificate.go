@@ -22,10 +22,13 @@ type Rights struct {
 	Pins   []netip.Prefix // it may lease exactly these, and nothing else
 }
 
-// Permit tells whether the rights allow a lease of these prefixes. A family of
-// which the rights say nothing is allowed, since the charter ties the subnets of
-// one slot together.
+// Permit tells whether the rights allow a lease of these prefixes. With pins, one
+// of them must be pinned. Else a family of which the rights say nothing is
+// allowed, since the charter ties the subnets of one slot together.
 func (r Rights) Permit(prefixes []netip.Prefix) bool {
+	if len(r.Pins) > 0 && !r.Pinned(prefixes) {
+		return false
+	}
 	for _, p := range prefixes {
 		sameFamily := func(q netip.Prefix) bool { return q.Addr().Is4() == p.Addr().Is4() }
 		if slices.ContainsFunc(r.Pins, sameFamily) && !slices.Contains(r.Pins, p) {
@@ -37,6 +40,12 @@ func (r Rights) Permit(prefixes []netip.Prefix) bool {
 		}
 	}
 	return true
+}
+
+// Pinned tells whether one of the prefixes is pinned. If they are one slot of a
+// network, and permitted, then it is the pinned slot.
+func (r Rights) Pinned(prefixes []netip.Prefix) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return slices.Contains(r.Pins, p) })
 }
 
 // within tells whether r allows nothing that outer forbids. Pins must be the

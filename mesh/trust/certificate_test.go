@@ -34,6 +34,8 @@ func TestPermit(t *testing.T) {
 		{"not the pin", Rights{Pins: list("10.86.5.0/24")}, list("10.86.6.0/24", "fd86:1:2:6::/64"), false},
 		{"part of the pin", Rights{Pins: list("10.86.5.0/24")}, list("10.86.5.0/25"), false},
 		{"pin of the other family", Rights{Pins: list("10.86.5.0/24", "fd86:1:2:5::/64")}, list("10.86.5.0/24", "fd86:1:2:6::/64"), false},
+		{"pin of a family that the lease has not", Rights{Pins: list("fd86:1:2:5::/64")}, list("10.86.6.0/24"), false},
+		{"pin of one family, lease of the other too", Rights{Pins: list("fd86:1:2:5::/64")}, list("10.86.5.0/24", "fd86:1:2:5::/64"), true},
 	} {
 		if got := c.rights.Permit(c.lease); got != c.want {
 			t.Errorf("%s: %v", c.name, got)
