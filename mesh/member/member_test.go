@@ -624,26 +624,25 @@ func bigMesh(b *testing.B, n int) *Member {
 
 // TestPinOfAnotherCertificate gives one identity two certificates: a free one,
 // under which it leases somebody else's subnet, and, once that has ended, one
-// with a pin and with the seniority of an old hand.
+// with a pin to it and with the seniority of an old hand.
 func TestPinOfAnotherCertificate(t *testing.T) {
 	s := newSim(t, narrow)
 	owner := s.host("owner", nil)
 	s.start(owner, nil)
 	s.run(5 * time.Second)
 	mine := netip.MustParsePrefix(owner.held())
-	certify := func(serial byte, end time.Duration, pins ...netip.Prefix) *trust.Certificate {
+	certify := func(serial byte, admitted, end time.Duration, pins ...netip.Prefix) *trust.Certificate {
 		c := trust.Certificate{
 			Serial: trust.Serial{serial}, Identity: public("evil"), Name: "evil", Rights: trust.Rights{Pins: pins},
-			NotBefore: start.Add(-2 * time.Hour), NotAfter: start.Add(end), Admitted: start.Add(-2 * time.Hour),
+			NotBefore: start.Add(-2 * time.Hour), NotAfter: start.Add(end), Admitted: start.Add(admitted),
 		}
 		return must(trust.ParseCertificate(must(c.Sign(key("ca")))(t), s.charter.CA))(t)
 	}
-	free, pinned := certify(201, time.Hour), certify(202, 100*time.Hour, narrow.Slot(7)...)
+	free, pinned := certify(201, time.Minute, time.Hour), certify(202, -2*time.Hour, 100*time.Hour, mine)
 	r := trust.Record{
 		Version: mesh.Version{Epoch: 1}, Certificate: free.Hash, Nonce: 1, Key: mesh.Key{0xee},
-		Leases: []mesh.Lease{{Network: "default", Prefixes: []netip.Prefix{mine}, State: mesh.Held, Since: start.Add(time.Hour)}},
+		Leases: []mesh.Lease{{Network: "default", Prefixes: []netip.Prefix{mine}, State: mesh.Held, Since: start.Add(-2 * time.Hour)}},
 	}
-	s.run(time.Minute) // evil's lease is younger than the owner's
 	for _, raw := range [][]byte{free.Raw, pinned.Raw, must(r.Sign(key("evil")))(t)} {
 		if err := owner.m.Receive(s.now, raw); err != nil {
 			t.Fatal(err)
