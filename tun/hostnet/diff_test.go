@@ -240,6 +240,8 @@ func (s *script) Receive() ([]syscall.NetlinkMessage, *unix.SockaddrNetlink, err
 	return nil, nil, err
 }
 
+func (s *script) Close() {}
+
 func TestReceive(t *testing.T) {
 	changed := make(chan struct{}, 10)
 	err := receive(&script{nil, unix.ENOBUFS, nil, os.ErrClosed}, changed)
