@@ -131,25 +131,49 @@ func (n *Net) run(ctx context.Context, k kernel, ops []op) error {
 	return errors.Join(errs...)
 }
 
-// Cleanup removes everything that is ours, and the TUN device of the given name
-// with it; a link of that name that is no TUN device stays.
+// Cleanup removes everything that is ours, and with it the TUN device of the
+// given name if one of our routes goes there. Any other link of that name
+// stays: a TUN of ours ends with its daemon, so it is somebody else's.
 func (n *Net) Cleanup(ctx context.Context, link string) error {
-	err := n.Apply(ctx, tun.HostState{})
-	if link == "" {
+	var ours netlink.Link
+	err := n.with(func(k kernel) (err error) {
+		ours, err = k.ourTUN(link)
+		return err
+	})
+	err = errors.Join(err, n.Apply(ctx, tun.HostState{}))
+	if ours == nil {
 		return err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return errors.Join(err, n.with(func(k kernel) error {
-		l, err := k.linkByName(link)
-		if t, ok := l.(*netlink.Tuntap); err != nil || !ok || t.Mode != netlink.TUNTAP_MODE_TUN {
-			return err
-		}
-		if err := k.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+		if err := k.LinkDel(ours); err != nil && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("ip link del %s: %w", link, err)
 		}
 		return nil
 	}))
+}
+
+// ourTUN finds the TUN device of that name if one of our routes goes there, else
+// it gives nil.
+func (k kernel) ourTUN(name string) (netlink.Link, error) {
+	if name == "" {
+		return nil, nil
+	}
+	l, err := k.linkByName(name)
+	if t, ok := l.(*netlink.Tuntap); err != nil || !ok || t.Mode != netlink.TUNTAP_MODE_TUN {
+		return nil, err
+	}
+	routes, err := k.ourRoutes()
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range routes {
+		if r.LinkIndex == l.Attrs().Index {
+			return l, nil
+		}
+	}
+	return nil, nil
 }
 
 // kernel is an open netlink socket, with the sysctls beside it.

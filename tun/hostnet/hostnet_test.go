@@ -279,6 +279,19 @@ func TestApply(t *testing.T) {
 		}
 	})
 
+	t.Run("another's TUN of the same name stays", func(t *testing.T) {
+		h := newHost(t)
+		want := full()
+		want.Link, want.Addresses = "", nil
+		want.Routes = slices.DeleteFunc(want.Routes, func(r tun.Route) bool { return !r.Unreachable })
+		h.apply(want) // what a daemon that died leaves behind
+		h.addTUN("mesh0")
+		if err := h.net.Cleanup(t.Context(), "mesh0"); err != nil {
+			t.Fatal(err)
+		}
+		h.want("link mesh0 mtu 1500 qlen 500 up false")
+	})
+
 	t.Run("another's route in the way", func(t *testing.T) {
 		h := newHost(t)
 		h.addTUN("mesh0")
