@@ -65,6 +65,21 @@ func TestCertifiedByTokenItself(t *testing.T) {
 	}
 }
 
+// TestJoinerWhoseClockIsAhead is seen at once by a member whose clock is right.
+func TestJoinerWhoseClockIsAhead(t *testing.T) {
+	s := newSim(t, dual)
+	token := s.token(nil)
+	a, b := s.host("a", nil), s.host("b", token)
+	b.skew = 9 * time.Minute
+	b.cert = must(token.Certify(public("b"), mesh.Key{1}, "b", start.Add(b.skew)))(t).Raw
+	s.start(a, nil)
+	s.start(b, a)
+	s.run(15 * time.Second)
+	if !s.agreed() {
+		t.Errorf("they do not agree:\n%s", s.out.String())
+	}
+}
+
 func TestRestart(t *testing.T) {
 	s := newSim(t, narrow)
 	a, b := s.host("a", nil), s.host("b", s.token(nil))

@@ -113,20 +113,24 @@ func parseToken(text string) (*Token, error) {
 	return t, nil
 }
 
+// clockSkew is how far two hosts without NTP may disagree about the time.
+const clockSkew = 10 * time.Minute
+
 // CheckTime tells whether the token may be used now. A clock a little behind the
 // token's maker is no obstacle.
 func (t *Token) CheckTime(now time.Time) error {
-	const skew = 10 * time.Minute // two hosts without NTP
 	switch c := t.Credential; {
 	case now.After(c.NotAfter):
 		return fmt.Errorf("%w: it expired at %s (now %s): ask for a new one, `meshctl token create`", ErrToken, c.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
-	case now.Add(skew).Before(c.NotBefore):
+	case now.Add(clockSkew).Before(c.NotBefore):
 		return fmt.Errorf("%w: it is valid from %s, and this host's clock says %s: set the clock", ErrToken, c.NotBefore.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	return nil
 }
 
-// Certify signs a certificate for a new node with the token's credential.
+// Certify signs a certificate for a new node with the token's credential. It
+// begins a little before now, or members whose clock is behind this host's would
+// not see the node; seniority begins now.
 func (t *Token) Certify(identity ed25519.PublicKey, seal mesh.Key, name string, now time.Time) (*Certificate, error) {
 	if err := t.CheckTime(now); err != nil {
 		return nil, err
@@ -134,19 +138,27 @@ func (t *Token) Certify(identity ed25519.PublicKey, seal mesh.Key, name string, 
 	if !matches(t.Credential.NamePattern, name) {
 		return nil, fmt.Errorf("%w: it is for nodes named %q, and this one is %q: use --node", ErrToken, t.Credential.NamePattern, name)
 	}
-	begin := now.Truncate(time.Second)
-	if begin.Before(t.Credential.NotBefore) {
-		begin = t.Credential.NotBefore
-	}
+	life := t.Credential.MaxCertLife
+	begin := t.notBeforeToken(now.Add(-min(clockSkew, life/2)))
 	c := Certificate{
 		Serial: NewSerial(), Identity: identity, Name: name, SealKey: seal, Rights: t.Credential.Rights,
-		NotBefore: begin, NotAfter: begin.Add(t.Credential.MaxCertLife), Admitted: begin, Credential: t.Credential,
+		NotBefore: begin, NotAfter: begin.Add(life), Admitted: t.notBeforeToken(now), Credential: t.Credential,
 	}
 	raw, err := c.Sign(t.Key)
 	if err != nil {
 		return nil, err
 	}
 	return ParseCertificate(raw, t.Charter.CA)
+}
+
+// notBeforeToken gives the time in whole seconds, or when the token begins if
+// that is later.
+func (t *Token) notBeforeToken(at time.Time) time.Time {
+	at = at.Truncate(time.Second)
+	if begin := t.Credential.NotBefore; at.Before(begin) {
+		return begin
+	}
+	return at
 }
 
 // NewSerial draws a random serial.

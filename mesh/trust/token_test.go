@@ -131,6 +131,33 @@ func TestTokenTime(t *testing.T) {
 	}
 }
 
+func TestCertifyBeginsBeforeNow(t *testing.T) {
+	for _, c := range []struct {
+		name            string
+		at, life        time.Duration // after the token's begin; longest life
+		begin, admitted time.Duration
+	}{
+		{"an hour later", time.Hour, time.Hour, 50 * time.Minute, time.Hour},
+		{"soon after the token's begin", time.Minute, time.Hour, 0, time.Minute},
+		{"clock behind the token's begin", -time.Minute, time.Hour, 0, 0},
+		{"life of a minute", time.Hour, time.Minute, time.Hour - 30*time.Second, time.Hour},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			token := newWorld(t).token
+			credential := testCredential()
+			credential.MaxCertLife = c.life
+			token.Credential = must(ParseCredential(must(credential.Sign(key("ca")))(t), public("ca")))(t)
+			cert := must(token.Certify(public("node"), mesh.Key{1}, "web-1", start.Add(c.at)))(t)
+			if begin, admitted := cert.NotBefore.Sub(start), cert.Admitted.Sub(start); begin != c.begin || admitted != c.admitted {
+				t.Errorf("begins %s, admitted %s after the token's begin, want %s, %s", begin, admitted, c.begin, c.admitted)
+			}
+			if life := cert.NotAfter.Sub(cert.NotBefore); life != c.life {
+				t.Errorf("valid for %s", life)
+			}
+		})
+	}
+}
+
 func TestCertifyRefusesName(t *testing.T) {
 	token := newWorld(t).token
 	for _, name := range []string{"db-1", "", "web-\n", "web-A", "web-"} {
