@@ -167,6 +167,7 @@ func TestCodes(t *testing.T) {
 		{fmt.Errorf("a: %w", status.ErrNoDaemon), 3},
 		{fmt.Errorf("a: %w", statedir.ErrDamaged), 65},
 		{fmt.Errorf("a: %w", statedir.ErrLocked), 69},
+		{fmt.Errorf("a: %w", statedir.ErrShared), 78},
 		{fmt.Errorf("a: %w", fs.ErrPermission), 77},
 		{exit.With(exit.NoInput, fs.ErrPermission), 66},
 	} {

@@ -12,13 +12,14 @@ import (
 )
 
 // Lock makes this process the only one that may write the state, until release
-// is called or the process ends. It makes the directory if there is none. If
-// another process holds it, the error is [ErrLocked] and names that process.
+// is called or the process ends. It makes the directory if there is none, and
+// refuses with [ErrShared] one that others use as well. If another process holds
+// it, the error is [ErrLocked] and names that process.
 func Lock(path string) (release func(), err error) {
 	if err := makeDir(path); err != nil {
 		return nil, fmt.Errorf("lock state: %w", err)
 	}
-	name := filepath.Join(path, "lock")
+	name := filepath.Join(path, fileLock)
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock state: %w", err)

@@ -21,6 +21,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 
 	"meshd/mesh/member"
@@ -33,15 +35,17 @@ var (
 	ErrDamaged = errors.New("state is damaged")
 	ErrNewer   = errors.New("state was written by a newer meshd: run that version")
 	ErrLocked  = errors.New("state directory is in use")
+	ErrShared  = errors.New("state directory is shared with others")
 )
 
-// The files. "lock" is in lock.go.
+// The files.
 const (
 	fileKeys  = "keys"
 	fileMesh  = "mesh"
 	fileNode  = "node"
 	fileTable = "table"
 	filePeers = "peers"
+	fileLock  = "lock"
 )
 
 // Membership is what makes a node part of one mesh.
@@ -312,7 +316,8 @@ func keepOld(path string) error {
 	return syncDir(path)
 }
 
-// makeDir makes the state directory, or closes an existing one to others.
+// makeDir makes the state directory, or closes an existing one to others. It
+// refuses one that is not for us alone: others would be locked out.
 func makeDir(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
@@ -330,8 +335,32 @@ func makeDir(path string) error {
 		return err
 	case !info.IsDir():
 		return &os.PathError{Op: "open", Path: path, Err: syscall.ENOTDIR}
-	case info.Mode().Perm()&0o077 != 0:
-		return os.Chmod(path, 0o700)
+	case info.Mode().Perm()&0o077 == 0:
+		return nil
+	case info.Mode()&os.ModeSticky != 0:
+		return shared(path, "everybody may write there")
 	}
-	return nil
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !ours(e.Name()) {
+			return shared(path, fmt.Sprintf("it has mode %04o and holds %q, which is not ours", info.Mode().Perm(), e.Name()))
+		}
+	}
+	return os.Chmod(path, 0o700)
+}
+
+// ours tells whether a file in a state directory may be one of ours.
+func ours(name string) bool {
+	if name == "lost+found" || strings.HasPrefix(name, "left-") { // the first: a volume of its own
+		return true
+	}
+	name = strings.TrimPrefix(strings.TrimPrefix(name, ".new-"), ".tmp-")
+	return slices.Contains([]string{fileKeys, fileMesh, fileNode, fileTable, filePeers, fileLock}, name)
+}
+
+func shared(path, why string) error {
+	return fmt.Errorf("%w: %s: %s: set state_dir to a directory of its own, such as %s", ErrShared, path, why, filepath.Join(path, "meshd"))
 }

@@ -387,6 +387,65 @@ func TestLock(t *testing.T) {
 	release()
 }
 
+func TestSharedDirectory(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		mode    os.FileMode
+		files   []string
+		refused string // by which words; empty: not
+		after   os.FileMode
+	}{
+		{"empty", 0o755, nil, "", 0o700},
+		{"ours only", 0o755, []string{fileKeys, fileLock, staged(fileNode), ".tmp-node", "left-1"}, "", 0o700},
+		{"a volume of its own", 0o755, []string{"lost+found"}, "", 0o700},
+		{"closed, with another's file", 0o700, []string{"dpkg"}, "", 0o700},
+		{"open, with another's file", 0o755, []string{fileKeys, "dpkg"}, "dpkg", 0o755},
+		{"open to a group, with another's file", 0o710, []string{"dpkg"}, "dpkg", 0o710},
+		{"temporary files, none right now", 0o777 | os.ModeSticky, nil, "everybody", 0o777 | os.ModeSticky},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "state")
+			if err := os.Mkdir(path, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range c.files {
+				if err := os.WriteFile(filepath.Join(path, name), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := os.Chmod(path, c.mode); err != nil { // whatever the umask is
+				t.Fatal(err)
+			}
+			release, err := Lock(path)
+			switch {
+			case err == nil:
+				release()
+				if c.refused != "" {
+					t.Error("locked")
+				}
+			case c.refused == "" || !errors.Is(err, ErrShared):
+				t.Errorf("Lock: %v", err)
+			default:
+				for _, want := range []string{path, c.refused, "state_dir"} {
+					if !strings.Contains(err.Error(), want) {
+						t.Errorf("%q does not say %q", err, want)
+					}
+				}
+			}
+			info, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := info.Mode() &^ os.ModeDir; got != c.after {
+				t.Errorf("mode %s afterwards, want %s", got, c.after)
+			}
+			if _, err := os.Stat(filepath.Join(path, fileLock)); c.refused != "" && !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("a lock file was made: %v", err)
+			}
+		})
+	}
+}
+
 func TestFilesTakeTheDirectorysOwner(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if os.Getenv("MESHD_REQUIRE_ROOT") == "1" {

@@ -42,6 +42,7 @@ var codes = []struct {
 	{statedir.ErrDamaged, exit.BadData},
 	{statedir.ErrNewer, exit.BadData},
 	{statedir.ErrLocked, exit.Unavailable},
+	{statedir.ErrShared, exit.Config},
 }
 
 // Coded gives an error its exit code, unless it has one.
