@@ -24,8 +24,7 @@ var errNoEngine = errors.New("the tunnel engine is starting")
 // goes away; then a new one is built, on a new device.
 type dataPlane struct {
 	// fixed at construction
-	build   func(mtu int) (Engine, error)
-	mtu     func() int
+	build   func() (Engine, error)
 	log     *slog.Logger
 	changed func() // called when a new engine wants the plan
 
@@ -36,8 +35,8 @@ type dataPlane struct {
 	engine Engine     // nil while there is none
 }
 
-func newDataPlane(build func(int) (Engine, error), mtu func() int, log *slog.Logger) *dataPlane {
-	return &dataPlane{build: build, mtu: mtu, log: log, up: make(chan struct{})}
+func newDataPlane(build func() (Engine, error), log *slog.Logger) *dataPlane {
+	return &dataPlane{build: build, log: log, up: make(chan struct{})}
 }
 
 // Run keeps an engine running until ctx is done. If the first one cannot start,
@@ -68,7 +67,7 @@ func (d *dataPlane) Run(ctx context.Context) error {
 
 // runOne builds one engine and runs it to its end.
 func (d *dataPlane) runOne(ctx context.Context) (ready bool, err error) {
-	e, err := d.build(d.mtu())
+	e, err := d.build()
 	if err != nil {
 		return false, err
 	}

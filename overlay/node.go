@@ -74,7 +74,7 @@ type Options struct {
 
 	Mesh      Mesh
 	Host      Host
-	NewEngine func(mtu int) (Engine, error) // with a TUN device of its own
+	NewEngine func() (Engine, error) // with a TUN device of its own
 
 	Link       string           // name of the TUN device
 	MTU        int              // 0: from the underlay
@@ -123,7 +123,7 @@ type Node struct {
 // New builds a node; it does nothing before Run.
 func New(opt Options) *Node {
 	n := &Node{opt: opt, ready: make(chan struct{}), quit: make(chan error, 1), stopped: make(chan struct{})}
-	n.data = newDataPlane(opt.NewEngine, n.mtu, opt.Log)
+	n.data = newDataPlane(opt.NewEngine, opt.Log)
 	n.loop = reconcile.New(n.data, opt.Host, opt.Log)
 	n.data.changed = n.loop.Kick
 	n.prober = probe.New(opt.Log)

@@ -67,7 +67,7 @@ type world struct {
 	stop    context.CancelFunc
 }
 
-func (w *world) newEngine(int) (overlay.Engine, error) {
+func (w *world) newEngine() (overlay.Engine, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.refuse != nil {
@@ -334,7 +334,7 @@ func TestDownBeforeRun(t *testing.T) {
 		kernel := new(tuntest.Kernel)
 		n := overlay.New(overlay.Options{
 			Self: self.ID, Log: slog.New(slog.DiscardHandler), Mesh: &fakeMesh{views: make(chan *mesh.View)}, Host: kernel, Link: "mesh0",
-			NewEngine: func(int) (overlay.Engine, error) { return mortal{new(tunneltest.Fake), nil}, nil },
+			NewEngine: func() (overlay.Engine, error) { return mortal{new(tunneltest.Fake), nil}, nil },
 		})
 		down := make(chan error)
 		go func() { down <- n.Down(t.Context()) }()

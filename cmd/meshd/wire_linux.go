@@ -58,7 +58,7 @@ func assemble(cfg *config.Config, log *slog.Logger) (*overlay.Node, error) {
 	return overlay.New(overlay.Options{
 		Self: core.ID(), Name: core.Name(), Version: version, Log: log,
 		Mesh: membership, Host: hostnet.New(hostnet.Options{Log: log}),
-		NewEngine:  func(mtu int) (overlay.Engine, error) { return newEngine(cfg, dir, mtu, log) },
+		NewEngine:  func() (overlay.Engine, error) { return newEngine(cfg, dir, log) },
 		Link:       cfg.Interface.Name,
 		MTU:        cfg.Interface.MTU,
 		TunnelPort: cfg.Listen.Tunnel.Port(),
@@ -134,13 +134,13 @@ func seeds(cfg *config.Config, dir *statedir.Dir) []string {
 }
 
 // newEngine opens a TUN device and builds an engine on it.
-func newEngine(cfg *config.Config, dir *statedir.Dir, mtu int, log *slog.Logger) (overlay.Engine, error) {
+func newEngine(cfg *config.Config, dir *statedir.Dir, log *slog.Logger) (overlay.Engine, error) {
 	dev, err := device.Open(device.Options{Name: cfg.Interface.Name, Offload: device.Mode(cfg.Interface.Offload)})
 	if err != nil {
 		return nil, err
 	}
 	return wggo.New(wggo.Options{
-		TUN: dev, PrivateKey: dir.Keys().Tunnel, Port: cfg.Listen.Tunnel.Port(), MTU: mtu, Log: log,
+		TUN: dev, PrivateKey: dir.Keys().Tunnel, Port: cfg.Listen.Tunnel.Port(), Log: log,
 	}), nil
 }
 

@@ -30,7 +30,7 @@ func startRogue(t *testing.T, h *lab.Host, key [32]byte, own netip.Prefix, peers
 		dev, err = device.Open(device.Options{Name: rogueLink})
 		return err
 	}))
-	engine := wggo.New(wggo.Options{TUN: dev, PrivateKey: key, Port: tunnelPort, MTU: 1400})
+	engine := wggo.New(wggo.Options{TUN: dev, PrivateKey: key, Port: tunnelPort})
 	ended := make(chan error, 1)
 	go func() { ended <- netns.Run(h.Path(), func() error { return engine.Run(t.Context()) }) }()
 	t.Cleanup(func() {

@@ -25,6 +25,9 @@ func NewPipe() *Pipe {
 // Name is "pipe".
 func (p *Pipe) Name() string { return "pipe" }
 
+// MTU is [MTU], always.
+func (p *Pipe) MTU() (int, error) { return MTU, nil }
+
 // File is nil: packets go through Read and Write.
 func (p *Pipe) File() *os.File { return nil }
 

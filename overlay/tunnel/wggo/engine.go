@@ -47,7 +47,6 @@ type Options struct {
 	TUN        TUN
 	PrivateKey [32]byte     // X25519
 	Port       uint16       // UDP, on every address of both families; 0: any
-	MTU        int          // of the TUN; followed if the TUN has MTU() (int, error)
 	Log        *slog.Logger // nil: nothing is logged
 }
 
@@ -115,12 +114,15 @@ func (e *Engine) Run(ctx context.Context) (err error) {
 		return errors.New("run tunnel engine: called twice")
 	}
 	defer close(e.down)
+	mtu, err := e.linkMTU()
+	if err != nil {
+		return errors.Join(err, e.options.TUN.Close())
+	}
 	under, err := takeOver(e.options.TUN)
 	if err != nil {
 		return err
 	}
-	e.filter = newFilter(under, e.options.MTU)
-	_ = e.followMTU() // watch looks again
+	e.filter = newFilter(under, mtu)
 	e.device = device.NewDevice(e.filter, e.bind, deviceLogger(e.log, e.up))
 	defer e.device.Close() // closes the TUN, waits for readers and receivers
 
@@ -154,9 +156,12 @@ func (e *Engine) watch(ctx context.Context) error {
 		case <-e.device.Wait():
 			return e.tunError()
 		case now := <-ticker.C:
-			if err := e.followMTU(); err != nil {
+			switch mtu, err := e.linkMTU(); {
+			case err == nil:
+				e.filter.setMTU(mtu)
+			case errors.Is(err, ErrTUNGone):
 				return err
-			}
+			} // else no descriptor was left, or the like: ask again later
 			e.tryNextEndpoints(now)
 		}
 	}
@@ -171,20 +176,15 @@ func (e *Engine) tunError() error {
 	return fmt.Errorf("%w: %s was deleted", ErrTUNGone, name)
 }
 
-// followMTU asks for the MTU that somebody else sets. It fails only if the link
-// is not to be found under its name: whoever sets it up would not find it either.
-func (e *Engine) followMTU() error {
-	link, ok := e.options.TUN.(interface{ MTU() (int, error) })
-	if !ok {
-		return nil
+// linkMTU asks for the MTU, which somebody else sets. It fails with ErrTUNGone
+// if the link is not to be found under its name: whoever sets it up, and routes
+// to it, would not find it either.
+func (e *Engine) linkMTU() (int, error) {
+	mtu, err := e.options.TUN.MTU()
+	if errors.Is(err, syscall.ENODEV) {
+		err = fmt.Errorf("%w: renamed or deleted: %w", ErrTUNGone, err)
 	}
-	switch mtu, err := link.MTU(); {
-	case err == nil:
-		e.filter.setMTU(mtu)
-	case errors.Is(err, syscall.ENODEV):
-		return fmt.Errorf("%w: renamed or deleted: %w", ErrTUNGone, err)
-	}
-	return nil // such as no descriptor left: ask again later
+	return mtu, err
 }
 
 // ready waits until Run has come so far that the device can be configured.

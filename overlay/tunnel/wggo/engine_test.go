@@ -13,7 +13,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestContract(t *testing.T) {
 	tunneltest.Contract(t, func(_ *testing.T, s tunneltest.Setup) tunneltest.Engine {
-		e := New(Options{TUN: s.Pipe, PrivateKey: s.PrivateKey, Port: s.Port, MTU: tunneltest.MTU, Log: s.Log})
+		e := New(Options{TUN: s.Pipe, PrivateKey: s.PrivateKey, Port: s.Port, Log: s.Log})
 		e.patience = time.Second
 		return e
 	})

@@ -17,7 +17,7 @@ import (
 // process. Run it alone and once (-bench IdleMemory -benchtime 1x).
 func BenchmarkIdleMemory(b *testing.B) {
 	before := resident(b)
-	e := New(Options{TUN: tunneltest.NewPipe(), PrivateKey: [32]byte{1}, MTU: tunneltest.MTU})
+	e := New(Options{TUN: tunneltest.NewPipe(), PrivateKey: [32]byte{1}})
 	ctx, cancel := context.WithCancel(b.Context())
 	ended := make(chan error)
 	go func() { ended <- e.Run(ctx) }()

@@ -15,6 +15,9 @@ type TUN interface {
 	io.ReadWriteCloser // one IP packet per call, if File is nil; Close ends a blocked Read
 	Name() string
 	File() *os.File // with vnet header and non-blocking; nil: use Read and Write
+	// MTU of the link now, also after Close; fails with ENODEV when no link has
+	// its name any more, or another one has it.
+	MTU() (int, error)
 }
 
 // takeOver makes t a device of wireguard-go. t is closed now or with the
@@ -103,6 +106,5 @@ func (p *packets) Close() (err error) {
 
 func (p *packets) BatchSize() int { return 1 }
 
-// The filter answers these two.
-func (p *packets) MTU() (int, error)        { return 0, nil }
+// Events is answered by the filter.
 func (p *packets) Events() <-chan tun.Event { return nil }

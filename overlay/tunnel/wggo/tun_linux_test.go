@@ -97,7 +97,7 @@ func (n *node) start(t *testing.T, mode device.Mode) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.engine = New(Options{TUN: dev, PrivateKey: [32]byte(key.Bytes()), MTU: 1280})
+	n.engine = New(Options{TUN: dev, PrivateKey: [32]byte(key.Bytes())})
 	n.engine.patience = 200 * time.Millisecond
 	n.peer = tunnel.Peer{
 		ID:        mesh.NodeID{byte(n.number)},
