@@ -25,8 +25,9 @@ const (
 )
 
 const (
-	// maxState is the largest table: 2000 members with 2 KiB each.
-	maxState = 4 << 20
+	// maxState is the largest table: 2000 members with 1 KiB each. Members have
+	// weighed 730 bytes: a record, a certificate and an admission.
+	maxState = 2 << 20
 	// maxAnswer bounds the answer to one want: maxHashes certificates, each
 	// with its admissions and the witnesses' certificates.
 	maxAnswer = 1 << 20

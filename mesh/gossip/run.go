@@ -79,6 +79,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 		}
 		defer s.close()
 		l.sockets = s
+		s.know(l.book.known)
 	}
 	l.move(g.opt.Bind)
 	l.move(g.opt.Advertise)
@@ -229,6 +230,9 @@ func (l *loop) look() {
 	addresses := slices.Collect(maps.Values(others))
 	wasAlone := !l.book.alone.IsZero()
 	l.book.see(addresses, now)
+	if l.sockets != nil {
+		l.sockets.know(addresses, l.book.known)
+	}
 	if !wasAlone && len(others) == 0 {
 		l.joinAt = now // the pause was for a node with company
 	}

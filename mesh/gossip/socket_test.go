@@ -173,7 +173,7 @@ func TestJunkOnBothPorts(t *testing.T) {
 		// Refused or lost datagrams are as good as any.
 		_, _ = packets.Write(junk(i % 1400))
 	}
-	for i := range 3 * maxStreamsPerHost {
+	for i := range 2 * strangerStreams {
 		stream, err := net.Dial("tcp", at.String())
 		if err != nil {
 			t.Fatal(err)

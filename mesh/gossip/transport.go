@@ -21,15 +21,6 @@ const (
 	// dialTimeout bounds what one dead address costs. A member that takes
 	// longer to accept is not worth waiting for.
 	dialTimeout = 3 * time.Second
-	// maxStreams bounds the streams that strangers can hold open, and with
-	// maxStreamBytes the memory that they can fill: memberlist reads a whole
-	// message before it can tell whether its key is right.
-	maxStreams = 64
-	// maxStreamsPerHost leaves room for others beside one bad host. Members
-	// exchange over streams that last milliseconds.
-	maxStreamsPerHost = 16
-	// maxStreamBytes is above a whole table and memberlist's own list.
-	maxStreamBytes = 2 * maxState
 	// maxPacket is the largest UDP payload.
 	maxPacket = 65535
 	// receiveBuffer holds what arrives while memberlist is busy, in bytes; the
@@ -42,6 +33,8 @@ const (
 type sockets struct {
 	tcp *net.TCPListener
 	udp *net.UDPConn
+
+	members atomic.Pointer[map[netip.Addr]bool] // addresses, not to be changed
 }
 
 // listen opens both ports. Port 0 stands for one that is free on both.
@@ -76,10 +69,27 @@ func listenOnce(bind netip.AddrPort) (*sockets, error) {
 		return nil, errors.Join(err, tcp.Close())
 	}
 	_ = udp.SetReadBuffer(receiveBuffer) // less will do
-	return &sockets{tcp, udp}, nil
+	return &sockets{tcp: tcp, udp: udp}, nil
 }
 
 func (s *sockets) port() uint16 { return uint16(s.tcp.Addr().(*net.TCPAddr).Port) }
+
+// know says from where members speak.
+func (s *sockets) know(members ...[]netip.AddrPort) {
+	known := map[netip.Addr]bool{}
+	for _, list := range members {
+		for _, m := range list {
+			known[m.Addr().Unmap()] = true
+		}
+	}
+	s.members.Store(&known)
+}
+
+// member tells whether a member is at an address.
+func (s *sockets) member(a netip.Addr) bool {
+	known := s.members.Load()
+	return known != nil && (*known)[a]
+}
 
 func (s *sockets) close() { _ = errors.Join(s.tcp.Close(), s.udp.Close()) }
 
@@ -94,10 +104,7 @@ type transport struct {
 	ctx       context.Context // done on Shutdown
 	stop      context.CancelFunc
 	readers   sync.WaitGroup
-
-	mu      sync.Mutex
-	streams map[*stream]bool
-	opened  uint64 // streams so far
+	streams   *streams
 }
 
 // longAgo is a deadline that has passed: it wakes a reader.
@@ -111,7 +118,7 @@ func (s *sockets) transport(advertise netip.AddrPort) (*transport, error) {
 	t := &transport{
 		sockets: s, advertise: advertise, ctx: ctx, stop: stop,
 		packets: make(chan *memberlist.Packet), incoming: make(chan net.Conn),
-		streams: map[*stream]bool{},
+		streams: newStreams(),
 	}
 	t.readers.Go(t.accept)
 	t.readers.Go(t.receive)
@@ -146,7 +153,7 @@ func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 	if err != nil {
 		return nil, err
 	}
-	s, ok := t.hold(conn, netip.Addr{})
+	s, ok := t.streams.dialed(conn, remote(conn))
 	if !ok {
 		return nil, net.ErrClosed
 	}
@@ -158,11 +165,7 @@ func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 func (t *transport) Shutdown() error {
 	t.stop()
 	err := errors.Join(t.sockets.tcp.SetDeadline(longAgo), t.sockets.udp.SetReadDeadline(longAgo))
-	t.mu.Lock()
-	for s := range t.streams {
-		_ = s.Conn.Close()
-	}
-	t.mu.Unlock()
+	t.streams.close()
 	t.readers.Wait()
 	return err
 }
@@ -195,7 +198,8 @@ func (t *transport) accept() {
 		if err != nil {
 			continue
 		}
-		s, ok := t.hold(conn, conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap())
+		host := remote(conn)
+		s, ok := t.streams.accepted(conn, host, t.sockets.member(host))
 		if !ok {
 			continue
 		}
@@ -220,80 +224,7 @@ func (t *transport) goOn(err error) bool {
 	return t.ctx.Err() == nil && !errors.Is(err, net.ErrClosed)
 }
 
-// stream is a connection that is closed with its transport.
-type stream struct {
-	net.Conn
-	t      *transport
-	host   netip.Addr   // that opened it; zero: we did
-	number uint64       // in order of opening
-	read   atomic.Int64 // bytes
-}
-
-// hold takes a connection in. If too many came in, the oldest one that has not
-// said anything yet makes room: members speak at once. If there is none, the
-// connection is closed.
-func (t *transport) hold(conn net.Conn, host netip.Addr) (*stream, bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.ctx.Err() != nil || host.IsValid() && !t.makeRoom(host) {
-		_ = conn.Close()
-		return nil, false
-	}
-	t.opened++
-	s := &stream{Conn: conn, t: t, host: host, number: t.opened}
-	t.streams[s] = true
-	return s, true
-}
-
-func (t *transport) makeRoom(host netip.Addr) bool {
-	all, same := 0, 0
-	var silent, silentSame *stream
-	older := func(s, than *stream) bool { return s.read.Load() == 0 && (than == nil || s.number < than.number) }
-	for s := range t.streams {
-		if !s.host.IsValid() {
-			continue
-		}
-		all++
-		if older(s, silent) {
-			silent = s
-		}
-		if s.host != host {
-			continue
-		}
-		same++
-		if older(s, silentSame) {
-			silentSame = s
-		}
-	}
-	switch {
-	case same >= maxStreamsPerHost:
-		silent = silentSame
-	case all < maxStreams:
-		return true
-	}
-	if silent == nil {
-		return false
-	}
-	delete(t.streams, silent)
-	_ = silent.Conn.Close()
-	return true
-}
-
-// Read implements [net.Conn] and ends after maxStreamBytes.
-func (s *stream) Read(b []byte) (int, error) {
-	left := maxStreamBytes - s.read.Load()
-	if left <= 0 {
-		return 0, errors.New("stream is too long")
-	}
-	n, err := s.Conn.Read(b[:min(int64(len(b)), left)])
-	s.read.Add(int64(n))
-	return n, err
-}
-
-// Close implements [net.Conn].
-func (s *stream) Close() error {
-	s.t.mu.Lock()
-	delete(s.t.streams, s)
-	s.t.mu.Unlock()
-	return s.Conn.Close()
+// remote is the address at the other end.
+func remote(conn net.Conn) netip.Addr {
+	return conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap().WithZone("")
 }
