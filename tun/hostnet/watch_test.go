@@ -69,11 +69,14 @@ func TestWatchBeginsAgain(t *testing.T) {
 
 func TestWatchPausesShortlyAfterOneBreak(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sockets := []quiet{make(quiet), make(quiet), make(quiet)}
+		sockets := []quiet{make(quiet), make(quiet)}
 		next := make(chan time.Time)
 		calls := 0
 		subscribe := func() (socket, error) {
 			next <- time.Now()
+			if calls == len(sockets) {
+				return nil, unix.EMFILE
+			}
 			calls++
 			return sockets[calls-1], nil
 		}
