@@ -84,7 +84,7 @@ type testID struct{ pkg, test string }
 type report struct {
 	out     io.Writer
 	output  map[testID][]string // of tests that have not ended
-	failed  []testID
+	failed  []testID // without a test: the package itself
 	skipped map[string][]testID // by reason
 	passed  int
 }
@@ -121,6 +121,9 @@ func (r *report) event(e event) {
 		}
 		if e.Action == "fail" {
 			r.flush(id.pkg) // a test that a panic or an exit cut off
+			if !slices.ContainsFunc(r.failed, func(f testID) bool { return f.pkg == id.pkg }) {
+				r.failed = append(r.failed, id)
+			}
 		}
 	case e.Action == "output":
 		r.output[id] = append(r.output[id], e.Output)

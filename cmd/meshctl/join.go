@@ -73,7 +73,7 @@ func (c *cli) runJoin(ctx context.Context, arg, node string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(c.stdout, `This host is the node %s of the mesh %s now.
+	fmt.Fprintf(c.stdout, `This host is the node %s of the mesh %s. The token is good for %s.
 
 Node ID  %s
 Config   %s
@@ -81,7 +81,7 @@ State    %s
 
 Next, before %s, so that a member sees it while the token is valid:
   %s
-`, place.node, token.Charter.Name, keys.ID(), place.configText(), place.cfg.StateDir,
+`, place.node, token.Charter.Name, usesText(token.Credential.Uses), keys.ID(), place.configText(), place.cfg.StateDir,
 		token.Credential.NotAfter.UTC().Format(time.RFC3339), c.daemonCommand())
 	return nil
 }

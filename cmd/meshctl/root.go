@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -139,12 +140,18 @@ func (c *cli) client() (*status.Client, *config.Config, error) {
 	return status.NewClient(cfg.Control), cfg, nil
 }
 
-// daemonCommand is how to start the daemon with this config.
+// daemonCommand is how to start the daemon with this config: as a service, if one
+// is installed for it.
 func (c *cli) daemonCommand() string {
-	if c.configPath == config.DefaultPath {
-		return "systemctl enable --now meshd"
+	if c.configPath != config.DefaultPath {
+		return "meshd --config " + absolute(c.configPath)
 	}
-	return "meshd --config " + absolute(c.configPath)
+	for _, dir := range []string{"/etc/systemd/system", "/lib/systemd/system", "/usr/lib/systemd/system"} {
+		if _, err := os.Stat(filepath.Join(dir, "meshd.service")); err == nil {
+			return "systemctl enable --now meshd"
+		}
+	}
+	return "meshd"
 }
 
 // again gives a command line that uses the same config.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -81,7 +82,7 @@ func (c *cli) showStatus(ctx context.Context, client *status.Client, cfg *config
 		if err := o.print(c.stdout, doc, textOf(doc)); err != nil {
 			return err
 		}
-		return noDaemon(err, fmt.Sprintf("start it with `%s`", c.daemonCommand()))
+		return noDaemon(err, c.howToStart(doc))
 	}
 	if err != nil {
 		return noDaemon(err, "")
@@ -90,6 +91,14 @@ func (c *cli) showStatus(ctx context.Context, client *status.Client, cfg *config
 		return err
 	}
 	return quiet(doc.ExitCode())
+}
+
+// howToStart says what to do where no daemon runs.
+func (c *cli) howToStart(doc *status.Document) string {
+	if slices.ContainsFunc(doc.Health, func(f status.Finding) bool { return f.Code == "left" }) {
+		return "this node has left its mesh: join one with `meshctl join -` and a new token"
+	}
+	return fmt.Sprintf("start it with `%s`", c.daemonCommand())
 }
 
 func textOf(doc *status.Document) func(io.Writer, bool) error {
@@ -145,12 +154,19 @@ func withoutDaemon(cfg *config.Config) *status.Document {
 	}
 	doc.Node.Name = cfg.Node.Name
 	dir, err := statedir.Open(cfg.StateDir)
+	if errors.Is(err, statedir.ErrDamaged) {
+		doc.Health = append(doc.Health, status.Finding{Level: "error", Code: "state_damaged", Message: err.Error()})
+	}
 	if err != nil {
 		return doc
 	}
 	doc.Node.ID = dir.Keys().ID()
-	if state, err := dir.State(); err == nil {
+	state, err := dir.State()
+	if err == nil {
 		doc.Node.Epoch = state.Epoch
+		if state.Left {
+			doc.Health = append(doc.Health, status.Finding{Level: "error", Code: "left", Message: "this node has left its mesh"})
+		}
 		for _, l := range state.Leases {
 			doc.Node.Leases = append(doc.Node.Leases, status.NewLease(l))
 		}

@@ -18,6 +18,7 @@ import (
 	"meshd/mesh/statedir"
 	"meshd/mesh/trust"
 	"meshd/overlay/config"
+	"meshd/overlay/status"
 	"meshd/tun/hostnet"
 )
 
@@ -103,7 +104,36 @@ func (c *cli) runTokenCreate(ctx context.Context, f tokenFlags) error {
 	token.GossipKey, token.Seeds = membership.GossipKeys[0], seeds
 	fmt.Fprintln(c.stdout, token)
 	c.sayToken(token)
+	c.warnOfHolder(ctx, cfg, rights)
 	return nil
+}
+
+// warnOfHolder says whose subnet is given away: a pin goes before any claim. Only
+// a running daemon knows; without one nothing is said.
+func (c *cli) warnOfHolder(ctx context.Context, cfg *config.Config, rights trust.Rights) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	doc, err := status.NewClient(cfg.Control).Status(ctx)
+	if err != nil {
+		return
+	}
+	holds := func(leases []status.Lease) bool {
+		return slices.ContainsFunc(leases, func(l status.Lease) bool {
+			return l.State == mesh.Held.String() && slices.ContainsFunc(l.Prefixes, func(p netip.Prefix) bool { return slices.Contains(rights.Pins, p) })
+		})
+	}
+	holder := ""
+	if holds(doc.Node.Leases) {
+		holder = doc.Node.Name
+	}
+	for _, p := range doc.Peers {
+		if holds(p.Leases) {
+			holder = p.Name
+		}
+	}
+	if holder != "" {
+		fmt.Fprintf(c.stderr, "Warning: node %s holds %s now. It has to take another subnet when the new node joins.\n", holder, rights.Pins[0])
+	}
 }
 
 // readMembership reads what this node knows of its mesh.

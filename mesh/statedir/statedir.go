@@ -31,7 +31,7 @@ import (
 // Errors that callers decide by.
 var (
 	ErrNoState = errors.New("no state here: this host is not a member yet; run `meshctl init` or `meshctl join TOKEN`")
-	ErrExists  = errors.New("this host is a member already: `meshctl leave` first, or use another state_dir")
+	ErrExists  = errors.New("this host is a member already: `meshctl leave` first, while its daemon runs, or use another state_dir")
 	ErrDamaged = errors.New("state is damaged")
 	ErrNewer   = errors.New("state was written by a newer meshd: run that version")
 	ErrLocked  = errors.New("state directory is in use")

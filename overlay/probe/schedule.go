@@ -125,8 +125,8 @@ func (s *schedule) answer(now time.Time, from netip.Addr, id uint64) {
 		if p.warm {
 			p.result.RTT = now.Sub(p.sent)
 		}
-		if p.result.Answered.IsZero() {
-			p.history, p.count = 0, 0 // before that there was no tunnel to lose anything
+		if p.result.Answered.IsZero() || p.result.Down {
+			p.history, p.count = 0, 0 // there was no tunnel to lose anything: count afresh
 		}
 		p.outcome(true)
 		p.result.Answered, p.id = now, 0
