@@ -7,6 +7,7 @@ import "slices"
 type Change struct {
 	Message string
 	Args    []any
+	Serious bool // something is wrong, rather than new
 }
 
 // Diff tells what a person would want to know of a new view. old may be nil.
@@ -15,13 +16,14 @@ func Diff(old, now *View) []Change {
 		old = &View{}
 	}
 	var out []Change
-	say := func(message string, args ...any) { out = append(out, Change{message, args}) }
+	say := func(message string, args ...any) { out = append(out, Change{Message: message, Args: args}) }
 	if old.State != now.State {
 		say("state changed", "state", string(now.State))
 	}
 	for _, f := range now.Health {
 		if !slices.Contains(old.Health, f) {
 			say("health finding", "level", f.Level, "code", f.Code, "message", f.Message)
+			out[len(out)-1].Serious = f.Level != "info"
 		}
 	}
 	for _, n := range now.Nodes {

@@ -166,7 +166,7 @@ const (
 
 // Finding is one entry of the health report.
 type Finding struct {
-	Level   string // "warning" or "error"
+	Level   string // "info", "warning" or "error"; an info degrades nothing
 	Code    string // stable, for machines: "clock", "no_admission", ...
 	Message string // for people: what is wrong, and what to do
 }

@@ -154,18 +154,28 @@ func (n *Node) Run(ctx context.Context) error {
 			}
 		})
 	}
+	ended := func(otherwise <-chan struct{}) bool { // waits for either
+		select {
+		case <-otherwise:
+			return false
+		case <-run.Done():
+		case cause := <-n.quit:
+			stop(cause)
+		}
+		return true
+	}
+	// The engine goes first: if it cannot be started at all, nobody heard of this
+	// node and its host was not touched.
 	start(n.data.Run)
-	start(n.opt.Mesh.Run)
-	start(n.reconcile)
-	start(n.prober.Run)
-	start(n.follow)
-	start(func(ctx context.Context) error { return n.opt.Host.Watch(ctx, events) })
-	start(func(ctx context.Context) error { return n.watch(ctx, events) })
-	start(n.awaitReady)
-	select {
-	case <-run.Done():
-	case cause := <-n.quit:
-		stop(cause)
+	if !ended(n.data.up) {
+		start(n.opt.Mesh.Run)
+		start(n.loop.Run)
+		start(n.prober.Run)
+		start(n.follow)
+		start(func(ctx context.Context) error { return n.opt.Host.Watch(ctx, events) })
+		start(func(ctx context.Context) error { return n.watch(ctx, events) })
+		start(n.awaitReady)
+		ended(nil)
 	}
 	tasks.Wait()
 
@@ -180,17 +190,6 @@ func (n *Node) Run(ctx context.Context) error {
 		return nil
 	default:
 		return cause
-	}
-}
-
-// reconcile makes the plan true, once there is an engine: if none can be started
-// at all, this host was not touched.
-func (n *Node) reconcile(ctx context.Context) error {
-	select {
-	case <-n.data.up:
-		return n.loop.Run(ctx)
-	case <-ctx.Done():
-		return nil
 	}
 }
 
@@ -272,7 +271,11 @@ func (n *Node) replan() error {
 // report logs what a person would want to know of a new view.
 func (n *Node) report(old, now *mesh.View) {
 	for _, line := range mesh.Diff(old, now) {
-		n.opt.Log.Info(line.Message, line.Args...)
+		level := slog.LevelInfo
+		if line.Serious {
+			level = slog.LevelWarn
+		}
+		n.opt.Log.Log(context.Background(), level, line.Message, line.Args...)
 	}
 }
 

@@ -45,6 +45,7 @@ type Prober struct {
 	control  netip.Prefix
 	conn     *net.UDPConn // nil while there is no socket
 	schedule *schedule
+	names    map[mesh.NodeID]string
 	pings    map[uint64]ping
 }
 
@@ -71,7 +72,9 @@ func randomID() uint64 {
 func (p *Prober) SetView(view *mesh.View) {
 	var targets []target
 	var self netip.Addr
+	names := map[mesh.NodeID]string{}
 	for _, n := range view.Nodes {
+		names[n.ID] = n.Name
 		switch {
 		case n.ID == view.Self:
 			self = n.Control
@@ -80,7 +83,7 @@ func (p *Prober) SetView(view *mesh.View) {
 		}
 	}
 	p.mu.Lock()
-	p.self, p.control = self, view.Control
+	p.self, p.control, p.names = self, view.Control, names
 	p.schedule.set(time.Now(), targets)
 	p.mu.Unlock()
 	p.poke()
@@ -187,6 +190,7 @@ func (p *Prober) sendDue(ctx context.Context, conn *net.UDPConn) {
 		moved := netip.AddrPortFrom(p.self, port) != conn.LocalAddr().(*net.UDPAddr).AddrPort()
 		due := p.schedule.step(now)
 		next, ok := p.schedule.next()
+		p.tellLocked()
 		p.mu.Unlock()
 		if moved {
 			return
@@ -200,6 +204,17 @@ func (p *Prober) sendDue(ctx context.Context, conn *net.UDPConn) {
 			wait = max(next.Sub(now), time.Millisecond)
 		}
 		timer.Reset(wait)
+	}
+}
+
+// tellLocked logs who went down and who came back.
+func (p *Prober) tellLocked() {
+	for id, down := range p.schedule.changes() {
+		if down {
+			p.log.Warn("peer does not answer", "node", p.names[id], "id", id.String())
+		} else {
+			p.log.Info("peer answers again", "node", p.names[id], "id", id.String())
+		}
 	}
 }
 

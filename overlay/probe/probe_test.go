@@ -91,9 +91,15 @@ func TestDownAndUpAgain(t *testing.T) {
 	if r := s.results()[beta.ID]; !r.Down || r.Loss == 0 {
 		t.Errorf("%+v: silent for 25 s, and not down", r)
 	}
+	if c := s.changes(); len(c) != 1 || !c[beta.ID] {
+		t.Errorf("changes %v, want that it went down", c)
+	}
 	drive(s, dead.Add(25*time.Second), 7*time.Second, always(time.Millisecond))
 	if r := s.results()[beta.ID]; r.Down || r.Answered.Before(dead) {
 		t.Errorf("%+v: answers again, and is down", r)
+	}
+	if c := s.changes(); len(c) != 1 || c[beta.ID] || len(s.changes()) != 0 {
+		t.Errorf("changes %v, want once that it came back", c)
 	}
 }
 

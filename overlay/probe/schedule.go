@@ -44,6 +44,7 @@ type peer struct {
 	count   int       // outcomes in history, at most window
 	lost    int       // in a row
 	warm    bool      // the last probe was answered, so a session stands
+	told    bool      // result.Down, as changes has told it
 	result  Result
 }
 
@@ -169,6 +170,21 @@ func (p *peer) outcome(answered bool) {
 		hits += int(p.history >> i & 1)
 	}
 	p.result.Loss = float64(p.count-hits) / float64(p.count)
+}
+
+// changes lists the peers that went down, or came back, since the last call.
+func (s *schedule) changes() map[mesh.NodeID]bool {
+	var out map[mesh.NodeID]bool
+	for id, p := range s.peers {
+		if p.result.Down != p.told {
+			if out == nil {
+				out = map[mesh.NodeID]bool{}
+			}
+			p.told = p.result.Down
+			out[id] = p.told
+		}
+	}
+	return out
 }
 
 // results lists what is known.

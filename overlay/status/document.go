@@ -124,7 +124,7 @@ type Peer struct {
 
 // Finding is one entry of the health report.
 type Finding struct {
-	Level   string `json:"level"` // "warning" or "error"
+	Level   string `json:"level"` // "info", "warning" or "error"; an info degrades nothing
 	Code    string `json:"code"`
 	Message string `json:"message"`
 }
@@ -202,7 +202,7 @@ func (d *Document) ExitCode() int {
 	switch {
 	case d.State != mesh.Ready:
 		return 3
-	case len(d.Health) > 0, slices.ContainsFunc(d.Peers, func(p Peer) bool { return p.State == PeerDown }):
+	case slices.ContainsFunc(d.Health, func(f Finding) bool { return f.Level != "info" }), slices.ContainsFunc(d.Peers, func(p Peer) bool { return p.State == PeerDown }):
 		return 1
 	}
 	return 0
