@@ -35,12 +35,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Use: "meshd", Short: "The daemon of a mesh node", Long: help, Version: version,
 		Args:         func(_ *cobra.Command, args []string) error { return noArguments(args) },
 		SilenceUsage: true, SilenceErrors: true,
-		Example: "  meshd --config /etc/meshd/config.yaml\n  meshd --check      # is everything in place to start?\n  meshd --cleanup    # remove all that is meshd's from this host's network",
+		Example: "  meshd --config /etc/meshd/config.yaml\n  meshd --check      # are configuration and state good?\n  meshd --cleanup    # remove all that is meshd's from this host's network",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if check && cleanup {
 				return exit.With(exit.Usage, errors.New("--check and --cleanup do not go together: give one of them"))
 			}
 			cfg, err := setup.LoadConfig(path)
+			if cleanup && exit.Code(err) == exit.NoInput {
+				cfg, err = config.Default(), nil // whoever removed the file first can still clean up
+			}
 			switch {
 			case err != nil:
 				return err
@@ -53,7 +56,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		},
 	}
 	cmd.Flags().StringVar(&path, "config", config.DefaultPath, "configuration `FILE`")
-	cmd.Flags().BoolVar(&check, "check", false, "say whether the daemon could start, and exit")
+	cmd.Flags().BoolVar(&check, "check", false, "say whether configuration and state are good, and exit")
 	cmd.Flags().BoolVar(&cleanup, "cleanup", false, "remove everything that is ours from this host's network, whether a daemon runs or not, and exit")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exit.With(exit.Usage, err) })
 	cmd.SetArgs(args)

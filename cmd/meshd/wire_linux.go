@@ -144,7 +144,9 @@ func newEngine(cfg *config.Config, dir *statedir.Dir, log *slog.Logger) (overlay
 	}), nil
 }
 
-// checkStart says whether the daemon could start, without changing anything.
+// checkStart says whether configuration and state are good for a start, without
+// changing anything. It tries neither ports nor the TUN device: a daemon that
+// runs has them.
 func checkStart(cfg *config.Config, path string, stdout io.Writer) error {
 	dir, err := openState(cfg.StateDir)
 	if err != nil {
@@ -159,7 +161,7 @@ func checkStart(cfg *config.Config, path string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(stdout, "%s is valid; node %s of the mesh in %s can start\n", path, core.Name(), cfg.StateDir)
+	fmt.Fprintf(stdout, "%s and the state in %s are good: node %s\n", path, cfg.StateDir, core.Name())
 	return nil
 }
 
@@ -176,7 +178,7 @@ func cleanUp(ctx context.Context, cfg *config.Config, stdout io.Writer) error {
 	if err := hostnet.New(hostnet.Options{}).Cleanup(ctx, cfg.Interface.Name); err != nil {
 		return withCode(fmt.Errorf("clean up host network: %w", err))
 	}
-	fmt.Fprintln(stdout, "removed: routes, addresses and link of", cfg.Interface.Name)
+	fmt.Fprintln(stdout, "nothing of meshd's is left in this host's network; IP forwarding stays as it is")
 	return nil
 }
 
