@@ -84,7 +84,7 @@ type testID struct{ pkg, test string }
 type report struct {
 	out     io.Writer
 	output  map[testID][]string // of tests that have not ended
-	failed  []testID // without a test: the package itself
+	failed  []testID            // without a test: the package itself
 	skipped map[string][]testID // by reason
 	passed  int
 }
