@@ -28,8 +28,8 @@ var junk = sync.OnceValue(func() []byte {
 })
 
 // flood fills a stream short of its announced end and holds it. It opens anew
-// what is closed on it, until ctx is done.
-func flood(ctx context.Context, from string, to netip.AddrPort) {
+// what is closed on it, until ctx is done, and counts that.
+func flood(ctx context.Context, from string, to netip.AddrPort, closed *atomic.Int64) {
 	const announced = 16 << 20
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
 	one := func() {
@@ -49,6 +49,7 @@ func flood(ctx context.Context, from string, to netip.AddrPort) {
 	}
 	for ctx.Err() == nil {
 		one()
+		closed.Add(1)
 	}
 }
 
@@ -79,14 +80,16 @@ func TestFloodOfStreams(t *testing.T) {
 			}
 		}
 	})
-	begin := func(streams int, from ...string) {
+	begin := func(streams int, from ...string) *atomic.Int64 {
+		var closed atomic.Int64
 		for i := range streams {
-			floods.Go(func() { flood(ctx, from[i%len(from)], at) })
+			floods.Go(func() { flood(ctx, from[i%len(from)], at, &closed) })
 		}
+		return &closed
 	}
 
-	begin(64, "127.0.1.1", "127.0.1.2", "127.0.1.3", "127.0.1.4")
-	soon(t, "the flood is on", func() bool { return peak.Load() > strangerBytes })
+	closed := begin(64, "127.0.1.1", "127.0.1.2", "127.0.1.3", "127.0.1.4")
+	soon(t, "the room for strangers is full", func() bool { return closed.Load() > 200 || ctx.Err() != nil })
 	_, c2, _ := onLoopback(t, 2, &log, at.String())
 	soon(t, "a stranger to it joins", func() bool { return len(g1.Stats().Live) == 1 })
 	g3, _, _ := onLoopback(t, 3, &log, at.String())
@@ -94,13 +97,45 @@ func TestFloodOfStreams(t *testing.T) {
 	said := "198.51.100.3:51880"
 	g3.SetEndpoints([]netip.AddrPort{netip.MustParseAddrPort(said)})
 	soon(t, "all talk", func() bool { return c1.has(said) && c2.has(said) })
-	now := peak.Load()
-	begin(16, "127.0.0.1")
-	soon(t, "a member's address floods as well", func() bool { return peak.Load() > now+memberBytes || ctx.Err() != nil })
+	closed = begin(16, "127.0.0.1")
+	soon(t, "the room for members is full as well", func() bool { return closed.Load() > 100 || ctx.Err() != nil })
 	cancel()
 	watch.Wait()
 	if t.Logf("memory grew by up to %d MiB", peak.Load()>>20); peak.Load() >= most {
 		t.Errorf("that is %d MiB or more", most>>20)
+	}
+}
+
+// Whose address is a member's, by what we know now or knew before, uses the room
+// that strangers cannot take.
+func TestMembersAreNoStrangers(t *testing.T) {
+	s, err := listen(netip.MustParseAddrPort("127.0.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	known := netip.MustParseAddrPort("127.0.1.1:51881")
+	live := netip.MustParseAddrPort("127.0.1.2:51881")
+	l := &loop{
+		sockets: s, book: newBook([]netip.AddrPort{known}, time.Now()),
+		inst: &instance{live: map[string]netip.AddrPort{"name": live}},
+	}
+	l.look()
+	tr, err := s.transport(netip.MustParseAddrPort("127.0.0.1:1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tr.Shutdown() }()
+	for from, member := range map[string]bool{"127.0.1.1": true, "127.0.1.2": true, "127.0.1.3": false} {
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+		conn, err := dialer.Dial("tcp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), s.port()).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if in := (<-tr.StreamCh()).(*stream); (in.pool == &tr.streams.members) != member {
+			t.Errorf("a stream from %s: want member %t", from, member)
+		}
 	}
 }
 
@@ -240,11 +275,11 @@ func TestStreamsShareRoom(t *testing.T) {
 		},
 		"a stranger's time is short": func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				o, begin := newStreams(), time.Now()
+				o := newStreams()
 				for member, want := range map[bool]time.Duration{true: 10 * time.Second, false: strangerWait} {
 					near, far := net.Pipe()
 					s, _ := o.accepted(near, netip.MustParseAddr("192.0.2.1"), member)
-					begin = time.Now()
+					begin := time.Now()
 					if err := s.SetDeadline(begin.Add(10 * time.Second)); err != nil {
 						t.Fatal(err)
 					}
