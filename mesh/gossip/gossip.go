@@ -8,8 +8,8 @@
 //
 // It guarantees that nothing is said before what it rests on is saved, and that
 // a node which is alone goes on looking for others. It decides nothing: whom
-// memberlist holds for dead is a hint, shown by [Gossip.Stats] and used to
-// choose whom to try.
+// memberlist holds for dead is a hint, by which it chooses whom to try. A host
+// without the key can fill little memory, and keeps no member out.
 //
 // The owner calls [Gossip.Run] once. All else may be called from anywhere.
 package gossip
@@ -19,10 +19,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -74,18 +72,10 @@ type Options struct {
 
 // Intervals.
 const (
-	// saveAgain is the pause after the state could not be saved.
-	saveAgain = time.Second
-	// tableEvery bounds how old the saved table is; it is only a cache.
-	tableEvery = time.Minute
-	// peersEvery bounds how old the saved addresses are.
-	peersEvery = time.Second
 	// createAgain is the pause after an instance could not be made.
 	createAgain = time.Second
 	// leaveWait is how long Leave waits for memberlist's own goodbye.
 	leaveWait = time.Second
-	// resolveWait bounds the look-up of one seed's name.
-	resolveWait = 3 * time.Second
 )
 
 const (
@@ -120,10 +110,9 @@ type Gossip struct {
 	moved   chan struct{} // the live members changed; capacity 1
 	poke    chan struct{} // wish changed; capacity 1
 	leave   chan chan error
-	stopped chan struct{} // closed when Run returns
-	dropped atomic.Uint64
-	table   atomic.Pointer[[]byte] // encoded objects, for LocalState
-	stats   atomic.Pointer[Stats]
+	stopped chan struct{}            // closed when Run returns
+	table   atomic.Pointer[[]byte]   // encoded objects, for LocalState
+	running atomic.Pointer[instance] // what Run's loop uses, for tests to see
 
 	mu   sync.Mutex
 	wish wish
@@ -134,17 +123,6 @@ type wish struct {
 	address   netip.AddrPort
 	endpoints []netip.AddrPort
 	newPorts  bool // endpoints were set
-}
-
-// Stats is what gossip knows by hearsay, for people. Nothing may hang on it.
-type Stats struct {
-	Name     string                    // of the memberlist instance; empty: none yet
-	Address  netip.AddrPort            // where members reach us
-	Live     []mesh.NodeID             // seem alive, without ourselves, sorted
-	Gone     map[mesh.NodeID]time.Time // since when others, seen before, do not
-	LastSync time.Time                 // last exchange of tables
-	Dropped  uint64                    // messages, for want of room
-	Refused  uint64                    // objects that were not believed
 }
 
 // New builds it; nothing happens before Run.
@@ -165,19 +143,11 @@ func New(opt Options) (*Gossip, error) {
 		moved: make(chan struct{}, 1), poke: make(chan struct{}, 1), leave: make(chan chan error), stopped: make(chan struct{}),
 	}
 	g.table.Store(new([]byte))
-	g.stats.Store(&Stats{})
 	return g, nil
 }
 
 // Views delivers what is known of the mesh, the newest only.
 func (g *Gossip) Views() <-chan *mesh.View { return g.views }
-
-// Stats tells what gossip knows at this moment. The caller must not change it.
-func (g *Gossip) Stats() Stats {
-	s := *g.stats.Load()
-	s.Dropped = g.dropped.Load()
-	return s
-}
 
 // SetEndpoints says where peers can reach this node's tunnel, best first.
 func (g *Gossip) SetEndpoints(endpoints []netip.AddrPort) {
@@ -223,36 +193,4 @@ func (g *Gossip) Leave(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("leave mesh: %w", ctx.Err())
 	}
-}
-
-// splitSeed takes "host:port" apart.
-func splitSeed(seed string) (host string, port uint16, err error) {
-	host, text, err := net.SplitHostPort(seed)
-	if err != nil || host == "" {
-		return "", 0, fmt.Errorf("seed %q is not host:port", seed)
-	}
-	n, err := strconv.ParseUint(text, 10, 16)
-	if err != nil || n == 0 {
-		return "", 0, fmt.Errorf("seed %q has no port between 1 and 65535", seed)
-	}
-	return host, uint16(n), nil
-}
-
-// resolve finds a seed's addresses, anew each time.
-func resolve(ctx context.Context, seed string) ([]netip.AddrPort, error) {
-	host, port, err := splitSeed(seed)
-	if err != nil {
-		return nil, err
-	}
-	if a, err := netip.ParseAddr(host); err == nil {
-		return []netip.AddrPort{plain(netip.AddrPortFrom(a, port))}, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, resolveWait)
-	defer cancel()
-	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-	var out []netip.AddrPort
-	for _, a := range found {
-		out = append(out, plain(netip.AddrPortFrom(a, port)))
-	}
-	return out, err
 }

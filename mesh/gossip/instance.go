@@ -30,7 +30,6 @@ type instance struct {
 	list    *memberlist.Memberlist
 	inbox   chan<- message
 	objects *atomic.Pointer[[]byte] // the encoded table
-	dropped *atomic.Uint64
 	say     *limiter
 	ctx     context.Context // done when the instance is shut down
 	stop    context.CancelFunc
@@ -54,7 +53,7 @@ const mergeWait = 5 * time.Second
 func (g *Gossip) newInstance(address netip.AddrPort, t memberlist.Transport) (*instance, error) {
 	i := &instance{
 		self: g.opt.Self, name: newName(g.opt.Self), address: address, inbox: g.inbox, objects: &g.table,
-		dropped: &g.dropped, say: g.say, moved: g.moved, live: map[string]netip.AddrPort{},
+		say: g.say, moved: g.moved, live: map[string]netip.AddrPort{},
 	}
 	i.ctx, i.stop = context.WithCancel(context.Background())
 	for _, q := range []*memberlist.TransmitLimitedQueue{&i.news, &i.relayed} {
@@ -199,7 +198,6 @@ func (i *instance) NotifyMsg(raw []byte) {
 	case i.inbox <- m:
 	case <-i.ctx.Done():
 	default:
-		i.dropped.Add(1)
 	}
 }
 
@@ -225,7 +223,6 @@ func (i *instance) MergeRemoteState(raw []byte, _ bool) {
 	case i.inbox <- m:
 	case <-i.ctx.Done():
 	case <-timer.C:
-		i.dropped.Add(1)
 		i.say.say(slog.LevelWarn, "too busy to take in a table, the next exchange will")
 	}
 }
@@ -272,15 +269,4 @@ func (i *instance) signal() {
 	case i.moved <- struct{}{}:
 	default:
 	}
-}
-
-// identities tells who is live. One node may have several names for a while.
-func identities(live map[string]netip.AddrPort) map[mesh.NodeID]bool {
-	out := map[mesh.NodeID]bool{}
-	for name := range live {
-		if id, ok := parseName(name); ok {
-			out[id] = true
-		}
-	}
-	return out
 }

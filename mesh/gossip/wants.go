@@ -2,7 +2,9 @@ package gossip
 
 import (
 	"cmp"
+	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -70,4 +72,62 @@ func (w wants) take(now time.Time) []trust.Hash {
 		x.pause = min(2*x.pause, longestWant)
 	}
 	return due
+}
+
+// ask sends wants that are due to two random members: one may lack what we want.
+func (l *loop) ask(now time.Time) {
+	if l.inst == nil || l.inst.count() == 0 {
+		return
+	}
+	hashes := l.wants.take(now)
+	if len(hashes) == 0 {
+		return
+	}
+	for _, name := range l.some(2) {
+		l.send(name, encodeWant(l.inst.name, hashes))
+	}
+}
+
+// some draws up to n live members.
+func (l *loop) some(n int) []string {
+	names := slices.Collect(maps.Keys(l.inst.others()))
+	rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
+	return names[:min(n, len(names))]
+}
+
+// answer sends what a member asked for.
+func (l *loop) answer(m message) {
+	if l.inst == nil || m.from == l.inst.name {
+		return
+	}
+	var objects [][]byte
+	sent := map[string]bool{}
+	for _, h := range m.hashes {
+		for _, o := range l.opt.Core.Lookup(h) {
+			if !sent[string(o)] {
+				sent[string(o)] = true
+				objects = append(objects, o)
+			}
+		}
+	}
+	if len(objects) > 0 {
+		l.send(m.from, encodeObjects(maxAnswer, objects...))
+	}
+}
+
+// send delivers by stream, beside the loop. If too much is on its way it is
+// left out: who wants something asks again.
+func (l *loop) send(name string, msg []byte) {
+	select {
+	case l.slots <- struct{}{}:
+	default:
+		return
+	}
+	inst := l.inst
+	l.tasks.Go(func() {
+		defer func() { <-l.slots }()
+		if err := inst.send(name, msg); err != nil && inst.ctx.Err() == nil {
+			l.say.say(slog.LevelDebug, "message not delivered", "err", err)
+		}
+	})
 }

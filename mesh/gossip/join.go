@@ -1,0 +1,119 @@
+package gossip
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// resolveWait bounds the look-up of one seed's name.
+const resolveWait = 3 * time.Second
+
+// join looks for members, one round at a time.
+func (l *loop) join(now time.Time) {
+	if l.inst == nil || l.left || l.round != nil || now.Before(l.joinAt) {
+		return
+	}
+	l.round = l.inst
+	inst, alone := l.inst, !l.book.alone.IsZero()
+	known, live := slices.Clone(l.book.known), slices.Collect(maps.Values(inst.others()))
+	own := []netip.AddrPort{inst.address}
+	if l.sockets != nil {
+		for _, a := range []netip.Addr{l.opt.Bind.Addr(), netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
+			own = append(own, netip.AddrPortFrom(a, l.sockets.port()))
+		}
+	}
+	l.tasks.Go(func() {
+		seeds := l.resolveSeeds(alone)
+		l.joins <- inst.join(targets(alone, seeds, known, live, own))
+	})
+}
+
+// resolveSeeds looks all seeds up, or one of them if we have company.
+func (l *loop) resolveSeeds(all bool) []netip.AddrPort {
+	seeds := l.opt.Seeds
+	if n := len(seeds); !all && n > 1 {
+		i := rand.IntN(n)
+		seeds = seeds[i : i+1]
+	}
+	found := make([][]netip.AddrPort, len(seeds))
+	var wait sync.WaitGroup
+	for i, s := range seeds {
+		wait.Go(func() {
+			addresses, err := resolve(l.ctx, s)
+			if err != nil && l.ctx.Err() == nil {
+				l.say.say(slog.LevelWarn, "seed not found, trying on", "seed", s, "err", err)
+			}
+			found[i] = addresses
+		})
+	}
+	wait.Wait()
+	return slices.Concat(found...)
+}
+
+// joined ends a round.
+func (l *loop) joined(err error) {
+	now := time.Now()
+	if l.round == l.inst { // else a new instance begins at once
+		l.joinAt = now.Add(l.book.pause(now))
+	}
+	l.round = nil
+	if err != nil && !l.book.alone.IsZero() {
+		l.say.say(slog.LevelInfo, "no member answers yet, trying on", "err", err)
+	}
+}
+
+// join exchanges tables with each address, all at the same time. The error is
+// one of them, if none answered.
+func (i *instance) join(addresses []netip.AddrPort) error {
+	results := make([]error, len(addresses))
+	var wait sync.WaitGroup
+	for n, a := range addresses {
+		wait.Go(func() { _, results[n] = i.list.Join([]string{a.String()}) })
+	}
+	wait.Wait()
+	if len(results) == 0 || slices.Contains(results, nil) {
+		return nil
+	}
+	return results[0]
+}
+
+// splitSeed takes "host:port" apart.
+func splitSeed(seed string) (host string, port uint16, err error) {
+	host, text, err := net.SplitHostPort(seed)
+	if err != nil || host == "" {
+		return "", 0, fmt.Errorf("seed %q is not host:port", seed)
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || n == 0 {
+		return "", 0, fmt.Errorf("seed %q has no port between 1 and 65535", seed)
+	}
+	return host, uint16(n), nil
+}
+
+// resolve finds a seed's addresses, anew each time.
+func resolve(ctx context.Context, seed string) ([]netip.AddrPort, error) {
+	host, port, err := splitSeed(seed)
+	if err != nil {
+		return nil, err
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		return []netip.AddrPort{plain(netip.AddrPortFrom(a, port))}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, resolveWait)
+	defer cancel()
+	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	var out []netip.AddrPort
+	for _, a := range found {
+		out = append(out, plain(netip.AddrPortFrom(a, port)))
+	}
+	return out, err
+}

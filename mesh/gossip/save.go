@@ -1,0 +1,109 @@
+package gossip
+
+import (
+	"log/slog"
+	"time"
+
+	"meshd/mesh/member"
+)
+
+const (
+	// saveAgain is the pause after the state could not be saved.
+	saveAgain = time.Second
+	// tableEvery bounds how old the saved table is; it is only a cache.
+	tableEvery = time.Minute
+	// peersEvery bounds how old the saved addresses are.
+	peersEvery = time.Second
+)
+
+// saver writes what must survive a restart, and tries again what failed. Run's
+// goroutine owns it.
+type saver struct {
+	// fixed at construction
+	store Store
+	table func() [][]byte
+	book  *book
+	say   *limiter
+
+	state        *member.State // not saved yet; nil: it is
+	stateAt      time.Time     // when to try, as below
+	tableChanged bool
+	tableAt      time.Time
+	peersAt      time.Time
+}
+
+// keep takes the state to save at once, in place of any before.
+func (s *saver) keep(state *member.State, now time.Time) { s.state, s.stateAt = state, now }
+
+// saveState tells whether the state is saved.
+func (s *saver) saveState(now time.Time) bool {
+	if s.state == nil {
+		return true
+	}
+	if now.Before(s.stateAt) {
+		return false
+	}
+	if err := s.store.SaveState(*s.state); err != nil {
+		s.stateAt = now.Add(saveAgain)
+		s.say.say(slog.LevelError, "state is not saved, so nothing new is said; trying on", "err", err)
+		return false
+	}
+	s.state = nil
+	s.tableAt = now // has the admission, without which a lease counts for nothing after a restart alone
+	return true
+}
+
+// saveCaches writes the table and the addresses, if they have changed and it is
+// time.
+func (s *saver) saveCaches(now time.Time) {
+	if s.tableChanged && !now.Before(s.tableAt) {
+		s.tableAt = now.Add(tableEvery)
+		s.saveTable()
+	}
+	if s.book.changed && !now.Before(s.peersAt) {
+		s.peersAt = now.Add(peersEvery)
+		s.savePeers()
+	}
+}
+
+func (s *saver) saveTable() {
+	err := s.store.SaveTable(s.table())
+	if s.tableChanged = err != nil; err != nil {
+		s.say.say(slog.LevelWarn, "table not saved, trying on", "err", err)
+	}
+}
+
+func (s *saver) savePeers() {
+	err := s.store.SavePeers(s.book.known)
+	if s.book.changed = err != nil; err != nil {
+		s.say.say(slog.LevelWarn, "peers not saved, trying on", "err", err)
+	}
+}
+
+// next is when something is to be saved.
+func (s *saver) next() (at time.Time, ok bool) {
+	due := func(t time.Time, yes bool) {
+		if yes && (!ok || t.Before(at)) {
+			at, ok = t, true
+		}
+	}
+	due(s.stateAt, s.state != nil)
+	due(s.tableAt, s.tableChanged)
+	due(s.peersAt, s.book.changed)
+	return at, ok
+}
+
+// finish writes, at the end, all that is not saved.
+func (s *saver) finish() {
+	if s.state != nil {
+		if err := s.store.SaveState(*s.state); err != nil {
+			s.say.log.Error("state is not saved", "err", err)
+		}
+	}
+	if s.tableChanged {
+		s.saveTable()
+	}
+	if s.book.changed {
+		s.savePeers()
+	}
+}

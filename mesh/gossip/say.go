@@ -1,0 +1,150 @@
+package gossip
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"maps"
+	"time"
+
+	"meshd/mesh"
+	"meshd/mesh/trust"
+)
+
+// step lets the core act, and does what it says: save first, then speak.
+func (l *loop) step(now time.Time) {
+	out := l.opt.Core.Step(now)
+	if out.Save != nil {
+		l.saver.keep(out.Save, now)
+	}
+	if len(out.Broadcast) > 0 {
+		l.stale = true
+		l.held = append(l.held, out.Broadcast...)
+		l.held = l.held[max(0, len(l.held)-maxHeld):]
+	}
+	l.wants.set(out.Want, now)
+	if out.View != nil {
+		l.show(out.View)
+	}
+	if l.saver.saveState(now) {
+		l.speak()
+	}
+}
+
+// speak says what was held back until the state was saved.
+func (l *loop) speak() {
+	if l.stale {
+		l.encode()
+	}
+	said := l.held
+	l.held = nil
+	for _, o := range said {
+		if len(o) > trust.MaxBroadcast {
+			// It is in the table, and is fetched from there.
+			continue
+		}
+		if l.inst != nil {
+			l.inst.publish(o)
+		}
+	}
+	l.said = append(l.said, said...)
+	l.said = l.said[max(0, len(l.said)-saidAgain):]
+	if len(l.leaving) > 0 {
+		l.sayGoodbye()
+	}
+}
+
+// encode makes the table that exchanges carry.
+func (l *loop) encode() {
+	table := l.opt.Core.Table()
+	encoded := appendObjects(nil, maxState-maxName-2, table)
+	l.table.Store(&encoded)
+	known := make(map[[sha256.Size]byte]bool, len(table))
+	for _, o := range table {
+		known[sha256.Sum256(o)] = true
+	}
+	if !maps.Equal(known, l.known) {
+		l.saver.tableChanged = true
+	}
+	l.known, l.stale = known, false
+}
+
+// show publishes a view; a reader that is slow skips one.
+func (l *loop) show(view *mesh.View) {
+	select {
+	case <-l.views:
+	default:
+	}
+	l.views <- view // this goroutine is the only sender
+}
+
+// pass relays an object that is news, so that a broadcast reaches all: its
+// author sends it to a few members only.
+func (l *loop) pass(object []byte) {
+	if l.inst != nil && len(object) <= trust.MaxBroadcast {
+		l.inst.relay(object)
+	}
+}
+
+// sayGoodbye tells some members by stream what the broadcast says, and then
+// memberlist, which makes the others stop probing us.
+func (l *loop) sayGoodbye() {
+	waiting := l.leaving
+	l.leaving = nil
+	inst := l.inst
+	var names []string
+	var msg []byte
+	if inst != nil {
+		names, msg = l.some(goodbyes), encodeObjects(maxAnswer, l.said...)
+	}
+	l.goodbye.Go(func() {
+		told := make(chan error, len(names))
+		for _, name := range names {
+			l.tasks.Go(func() { told <- inst.send(name, msg) })
+		}
+		timer := time.NewTimer(dialTimeout)
+		defer timer.Stop()
+		var errs []error
+		for len(errs) < len(names) {
+			var err error
+			select {
+			case err = <-told:
+			case <-timer.C:
+				err = context.DeadlineExceeded
+			}
+			if err == nil {
+				errs = nil
+				break
+			}
+			errs = append(errs, err)
+		}
+		if len(errs) > 0 {
+			l.opt.Log.Warn("left, and could tell no other member so", "err", errors.Join(errs...))
+		}
+		if inst != nil {
+			_ = inst.list.Leave(leaveWait) // it is a courtesy
+		}
+		for _, done := range waiting {
+			done <- nil
+		}
+	})
+}
+
+// recent remembers the last few thousand hashes.
+type recent struct{ young, old map[[sha256.Size]byte]bool }
+
+// recentSize is how many are remembered at least: all objects of a large mesh,
+// in 300 KB.
+const recentSize = 4096
+
+// add tells whether a hash was not remembered.
+func (r *recent) add(h [sha256.Size]byte) bool {
+	if r.young[h] || r.old[h] {
+		return false
+	}
+	if r.young == nil || len(r.young) >= recentSize {
+		r.young, r.old = map[[sha256.Size]byte]bool{}, r.young
+	}
+	r.young[h] = true
+	return true
+}
