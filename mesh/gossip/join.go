@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -77,7 +78,13 @@ func (i *instance) join(addresses []netip.AddrPort) error {
 	results := make([]error, len(addresses))
 	var wait sync.WaitGroup
 	for n, a := range addresses {
-		wait.Go(func() { _, results[n] = i.list.Join([]string{a.String()}) })
+		wait.Go(func() {
+			_, err := i.list.Join([]string{a.String()})
+			if one := errors.Unwrap(err); one != nil {
+				err = one // of a list of one, which would take three lines
+			}
+			results[n] = err
+		})
 	}
 	wait.Wait()
 	if len(results) == 0 || slices.Contains(results, nil) {

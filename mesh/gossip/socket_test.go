@@ -203,6 +203,20 @@ func TestJunkOnBothPorts(t *testing.T) {
 	}
 }
 
+func TestNobodyAnswers(t *testing.T) {
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = gone.Close()
+	var log logbook
+	onLoopback(t, 1, &log, gone.Addr().String())
+	soon(t, "that is logged", func() bool { return strings.Contains(strings.Join(log.lines(), "\n"), "no member answers yet") })
+	if line := log.lines()[0]; !strings.Contains(line, gone.Addr().String()) || strings.Contains(line, `\n`) {
+		t.Errorf("logged %s", line)
+	}
+}
+
 func TestPortInUse(t *testing.T) {
 	for _, network := range []string{"tcp", "udp"} {
 		t.Run(network, func(t *testing.T) {
