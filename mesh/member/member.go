@@ -243,6 +243,9 @@ func (m *Member) Next() (time.Time, bool) {
 // Step does what is due and says what follows from it.
 func (m *Member) Step(now time.Time) Output {
 	var out Output
+	if clock := m.clock(now); m.cert.ValidAt(clock) { // else it is rather our clock that is wrong
+		m.reg.Expire(clock, m.cert.Hash)
+	}
 	if _, known := m.ownCertificate(); !known {
 		_ = m.reg.Add(m.cfg.Certificate) // junk had pushed it out of the waiting room
 	}
@@ -403,7 +406,7 @@ func (m *Member) witness(now time.Time) {
 	waiting := map[trust.Hash]bool{}
 	for _, c := range m.reg.Unadmitted() {
 		waiting[c.Hash] = true
-		if !admitted || m.state.Left || c.Hash == m.cert.Hash {
+		if !admitted || m.state.Left || c.ID() == m.id {
 			continue
 		}
 		if reason := m.refusal(c, now); reason != "" {
@@ -416,7 +419,7 @@ func (m *Member) witness(now time.Time) {
 		delete(m.refused, c.Hash)
 		at, drawn := m.admitAt[c.Hash]
 		if !drawn {
-			at = now.Add(m.lot(c.Hash, now))
+			at = now.Add(m.lot(c, now))
 			m.admitAt[c.Hash] = at
 		}
 		if !now.Before(at) {
@@ -455,16 +458,22 @@ func (m *Member) refusal(c *trust.Certificate, now time.Time) string {
 	if !m.cert.ValidAt(clock) {
 		return "our own certificate is out of its time"
 	}
+	if err := m.reg.CheckRoom(c); err != nil {
+		return err.Error()
+	}
 	return ""
 }
 
 // lot draws how long to wait before vouching. Everybody orders the members by
-// the distance of their IDs to the certificate's hash, so each knows its turn.
-func (m *Member) lot(h trust.Hash, now time.Time) time.Duration {
-	ticket := func(id mesh.NodeID) uint32 { return binary.BigEndian.Uint32(id[:4]) ^ binary.BigEndian.Uint32(h[:4]) }
+// the distance of their IDs to the certificate's hash, so each knows its turn. The
+// certificate's own node has none.
+func (m *Member) lot(c *trust.Certificate, now time.Time) time.Duration {
+	ticket := func(id mesh.NodeID) uint32 {
+		return binary.BigEndian.Uint32(id[:4]) ^ binary.BigEndian.Uint32(c.Hash[:4])
+	}
 	own, turn := ticket(m.id), 0
 	for _, n := range m.reg.Members(m.valid(now)) {
-		if ticket(n.ID) < own && (n.Record == nil || !n.Record.Left) {
+		if n.ID != c.ID() && ticket(n.ID) < own && (n.Record == nil || !n.Record.Left) {
 			turn++
 		}
 	}

@@ -135,6 +135,49 @@ func TestExpiredToken(t *testing.T) {
 	if a.has("admission_refused") {
 		t.Error("a refusal is reported for ever")
 	}
+	s.run(time.Hour)
+	s.exchange(b.m, b, a)
+	s.step(a)
+	for _, h := range s.hosts {
+		if slices.ContainsFunc(h.m.Table(), func(raw []byte) bool { return slices.Equal(raw, b.cert) }) {
+			t.Errorf("the table of %s carries the certificate for ever", h.name)
+		}
+	}
+	if a.has("admission_refused") || !b.has("no_admission") {
+		t.Errorf("a says %v, b says %v", a.view.Health, b.view.Health)
+	}
+}
+
+// TestManyCertificatesOfOneNode has a node certify itself again and again with one
+// token: it is admitted a few times, and nobody spins on the rest.
+func TestManyCertificatesOfOneNode(t *testing.T) {
+	s := newSim(t, narrow)
+	token := s.token(nil)
+	a, b := s.host("a", nil), s.host("b", token)
+	s.start(a, nil)
+	s.start(b, a)
+	s.run(5 * time.Second)
+	for range 10 {
+		s.serial++
+		c := trust.Certificate{
+			Serial: trust.Serial{s.serial}, Identity: public("b"), Name: "b", Credential: token.Credential,
+			NotBefore: start.Add(-time.Hour), NotAfter: start.Add(time.Hour), Admitted: start,
+		}
+		raw := must(c.Sign(token.Key))(t)
+		for _, h := range s.hosts {
+			if err := h.m.Receive(s.now, raw); err != nil {
+				t.Fatal(err)
+			}
+			s.step(h)
+		}
+		s.run(10 * time.Second)
+	}
+	if len(s.admissions) != 4 {
+		t.Errorf("%d certificates were admitted", len(s.admissions))
+	}
+	if !a.has("admission_refused") || b.has("admission_refused") || !s.agreed() {
+		t.Errorf("a says %v, b says %v", a.view.Health, b.view.Health)
+	}
 }
 
 func TestTokenUsedTwice(t *testing.T) {

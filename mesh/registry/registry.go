@@ -5,7 +5,7 @@
 // that cannot be decided yet, because the certificate it speaks of is unknown or
 // not admitted, waits in a bounded room until that changes; what is missing can
 // be asked for with [Registry.Missing]. What is believed never depends on the
-// order of arrival.
+// order of arrival, but for floods, see [Registry.CheckRoom].
 //
 //	certificate by the CA ──────────────► admitted
 //	certificate by a token ──► unadmitted ───┬───► admitted
@@ -27,13 +27,25 @@ import (
 	"meshd/mesh/trust"
 )
 
-// Bounds of what may wait. Both are filled only by objects that nobody vouches
-// for, so the oldest makes room: an honest one is sent again.
 const (
-	maxUnadmitted = 256  // certificates by a token, not yet admitted
-	maxWaiting    = 1024 // records and admissions that cannot be decided yet
-	maxAdmissions = 4    // kept per certificate: one is enough, a few survive revocations
+	// maxWaiting bounds the records and admissions that cannot be decided yet.
+	// Nobody vouches for them, so the oldest makes room: an honest one is sent again.
+	maxWaiting = 1024
+	// maxAdmissions are kept per certificate: one is enough, a few survive revocations.
+	maxAdmissions = 4
+	// maxPerIdentity bounds the certificates of one token that are admitted for
+	// one identity: a join makes one, a few more come from joining again.
+	maxPerIdentity = 4
 )
+
+// maxIdentities bounds the identities admitted by a token that is good for so
+// many uses (1 or more). Members stop at the uses that they know of, so more come
+// only from sides of a partition that admit at a time: two sides make twice as
+// many, and the constant leaves room where uses are few.
+func maxIdentities(uses uint64) int {
+	uses = min(uses, 1<<30)
+	return int(max(2*uses, uses+16))
+}
 
 // ErrStale says that an object is older than, or the same as, what is known.
 // It is no fault of the sender.
@@ -44,11 +56,13 @@ type Registry struct {
 	id         mesh.ID
 	charter    *trust.Charter
 	certs      map[trust.Hash]*certificate
-	unadmitted []trust.Hash // in order of arrival
+	unadmitted []trust.Hash                         // in order of arrival
+	joined     map[trust.Serial]map[mesh.NodeID]int // by credential: certificates admitted
 	records    map[mesh.NodeID]*trust.Record
 	waiting    []waiting
 	changes    uint64
 	newest     time.Time // latest moment that the CA has signed
+	now        time.Time // as Expire was told
 }
 
 type certificate struct {
@@ -69,6 +83,7 @@ func New(charter *trust.Charter) *Registry {
 	r := &Registry{
 		id:      charter.ID(),
 		certs:   map[trust.Hash]*certificate{},
+		joined:  map[trust.Serial]map[mesh.NodeID]int{},
 		records: map[mesh.NodeID]*trust.Record{},
 	}
 	r.setCharter(charter)
@@ -149,10 +164,7 @@ func (r *Registry) addCertificate(raw []byte) error {
 	r.signedAt(c.Credential.NotBefore)
 	r.unadmitted = append(r.unadmitted, c.Hash)
 	r.settle()
-	if len(r.unadmitted) > maxUnadmitted {
-		delete(r.certs, r.unadmitted[0])
-		r.unadmitted = r.unadmitted[1:]
-	}
+	r.makeRoom()
 	return nil
 }
 
@@ -183,10 +195,20 @@ func (r *Registry) decideAdmission(a *trust.Admission) error {
 	if err := a.Verify(seen.Certificate, witness.Certificate); err != nil {
 		return err
 	}
+	if !seen.admitted {
+		if err := r.CheckRoom(seen.Certificate); err != nil {
+			return fmt.Errorf("admission: %w", err)
+		}
+	}
 	seen.admissions = append(seen.admissions, a)
 	r.changes++
 	if !seen.admitted {
 		seen.admitted = true
+		serial := seen.Credential.Serial
+		if r.joined[serial] == nil {
+			r.joined[serial] = map[mesh.NodeID]int{}
+		}
+		r.joined[serial][seen.ID()]++
 		r.unadmitted = slices.DeleteFunc(r.unadmitted, func(h trust.Hash) bool { return h == seen.Hash })
 		r.settle()
 	}
@@ -284,61 +306,33 @@ func (r *Registry) Unadmitted() []*trust.Certificate {
 }
 
 // Uses counts the identities that were admitted with a credential.
-func (r *Registry) Uses(credential trust.Serial) int {
-	ids := map[mesh.NodeID]bool{}
-	for _, c := range r.certs {
-		if c.admitted && c.Credential != nil && c.Credential.Serial == credential {
-			ids[c.ID()] = true
-		}
+func (r *Registry) Uses(credential trust.Serial) int { return len(r.joined[credential]) }
+
+// CheckRoom tells whether a certificate by a token may still be admitted. It is a
+// stop against floods: an admitted node must not fill everybody's memory and
+// tables with what it vouches for.
+//
+// The first ones stay, so what is refused depends on the order of arrival, the
+// only such thing in this package. That is harmless because honest nodes stay far
+// below both bounds, and then nothing is refused anywhere. Above them all come
+// from a token in bad hands. Nodes may then differ about which of its
+// certificates count, but never about one that was admitted before the flood:
+// what was believed stays, since others may have been admitted by it.
+func (r *Registry) CheckRoom(c *trust.Certificate) error {
+	ids, id := r.joined[c.Credential.Serial], c.ID()
+	switch uses := c.Credential.Uses; {
+	case ids[id] >= maxPerIdentity:
+		return fmt.Errorf("%w: its node has %d certificates of this token", trust.ErrForbidden, ids[id])
+	case ids[id] == 0 && uses > 0 && len(ids) >= maxIdentities(uses):
+		return fmt.Errorf("%w: %d nodes have joined with this token, which is good for %d", trust.ErrForbidden, len(ids), uses)
 	}
-	return len(ids)
+	return nil
 }
 
 // Record finds the newest record of a node.
 func (r *Registry) Record(id mesh.NodeID) (*trust.Record, bool) {
 	rec, ok := r.records[id]
 	return rec, ok
-}
-
-// Table lists every believed object in an order in which each can be decided at
-// once: charter, certificates with what admits them, records. Certificates that
-// wait for admission are included, so that some member sees and admits them.
-func (r *Registry) Table() [][]byte {
-	out := [][]byte{r.charter.Raw}
-	done := map[trust.Hash]bool{}
-	hashes := slices.SortedFunc(maps.Keys(r.certs), trust.Hash.Compare)
-	for _, h := range hashes {
-		out = r.chain(h, done, out)
-	}
-	for _, h := range hashes {
-		for _, a := range r.certs[h].admissions[min(1, len(r.certs[h].admissions)):] {
-			out = append(out, a.Raw)
-		}
-	}
-	for _, id := range slices.SortedFunc(maps.Keys(r.records), mesh.NodeID.Compare) {
-		out = append(out, r.records[id].Raw)
-	}
-	return out
-}
-
-// Lookup gives a certificate and what is needed to believe it, in order; nil if
-// it is unknown.
-func (r *Registry) Lookup(h trust.Hash) [][]byte { return r.chain(h, map[trust.Hash]bool{}, nil) }
-
-// chain appends a certificate after its first witness, then that one's admission.
-// The first admission alone leads back to the CA: a later one may be by a witness
-// who owes its own admission to this very certificate.
-func (r *Registry) chain(h trust.Hash, done map[trust.Hash]bool, out [][]byte) [][]byte {
-	c := r.certs[h]
-	if c == nil || done[h] {
-		return out
-	}
-	done[h] = true
-	if len(c.admissions) == 0 {
-		return append(out, c.Raw)
-	}
-	out = r.chain(c.admissions[0].Admitter, done, out)
-	return append(out, c.Raw, c.admissions[0].Raw)
 }
 
 // Members lists, sorted by ID, the identities that hold an admitted certificate

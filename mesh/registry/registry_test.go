@@ -157,7 +157,7 @@ func drawMesh(t *rapid.T, m *maker) (raws [][]byte, admitted map[trust.Hash]bool
 			w := rapid.SampledFrom(certs).Draw(t, "witness")
 			at := time.Duration(rapid.IntRange(-1, 30).Draw(t, "hour")) * time.Hour
 			raws = append(raws, m.admission(c, w, at))
-			if c.Credential != nil && at >= 0 && at <= 24*time.Hour {
+			if c.Credential != nil && c.Name != w.Name && at >= 0 && at <= 24*time.Hour {
 				edges = append(edges, edge{c, w})
 			}
 		}
@@ -420,8 +420,8 @@ func TestFloods(t *testing.T) {
 		if got := names(r); !slices.Equal(got, []string{"founder"}) {
 			t.Errorf("members %v", got)
 		}
-		// The honest one was pushed out; sent again, it is admitted.
-		feed(r, [][]byte{honest.Raw, m.admission(honest, founder, 0)})
+		// The honest one is still there.
+		feed(r, [][]byte{m.admission(honest, founder, 0)})
 		if got := names(r); !slices.Equal(got, []string{"founder", "honest"}) {
 			t.Errorf("members %v", got)
 		}
@@ -456,6 +456,191 @@ func TestFloods(t *testing.T) {
 			t.Errorf("%d members", n)
 		}
 	})
+}
+
+// TestNobodyVouchesForItself lets an admitted node witness another certificate of
+// its own.
+func TestNobodyVouchesForItself(t *testing.T) {
+	m := newMaker("ca")
+	founder, a, again := m.certificate("founder", nil), m.certificate("a", m.token), m.certificate("a", m.token)
+	r := New(m.charter)
+	feed(r, [][]byte{founder.Raw, a.Raw, m.admission(a, founder, 0), again.Raw})
+	if err := r.Add(m.admission(again, a, 0)); !errors.Is(err, trust.ErrForbidden) {
+		t.Errorf("by itself: %v", err)
+	}
+	if _, admitted := r.Certificate(again.Hash); admitted {
+		t.Error("admitted by itself")
+	}
+	if err := r.Add(m.admission(again, founder, 0)); err != nil {
+		t.Errorf("by another: %v", err)
+	}
+}
+
+// TestBoundsOfAToken has a witness who admits whatever a token signs.
+func TestBoundsOfAToken(t *testing.T) {
+	m := newMaker("ca")
+	witness := m.certificate("witness", nil)
+	admit := func(r *Registry, c *trust.Certificate) error {
+		check(r.Add(c.Raw))
+		return r.Add(m.admission(c, witness, 0))
+	}
+	t.Run("certificates of one node", func(t *testing.T) {
+		r := New(m.charter)
+		check(r.Add(witness.Raw))
+		for i := range 10 {
+			c := m.certificate("a", m.token)
+			err := admit(r, c)
+			if room := i < maxPerIdentity; room != (err == nil) || !room && !errors.Is(err, trust.ErrForbidden) {
+				t.Errorf("certificate %d: %v", i, err)
+			}
+			if _, admitted := r.Certificate(c.Hash); admitted != (i < maxPerIdentity) {
+				t.Errorf("certificate %d admitted: %v", i, admitted)
+			}
+		}
+		if err := admit(r, m.certificate("a", m.credential(0, start.Add(time.Hour)))); err != nil {
+			t.Errorf("by another token: %v", err)
+		}
+		if err := admit(r, m.certificate("b", m.token)); err != nil {
+			t.Errorf("another node: %v", err)
+		}
+	})
+	for uses, want := range map[uint64]int{0: 60, 1: 17, 16: 32, 20: 40} {
+		t.Run(fmt.Sprintf("nodes by a token of %d uses", uses), func(t *testing.T) {
+			r := New(m.charter)
+			check(r.Add(witness.Raw))
+			token := m.credential(uses, start.Add(time.Hour))
+			for i := range 60 {
+				_ = admit(r, m.certificate(fmt.Sprint("n", i), token))
+			}
+			if got := r.Uses(token.Serial); got != want {
+				t.Errorf("%d nodes, want %d", got, want)
+			}
+			if err := admit(r, m.certificate("n0", token)); err != nil {
+				t.Errorf("another certificate of the first: %v", err)
+			}
+			if err := admit(r, m.certificate("late", m.token)); err != nil {
+				t.Errorf("by another token: %v", err)
+			}
+		})
+	}
+	if got := maxIdentities(1 << 63); got < 1<<30 {
+		t.Errorf("a token of 2^63 uses: %d nodes", got)
+	}
+}
+
+// TestTableBeginsWithTheMembers cuts a table after its last record: what a flood
+// adds must not displace a member.
+func TestTableBeginsWithTheMembers(t *testing.T) {
+	m := newMaker("ca")
+	founder := m.certificate("founder", nil)
+	r := New(m.charter)
+	feed(r, [][]byte{founder.Raw, m.record(founder, 1, 1, 0)})
+	want, last := []string{"founder"}, founder
+	for i := range 5 { // each admitted by the one before
+		c := m.certificate(fmt.Sprint("n", i), m.token)
+		feed(r, [][]byte{c.Raw, m.admission(c, last, 0), m.admission(c, founder, time.Second), m.record(c, 1, 1, 0)})
+		want, last = append(want, c.Name), c
+	}
+	for i := range 50 {
+		c := m.certificate(fmt.Sprint("flood", i), m.token)
+		feed(r, [][]byte{c.Raw, m.admission(c, founder, 0)})
+	}
+	newcomer := m.certificate("newcomer", m.token)
+	check(r.Add(newcomer.Raw))
+	fresh := New(m.charter)
+	table := r.Table()
+	cut := 1 + 2 + 5*3 // charter; founder; five others with an admission each
+	feed(fresh, table[1:cut])
+	if got := names(fresh); !slices.Equal(got, want) {
+		t.Errorf("members %v, want %v", got, want)
+	}
+	for _, member := range fresh.Members(all) {
+		if member.Record == nil {
+			t.Errorf("no record of %s", member.Certificate.Name)
+		}
+	}
+	if !slices.Equal(table[cut], newcomer.Raw) {
+		t.Error("who waits for admission does not come next")
+	}
+}
+
+// TestFloodDrivesOutItsOwnToken fills the room with a token that is still good.
+func TestFloodDrivesOutItsOwnToken(t *testing.T) {
+	m := newMaker("ca")
+	r := New(m.charter)
+	honest, leaked := m.certificate("honest", m.token), m.credential(0, start.Add(time.Hour))
+	check(r.Add(honest.Raw))
+	var last *trust.Certificate
+	for i := range maxUnadmitted + 100 {
+		last = m.certificate(fmt.Sprint("evil", i), leaked)
+		check(r.Add(last.Raw))
+	}
+	if len(r.unadmitted) != maxUnadmitted {
+		t.Errorf("%d unadmitted", len(r.unadmitted))
+	}
+	for _, c := range []*trust.Certificate{honest, last} {
+		if known, _ := r.Certificate(c.Hash); known == nil {
+			t.Errorf("%s was driven out", c.Name)
+		}
+	}
+	// When its token has ended, the flood goes before any other.
+	r.Expire(start.Add(90*time.Minute), trust.Hash{})
+	for i := range maxUnadmitted {
+		check(r.Add(m.certificate(fmt.Sprint("new", i), m.token).Raw))
+	}
+	for _, c := range r.Unadmitted()[:maxUnadmitted-1] {
+		if c.Credential.Serial == leaked.Serial {
+			t.Fatal("a certificate of an ended token stays before one that can be admitted")
+		}
+	}
+	// A member of long ago, of an ended token, is learned even so.
+	founder, old := m.certificate("founder", nil), m.certificate("old", leaked)
+	feed(r, [][]byte{founder.Raw, old.Raw, m.admission(old, founder, 0)})
+	if got := names(r); !slices.Equal(got, []string{"founder", "old"}) {
+		t.Errorf("members %v", got)
+	}
+}
+
+func TestExpire(t *testing.T) {
+	m := newMaker("ca")
+	founder, token := m.certificate("founder", nil), m.credential(0, start.Add(time.Hour))
+	member, waits, own := m.certificate("member", token), m.certificate("waits", token), m.certificate("own", token)
+	longer := m.certificate("longer", m.token)
+	r := New(m.charter)
+	feed(r, [][]byte{
+		founder.Raw, member.Raw, m.admission(member, founder, 0), waits.Raw, own.Raw, longer.Raw,
+		m.record(waits, 1, 1, 0), m.record(longer, 1, 1, 0),
+	})
+	unadmitted := func() (out []string) {
+		for _, c := range r.Unadmitted() {
+			out = append(out, c.Name)
+		}
+		return out
+	}
+	inTable := func(c *trust.Certificate) bool {
+		return slices.ContainsFunc(r.Table(), func(raw []byte) bool { return slices.Equal(raw, c.Raw) })
+	}
+	before := r.Changes()
+	r.Expire(start.Add(2*time.Hour), own.Hash)
+	if got := unadmitted(); !slices.Equal(got, []string{"waits", "own", "longer"}) || r.Changes() != before || !inTable(own) || !inTable(waits) {
+		t.Errorf("an hour after the token's end: %v, %d changes", got, r.Changes()-before)
+	}
+	r.Expire(start.Add(2*time.Hour+time.Second), own.Hash)
+	if got := unadmitted(); !slices.Equal(got, []string{"own", "longer"}) || r.Changes() == before || inTable(own) || inTable(waits) || !inTable(longer) {
+		t.Errorf("later: %v, %d changes", got, r.Changes()-before)
+	}
+	if len(r.waiting) != 1 || len(r.Missing()) != 0 {
+		t.Errorf("%d objects wait, %v is missing", len(r.waiting), r.Missing())
+	}
+	if got := names(r); !slices.Equal(got, []string{"founder", "member"}) {
+		t.Errorf("members %v", got)
+	}
+	// Its admission comes late.
+	feed(r, [][]byte{waits.Raw, m.admission(waits, founder, 0)})
+	r.Expire(start.Add(3*time.Hour), own.Hash)
+	if got := names(r); !slices.Equal(got, []string{"founder", "member", "waits"}) {
+		t.Errorf("members %v", got)
+	}
 }
 
 func TestUses(t *testing.T) {

@@ -637,6 +637,9 @@ func TestRecordBeyondItsCertificate(t *testing.T) {
 
 func TestAdmissionVerify(t *testing.T) {
 	w := newWorld(t)
+	again := testCertificate(w.credential)
+	again.Serial = Serial{3}
+	other := must(ParseCertificate(must(again.Sign(key("credential")))(t), public("ca")))(t)
 	for _, c := range []struct {
 		name          string
 		seen, witness *Certificate
@@ -649,6 +652,7 @@ func TestAdmissionVerify(t *testing.T) {
 		{"too early", w.joined, w.founder, w.credential.NotBefore.Add(-time.Second), "founder", ErrForbidden},
 		{"too late", w.joined, w.founder, w.credential.NotAfter.Add(time.Second), "founder", ErrForbidden},
 		{"signed by another", w.joined, w.founder, start, "node", ErrSignature},
+		{"by the node itself", w.joined, other, start, "node", ErrForbidden},
 		{"of a CA's certificate", w.founder, w.joined, start, "node", ErrForbidden},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -49,11 +49,15 @@ func ParseAdmission(raw []byte) (*Admission, error) {
 }
 
 // Verify checks that the witness signed it, while its own certificate was valid
-// and the credential of the seen certificate open. That the witness is itself
-// admitted is for the caller to see.
+// and the credential of the seen certificate open, and that it is another node:
+// a member that vouched for itself could make certificates without end. That the
+// witness is itself admitted is for the caller to see.
 func (a *Admission) Verify(seen, witness *Certificate) error {
 	if seen.Hash != a.Certificate || witness.Hash != a.Admitter {
 		return fmt.Errorf("admission: %w: it speaks of other certificates", ErrForbidden)
+	}
+	if seen.Identity.Equal(witness.Identity) {
+		return fmt.Errorf("admission: %w: a node vouches for itself", ErrForbidden)
 	}
 	if err := a.env.verify(witness.Identity); err != nil {
 		return fmt.Errorf("admission: %w", err)
