@@ -410,6 +410,7 @@ func (m *Member) witness(now time.Time) {
 			continue
 		}
 		if reason := m.refusal(c, now); reason != "" {
+			reason = fmt.Sprintf("node %s (%s) asks to join and is not admitted: %s", c.Name, c.ID().Short(), reason)
 			if m.refused[c.Hash].reason != reason {
 				m.refused[c.Hash] = refusal{reason, now}
 			}
@@ -451,9 +452,9 @@ func (m *Member) refusal(c *trust.Certificate, now time.Time) string {
 	clock := m.clock(now)
 	switch cred := c.Credential; {
 	case clock.After(cred.NotAfter):
-		return "its token has expired"
+		return "its token has expired; it needs a new one"
 	case cred.Uses > 0 && m.reg.Uses(cred.Serial) >= int(min(cred.Uses, 1<<31)):
-		return fmt.Sprintf("its token was good for %d nodes, and they have joined", cred.Uses)
+		return fmt.Sprintf("its token was good for %d, and so many have joined; make one with --uses", cred.Uses)
 	}
 	if !m.cert.ValidAt(clock) {
 		return "our own certificate is out of its time"

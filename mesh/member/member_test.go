@@ -195,7 +195,7 @@ func TestTokenUsedTwice(t *testing.T) {
 		t.Errorf("a sees %d nodes, c has %v", len(a.view.Nodes), c.view.Health)
 	}
 	for _, f := range a.view.Health {
-		if f.Code == "admission_refused" && strings.Contains(f.Message, "good for 1 nodes") {
+		if f.Code == "admission_refused" && strings.Contains(f.Message, "good for 1, and") {
 			return
 		}
 	}

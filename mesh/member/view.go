@@ -116,19 +116,22 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 		}
 	}
 	for _, reason := range m.refusedReasons(now) {
-		find("warning", "admission_refused", "a node asks to join and is not admitted: %s", reason)
+		find("info", "admission_refused", "%s", reason) // the guest's trouble, not the mesh's
 	}
 	return out
 }
 
-// refusedReasons lists why certificates were lately not admitted, each reason once.
+// maxReasons bounds what guests can put into the health report.
+const maxReasons = 4
+
+// refusedReasons lists whom we did not admit lately, and why.
 func (m *Member) refusedReasons(now time.Time) []string {
 	var out []string
 	for _, r := range m.refused {
-		if now.Sub(r.since) < reportRefusals && !slices.Contains(out, r.reason) {
+		if now.Sub(r.since) < reportRefusals {
 			out = append(out, r.reason)
 		}
 	}
 	slices.Sort(out)
-	return out
+	return out[:min(len(out), maxReasons)]
 }
