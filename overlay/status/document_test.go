@@ -129,6 +129,7 @@ func TestExitCode(t *testing.T) {
 		{"peers up, idle", status.Document{State: mesh.Ready, Peers: append(peer(status.PeerUp), peer(status.PeerIdle)...)}, 0},
 		{"a peer left", status.Document{State: mesh.Ready, Peers: peer(status.PeerLeft)}, 0},
 		{"a peer is down", status.Document{State: mesh.Ready, Peers: peer(status.PeerDown)}, 1},
+		{"an info", status.Document{State: mesh.Ready, Health: []status.Finding{{Level: "info"}}}, 0},
 		{"a warning", status.Document{State: mesh.Ready, Health: []status.Finding{{Level: "warning"}}}, 1},
 		{"waiting", status.Document{State: mesh.WaitingForSeed}, 3},
 		{"not ready counts more than degraded", status.Document{State: mesh.Probing, Peers: peer(status.PeerDown)}, 3},
