@@ -41,6 +41,7 @@ func TestRepair(t *testing.T) {
 		{"addresses flushed", onLink(flushAddresses)},
 		{"link down", onLink(netlink.LinkSetDown)},
 		{"link deleted", onLink(netlink.LinkDel)},
+		{"link renamed", onLink(rename)},
 		{"link deleted again", onLink(netlink.LinkDel)},
 		{"mtu changed", onLink(func(l netlink.Link) error { return netlink.LinkSetMTU(l, 9000) })},
 	} {
@@ -66,6 +67,10 @@ func TestRepair(t *testing.T) {
 			}
 		})
 	}
+}
+
+func rename(l netlink.Link) error {
+	return errors.Join(netlink.LinkSetDown(l), netlink.LinkSetName(l, "other0"))
 }
 
 func flushRoutes() error {
