@@ -147,7 +147,9 @@ func (e *Engine) Run(ctx context.Context) (err error) {
 
 // watch does what is done from time to time, until the end.
 func (e *Engine) watch(ctx context.Context) error {
-	ticker := time.NewTicker(min(2*time.Second, e.patience/2))
+	// A second, so that with the time to build it again a renamed link is back
+	// within two.
+	ticker := time.NewTicker(min(time.Second, e.patience/2))
 	defer ticker.Stop()
 	for {
 		select {
