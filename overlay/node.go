@@ -137,7 +137,7 @@ func (n *Node) Ready() <-chan struct{} { return n.ready }
 // Run joins the mesh and carries traffic until ctx is done; then it returns nil
 // and leaves the unreachable routes behind, so that nothing leaks while the
 // daemon is away. After [Node.Down] and [Node.Leave] it removes everything that
-// is ours from the host; after Leave it returns [ErrLeft].
+// is ours from the host, and fails if it cannot; after Leave it returns [ErrLeft].
 func (n *Node) Run(ctx context.Context) error {
 	defer close(n.stopped)
 	run, stop := context.WithCancelCause(ctx)
@@ -184,8 +184,10 @@ func (n *Node) Run(ctx context.Context) error {
 		n.cleared = n.clear()
 		return n.cleared
 	case ErrLeft:
-		n.cleared = n.clear()
-		return errors.Join(n.cleared, ErrLeft)
+		if n.cleared = n.clear(); n.cleared != nil {
+			return n.cleared // worth more than a word that all went well
+		}
+		return ErrLeft
 	case context.Cause(ctx):
 		return nil
 	default:

@@ -315,18 +315,25 @@ func TestLaterOverlapIsAFinding(t *testing.T) {
 	})
 }
 
-func TestDownTellsThatItFailed(t *testing.T) {
-	inWorld(t, nil, func(t *testing.T, w *world) {
-		w.mesh.views <- view(self, beta)
-		settle()
-		w.kernel.Fail(1 << 30)
-		if err := w.node.Down(t.Context()); !errors.Is(err, tuntest.ErrFailed) {
-			t.Errorf("Down: %v", err)
-		}
-		if err := <-w.done; !errors.Is(err, tuntest.ErrFailed) {
-			t.Errorf("Run: %v", err)
-		}
-	})
+func TestFailureToClearIsTold(t *testing.T) {
+	for name, end := range map[string]func(*overlay.Node, context.Context) error{
+		"down":  (*overlay.Node).Down,
+		"leave": (*overlay.Node).Leave,
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, nil, func(t *testing.T, w *world) {
+				w.mesh.views <- view(self, beta)
+				settle()
+				w.kernel.Fail(1 << 30)
+				if err := end(w.node, t.Context()); !errors.Is(err, tuntest.ErrFailed) {
+					t.Errorf("%s: %v", name, err)
+				}
+				if err := <-w.done; !errors.Is(err, tuntest.ErrFailed) || errors.Is(err, overlay.ErrLeft) {
+					t.Errorf("Run: %v", err)
+				}
+			})
+		})
+	}
 }
 
 func TestDownBeforeRun(t *testing.T) {
