@@ -122,6 +122,11 @@ func TestBadStart(t *testing.T) {
 	t.Run("second daemon", func(t *testing.T) {
 		must(t, n.Start())
 		must(t, n.WaitReady(bounded(t)))
+		stranger := n.Command(bounded(t), "status")
+		stranger.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		if out, code := finish(t, n, stranger); code != exNoPerm || !strings.Contains(out, "group meshd") {
+			t.Errorf("a user without rights asks for the status: exit code %d: %s", code, out)
+		}
 		check(t, n, "same state", daemon, exUnavailable, "meshctl status")
 		second, err := c.Another(n)
 		must(t, err)
