@@ -1,452 +1,137 @@
 package config
 
 import (
-	"fmt"
 	"log/slog"
 	"net/netip"
-	"path"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
-
-	"gopkg.in/yaml.v3"
-
-	"meshd/mesh"
 )
+
+// effect says when a change of a key in the file takes effect.
+type effect int
 
 const (
-	maxName     = 63        // a DNS label (RFC 1035, 2.3.4)
-	maxSeeds    = 64        // some that answer are enough, gossip tells the rest
-	maxIfName   = 15        // IFNAMSIZ - 1
-	maxSocket   = 107       // sizeof(sockaddr_un.sun_path) - 1
-	minMTU      = 1280      // no link may carry less than that for IPv6 (RFC 8200, 5)
-	maxMTU      = 9000      // jumbo frames; nothing wider was tried
-	minLeaseTTL = time.Hour // owners renew hourly; less would expire leases that are in use
+	onReload effect = iota
+	onRestart
+	onJoin // the name is in the certificate
 )
 
-// keys is the whole configuration file.
-var keys = section{
-	"node": section{
-		"name": scalar(parseName, `1 to 63 of a-z, 0-9 and "-", which neither begins nor ends it`,
-			func(c *Config) *string { return &c.Node.Name }),
-		"labels": setter(labels),
-	},
-	"seeds": list(maxSeeds, ParseSeed, seedForm,
-		func(c *Config) *[]string { return &c.Seeds }),
-	"listen": section{
-		"tunnel": scalar(parseTunnel, tunnelForm, func(c *Config) *netip.AddrPort { return &c.Listen.Tunnel }),
-		"gossip": scalar(parseListen, listenForm, func(c *Config) *netip.AddrPort { return &c.Listen.Gossip }),
-	},
-	"advertise": list(maxSeeds, parseAdvertise, "IP or IP:port at which peers reach this host",
-		func(c *Config) *[]netip.AddrPort { return &c.Advertise }),
-	"state_dir": scalar(parsePath, "an absolute path", func(c *Config) *string { return &c.StateDir }),
-	"control":   scalar(parseSocket, "an absolute path of at most 107 bytes", func(c *Config) *string { return &c.Control }),
-	"http":      scalar(parseHTTP, listenForm+`, or "" for off`, func(c *Config) *netip.AddrPort { return &c.HTTP }),
-	"interface": section{
-		"name":    scalar(parseInterface, `1 to 15 letters, digits, ".", "_" and "-", not "lo", "all" or "default"`, func(c *Config) *string { return &c.Interface.Name }),
-		"mtu":     scalar(parseMTU, "auto or 1280 to 9000 (IPv6 needs 1280)", func(c *Config) *int { return &c.Interface.MTU }, "!!int"),
-		"offload": choice(func(c *Config) *Offload { return &c.Interface.Offload }, OffloadAuto, OffloadOn, OffloadOff),
-	},
-	"engine": scalar(parseEngine, "auto or wireguard-go", func(c *Config) *Engine { return &c.Engine }),
-	"lease": section{
-		"ttl":         scalar(parseTTL, "a duration of at least 1h, such as 24h", func(c *Config) *time.Duration { return &c.Lease.TTL }),
-		"on_conflict": choice(func(c *Config) *OnConflict { return &c.Lease.OnConflict }, OnConflictAuto, OnConflictRenumber, OnConflictQuarantine),
-	},
-	"log": section{
-		"level":  scalar(parseLevel, "debug, info, warn or error", func(c *Config) *slog.Level { return &c.Log.Level }),
-		"format": choice(func(c *Config) *LogFormat { return &c.Log.Format }, LogText, LogJSON),
-	},
+func (e effect) String() string {
+	return [...]string{onReload: "reload", onRestart: "restart", onJoin: "join"}[e]
 }
 
-const (
-	labelForm  = "at most 64 printable ASCII characters, no space"
-	tunnelForm = `":port"`
-	listenForm = `":port" or "IP:port", IPv6 in brackets`
-	seedForm   = `"host:port", the host a name or an IP, IPv6 in brackets`
-)
+// key is all that there is to say about one key of the file. A key without a
+// value is a section: about holds for the keys below it.
+type key struct {
+	path   string
+	about  string // what it means, in sentences
+	effect effect
+	value
 
-// scalar makes the setter of a key with one value. The texts of parse's errors
-// say what the value is or has; want says what is expected. A value of YAML's
-// type string is always taken, others as listed.
-func scalar[T any](parse func(string) (T, error), want string, at func(*Config) *T, tags ...string) setter {
-	return func(p *parser, key string, n *yaml.Node) {
-		if v, ok := value(p, key, n, parse, want, tags...); ok {
-			*at(p.config) = v
+	// For a default that only the host can tell:
+	absent string // what it is, in words
+	sample string // stands in the template in its place
+}
+
+// keys is the whole configuration file, in the order in which it is written.
+// The parser, the template, the reference and the list of changes are made of it.
+var keys = []key{
+	{path: "node", about: "This node, as the other members see it."},
+	{path: "node.name", effect: onJoin, absent: "the first part of the hostname", sample: "alpha",
+		about: "How this node is called in the mesh; without it, the first part of the hostname. It is part of the certificate.",
+		value: scalar(func(c *Config) *string { return &c.Node.Name }, parseName, strconv.Quote,
+			`1 to 63 of a-z, 0-9 and "-", which neither begins nor ends it`)},
+	{path: "node.labels", effect: onReload,
+		about: "Words by which people sort nodes, such as {site: fra}.",
+		value: labels()},
+	{path: "seeds", effect: onReload,
+		about: "Members to ask first, besides those in the token; port 51881 if left out.",
+		value: list(func(c *Config) *[]string { return &c.Seeds }, ParseSeed,
+			func(_ *Config, s string) string { return s }, maxSeeds, seedForm)},
+	{path: "listen", about: "Where the daemon receives. Open both ports in the firewall."},
+	{path: "listen.tunnel", effect: onRestart,
+		about: "UDP: encrypted traffic, on all addresses.",
+		value: scalar(func(c *Config) *netip.AddrPort { return &c.Listen.Tunnel }, parseTunnel, address, tunnelForm)},
+	{path: "listen.gossip", effect: onRestart,
+		about: "UDP and TCP: who is there, who owns what. Without an IP, on all addresses.",
+		value: scalar(func(c *Config) *netip.AddrPort { return &c.Listen.Gossip }, parseListen, address, listenForm)},
+	{path: "advertise", effect: onReload,
+		about: "Addresses at which peers reach the tunnel: needed behind a port forwarding. Empty: those of the interfaces.",
+		value: advertise()},
+	{path: "state_dir", effect: onRestart,
+		about: "Identity, certificate, lease and known peers; only the daemon's user reads it.",
+		value: scalar(func(c *Config) *string { return &c.StateDir }, parsePath, strconv.Quote, "an absolute path")},
+	{path: "control", effect: onRestart,
+		about: "Socket for meshctl (mode 0660).",
+		value: scalar(func(c *Config) *string { return &c.Control }, parseSocket, strconv.Quote, "an absolute path of at most 107 bytes")},
+	{path: "http", effect: onReload,
+		about: `Metrics and health over HTTP: /metrics, /healthz and /readyz. "" is off.`,
+		value: scalar(func(c *Config) *netip.AddrPort { return &c.HTTP }, parseHTTP, address, listenForm+`, or "" for off`)},
+	{path: "interface", about: "The TUN device."},
+	{path: "interface.name", effect: onRestart,
+		about: "Its name.",
+		value: scalar(func(c *Config) *string { return &c.Interface.Name }, parseInterface, strconv.Quote,
+			`1 to 15 letters, digits, ".", "_" and "-", not "lo", "all" or "default"`)},
+	{path: "interface.mtu", effect: onReload,
+		about: "Its MTU in bytes. auto: from the underlay's.",
+		value: scalar(func(c *Config) *int { return &c.Interface.MTU }, parseMTU, mtu, "auto or 1280 to 9000 (IPv6 needs 1280)", "!!int")},
+	{path: "interface.offload", effect: onRestart,
+		about: "Segmentation and checksum offloads. auto: if the kernel has them.",
+		value: choice(func(c *Config) *Offload { return &c.Interface.Offload }, OffloadAuto, OffloadOn, OffloadOff)},
+	{path: "engine", effect: onRestart,
+		about: "What carries the tunnels.",
+		value: scalar(func(c *Config) *Engine { return &c.Engine }, parseEngine, word, oneOf(EngineAuto, EngineWireGuardGo))},
+	{path: "lease", about: "The subnet of this node."},
+	{path: "lease.ttl", effect: onRestart,
+		about: "A member that was not heard of for so long may lose its subnet. This version does not expire leases yet: the value is checked and kept.",
+		value: scalar(func(c *Config) *time.Duration { return &c.Lease.TTL }, parseTTL, duration, "a duration of at least 1h, such as 24h")},
+	{path: "lease.on_conflict", effect: onReload,
+		about: "After a lost conflict over the subnet: renumber (take another one), quarantine (keep it for local traffic and wait) or auto (quarantine if in use; this version knows of no users of the subnet, so auto renumbers).",
+		value: choice(func(c *Config) *OnConflict { return &c.Lease.OnConflict }, OnConflictAuto, OnConflictRenumber, OnConflictQuarantine)},
+	{path: "log", about: "What is written to standard error."},
+	{path: "log.level", effect: onReload,
+		about: "The least level that is logged.",
+		value: scalar(func(c *Config) *slog.Level { return &c.Log.Level }, parseLevel, level, "debug, info, warn or error")},
+	{path: "log.format", effect: onReload,
+		about: "key=value lines, or one JSON object a line.",
+		value: choice(func(c *Config) *LogFormat { return &c.Log.Format }, LogText, LogJSON)},
+}
+
+func advertise() value {
+	v := list(func(c *Config) *[]netip.AddrPort { return &c.Advertise }, parseAdvertise, advertised, maxSeeds,
+		"IP or IP:port at which peers reach this host")
+	v.take = takeAdvertise
+	return v
+}
+
+// split gives the section of a key ("" for none) and its name there.
+func (k key) split() (section, name string) {
+	if section, name, ok := strings.Cut(k.path, "."); ok {
+		return section, name
+	}
+	return "", k.path
+}
+
+func (k key) isSection() bool { return k.read == nil }
+
+// find gives the key that stands below a section under a name.
+func find(section, name string) (key, bool) {
+	for _, k := range keys {
+		if s, n := k.split(); s == section && n == name {
+			return k, true
 		}
 	}
+	return key{}, false
 }
 
-func value[T any](p *parser, key string, n *yaml.Node, parse func(string) (T, error), want string, tags ...string) (v T, ok bool) {
-	switch {
-	case isNull(n):
-		p.fail(n.Line, key, "has no value; expected %s, or leave the key out", want)
-		return v, false
-	case n.Kind != yaml.ScalarNode || n.Tag != "!!str" && !slices.Contains(tags, n.Tag):
-		p.fail(n.Line, key, "is %s; expected %s", typeName(n), want)
-		return v, false
-	case strings.ContainsFunc(n.Value, isControl):
-		p.fail(n.Line, key, "has a control character; expected %s", want)
-		return v, false
-	}
-	v, err := parse(n.Value)
-	if err != nil {
-		p.fail(n.Line, key, "%s %v; expected %s", quote(n.Value), err, want)
-		return v, false
-	}
-	return v, true
-}
-
-// quote shows a value, but not a whole novel.
-func quote(s string) string {
-	const most = 128
-	if len(s) > most {
-		s = strings.ToValidUTF8(s[:most], "") + "..."
-	}
-	return strconv.Quote(s)
-}
-
-// choice makes the setter of a key with a few named values.
-func choice[T ~string](at func(*Config) *T, choices ...T) setter {
-	names := make([]string, len(choices))
-	for i, c := range choices {
-		names[i] = string(c)
-	}
-	last := len(names) - 1
-	want := strings.Join(names[:last], ", ") + " or " + names[last]
-	return scalar(func(s string) (T, error) {
-		if !slices.Contains(choices, T(s)) {
-			return "", fmt.Errorf("is not a choice")
-		}
-		return T(s), nil
-	}, want, at)
-}
-
-// list makes the setter of a key with a list of strings.
-func list[T any](most int, parse func(string) (T, error), want string, at func(*Config) *[]T) setter {
-	return func(p *parser, key string, n *yaml.Node) {
-		switch {
-		case isNull(n): // a list whose lines are all commented out
-			return
-		case n.Kind != yaml.SequenceNode:
-			p.fail(n.Line, key, "is %s; expected a list, each entry %s", typeName(n), want)
-			return
-		case len(n.Content) > most:
-			p.fail(n.Line, key, "has %d entries; expected at most %d", len(n.Content), most)
-			return
-		}
-		var all []T
-		for i, entry := range n.Content {
-			key := fmt.Sprintf("%s[%d]", key, i)
-			if !p.plain(key, entry) {
-				continue
-			}
-			if v, ok := value(p, key, entry, parse, want); ok {
-				all = append(all, v)
-			}
-		}
-		*at(p.config) = all
-	}
-}
-
-func labels(p *parser, key string, n *yaml.Node) {
-	switch {
-	case isNull(n):
-		return
-	case n.Kind != yaml.MappingNode:
-		p.fail(n.Line, key, "is %s; expected a mapping of labels, such as {site: fra}", typeName(n))
-		return
-	case len(n.Content)/2 > mesh.MaxLabels:
-		p.fail(n.Line, key, "has %d entries; expected at most %d", len(n.Content)/2, mesh.MaxLabels)
-		return
-	}
-	all := map[string]string{}
-	p.mapping(key, n, func(name, key string, k, v *yaml.Node) {
-		if mesh.CheckLabel(name, "") != nil {
-			p.fail(k.Line, key, "is not the name of a label; expected 1 to %d printable ASCII characters, no space", mesh.MaxLabelKey)
-			return
-		}
-		if !p.plain(key, v) {
-			return
-		}
-		if text, ok := value(p, key, v, parseLabel, labelForm); ok {
-			all[name] = text
-		}
-	})
-	if err := mesh.CheckLabels(all); err != nil {
-		p.fail(n.Line, key, "has %v", err)
-		return
-	}
-	if len(all) > 0 {
-		p.config.Node.Labels = all
-	}
-}
-
-const (
-	lower   = "abcdefghijklmnopqrstuvwxyz"
-	letters = lower + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-	digits  = "0123456789"
-)
-
-func isControl(r rune) bool { return unicode.IsControl(r) }
-
-func parseLabel(s string) (string, error) {
-	if mesh.CheckLabel("x", s) != nil {
-		return "", fmt.Errorf("is not the value of a label")
-	}
-	return s, nil
-}
-
-func parseName(s string) (string, error) {
-	if mesh.CheckName(s) != nil {
-		return "", fmt.Errorf("is not a node's name")
-	}
-	return s, nil
-}
-
-// isLabel tells whether s is a DNS label over the given characters.
-func isLabel(s, chars string) bool {
-	return s != "" && len(s) <= maxName && only(s, chars) && s[0] != '-' && s[len(s)-1] != '-'
-}
-
-func only(s, chars string) bool {
-	return !strings.ContainsFunc(s, func(r rune) bool { return !strings.ContainsRune(chars, r) })
-}
-
-// ParseSeed reads "host:port" and gives it in one form: names in lower case,
-// IPv6 in brackets, the default gossip port if there was none.
-func ParseSeed(s string) (string, error) {
-	host, port, err := splitPort(s)
-	if err != nil {
-		return "", err
-	}
-	if port == 0 {
-		port = DefaultGossipPort
-	}
-	if addr, err := netip.ParseAddr(host); err == nil {
-		addr = addr.Unmap()
-		return netip.AddrPortFrom(addr, port).String(), reachable(addr)
-	}
-	host = strings.ToLower(strings.TrimSuffix(host, "."))
-	const maxHost = 253 // RFC 1035, less the length bytes
-	labels := strings.Split(host, ".")
-	if len(host) > maxHost || slices.ContainsFunc(labels, func(l string) bool { return !isLabel(l, lower+digits+"-_") }) {
-		return "", fmt.Errorf("has no valid host")
-	}
-	if only(labels[len(labels)-1], digits) { // no such top-level name can exist: a mistyped IPv4
-		return "", fmt.Errorf("has neither a name nor an IP")
-	}
-	return fmt.Sprintf("%s:%d", host, port), nil
-}
-
-// splitPort cuts an optional port (else 0) and the brackets of an IPv6 address.
-func splitPort(s string) (host string, port uint16, err error) {
-	rest := ""
-	if inner, ok := strings.CutPrefix(s, "["); ok {
-		if host, rest, ok = strings.Cut(inner, "]"); !ok {
-			return "", 0, fmt.Errorf(`lacks a "]"`)
-		}
-		if addr, err := netip.ParseAddr(host); err != nil || !addr.Is6() {
-			return "", 0, fmt.Errorf("has no IPv6 address in its brackets")
-		}
-	} else if i := strings.IndexByte(s, ':'); i >= 0 {
-		host, rest = s[:i], s[i:]
-		if strings.Count(rest, ":") > 1 {
-			return "", 0, fmt.Errorf("has several colons, but no brackets")
-		}
-	} else {
-		host = s
-	}
-	if rest == "" {
-		return host, 0, nil
-	}
-	if rest[0] != ':' {
-		return "", 0, fmt.Errorf(`has more after the "]" than a port`)
-	}
-	port, err = parsePort(rest[1:])
-	return host, port, err
-}
-
-func parsePort(s string) (uint16, error) {
-	n, err := strconv.ParseUint(s, 10, 16)
-	if err != nil || n == 0 || s[0] == '+' {
-		return 0, fmt.Errorf("has no port from 1 to 65535")
-	}
-	return uint16(n), nil
-}
-
-// reachable refuses the addresses that cannot lead to one host.
-func reachable(a netip.Addr) error {
-	switch {
-	case a.Zone() != "":
-		return fmt.Errorf("has a zone, which only means something on this host")
-	case a.IsUnspecified(), a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return fmt.Errorf("is not the address of one host")
-	}
-	return nil
-}
-
-func parseListen(s string) (netip.AddrPort, error) {
-	if port, ok := strings.CutPrefix(s, ":"); ok {
-		n, err := parsePort(port)
-		return netip.AddrPortFrom(netip.Addr{}, n), err
-	}
-	host, port, err := splitPort(s)
-	if err != nil {
-		return netip.AddrPort{}, err
-	}
-	addr, err := netip.ParseAddr(host)
-	switch {
-	case err != nil:
-		return netip.AddrPort{}, fmt.Errorf("has no IP address")
-	case port == 0:
-		return netip.AddrPort{}, fmt.Errorf("has no port")
-	case addr.Zone() != "":
-		return netip.AddrPort{}, fmt.Errorf("has a zone")
-	case addr.IsMulticast():
-		return netip.AddrPort{}, fmt.Errorf("is a multicast address")
-	}
-	return netip.AddrPortFrom(addr.Unmap(), port), nil
-}
-
-// parseTunnel takes no address: the engine listens on all of them.
-func parseTunnel(s string) (netip.AddrPort, error) {
-	a, err := parseListen(s)
-	if err == nil && !all(a.Addr()) {
-		err = fmt.Errorf("names an address, but the tunnel engine listens on every one of them")
-	}
-	return a, err
-}
-
-func parseHTTP(s string) (netip.AddrPort, error) {
-	if s == "" {
-		return netip.AddrPort{}, nil
-	}
-	return parseListen(s)
-}
-
-// parseAdvertise leaves the port 0 if there is none: see crossCheck.
-func parseAdvertise(s string) (netip.AddrPort, error) {
-	addr, err := netip.ParseAddr(s) // IPv6 without brackets is clear here: a port needs them
-	var port uint16
-	if err != nil {
-		var host string
-		if host, port, err = splitPort(s); err != nil {
-			return netip.AddrPort{}, err
-		}
-		if addr, err = netip.ParseAddr(host); err != nil {
-			return netip.AddrPort{}, fmt.Errorf("has no IP address")
+// names lists what may stand below a section.
+func names(section string) string {
+	var all []string
+	for _, k := range keys {
+		if s, n := k.split(); s == section {
+			all = append(all, n)
 		}
 	}
-	return netip.AddrPortFrom(addr.Unmap(), port), reachable(addr.Unmap())
+	return strings.Join(all, ", ")
 }
-
-func parsePath(s string) (string, error) {
-	switch {
-	case !path.IsAbs(s):
-		return "", fmt.Errorf("is not absolute")
-	case path.Clean(s) == "/":
-		return "", fmt.Errorf("is the root directory")
-	}
-	return path.Clean(s), nil
-}
-
-func parseSocket(s string) (string, error) {
-	s, err := parsePath(s)
-	if err == nil && len(s) > maxSocket {
-		err = fmt.Errorf("has %d bytes", len(s))
-	}
-	return s, err
-}
-
-func parseInterface(s string) (string, error) {
-	// "all" and "default" are directories of their own below /proc/sys/net.
-	if s == "" || len(s) > maxIfName || !only(s, letters+digits+"._-") || slices.Contains([]string{".", "..", "lo", "all", "default"}, s) {
-		return "", fmt.Errorf("is not an interface's name")
-	}
-	return s, nil
-}
-
-func parseMTU(s string) (int, error) {
-	if s == "auto" {
-		return 0, nil
-	}
-	n, err := strconv.Atoi(s)
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("is not a number of bytes")
-	case n < minMTU:
-		return 0, fmt.Errorf("is too small")
-	case n > maxMTU:
-		return 0, fmt.Errorf("is too large")
-	}
-	return n, nil
-}
-
-func parseEngine(s string) (Engine, error) {
-	switch e := Engine(s); e {
-	case EngineAuto, EngineWireGuardGo:
-		return e, nil
-	case "native":
-		return "", fmt.Errorf("is not in this version, which has only wireguard-go")
-	default:
-		return "", fmt.Errorf("is not an engine")
-	}
-}
-
-func parseTTL(s string) (time.Duration, error) {
-	d, err := time.ParseDuration(s)
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("is not a duration")
-	case d < minLeaseTTL:
-		return 0, fmt.Errorf("is too short")
-	}
-	return d, nil
-}
-
-func parseLevel(s string) (slog.Level, error) {
-	for level, name := range levelNames {
-		if s == name {
-			return level, nil
-		}
-	}
-	return 0, fmt.Errorf("is not a level")
-}
-
-var levelNames = map[slog.Level]string{
-	slog.LevelDebug: "debug", slog.LevelInfo: "info", slog.LevelWarn: "warn", slog.LevelError: "error",
-}
-
-// crossCheck looks at keys together, and completes one from another.
-func (p *parser) crossCheck() {
-	c := p.config
-	for i, a := range c.Advertise {
-		if a.Port() == 0 {
-			c.Advertise[i] = netip.AddrPortFrom(a.Addr(), c.Listen.Tunnel.Port())
-		}
-	}
-	// Gossip uses both UDP, as the tunnel, and TCP, as HTTP.
-	for _, other := range []struct {
-		key  string
-		addr netip.AddrPort
-	}{{"listen.tunnel", c.Listen.Tunnel}, {"http", c.HTTP}} {
-		if !clash(c.Listen.Gossip, other.addr) {
-			continue
-		}
-		// Blame a key that the file has: the other one may be a default.
-		blamed, a, innocent := "listen.gossip", c.Listen.Gossip, other.key
-		if p.lines[blamed] == 0 {
-			blamed, a, innocent = other.key, other.addr, blamed
-		}
-		p.fail(p.lines[blamed], blamed, "%q is also the port of %s; expected a port of its own", Address(a), innocent)
-	}
-}
-
-// clash tells whether two sockets cannot listen at the same time.
-func clash(a, b netip.AddrPort) bool {
-	return a.Port() == b.Port() && (a.Addr() == b.Addr() || all(a.Addr()) || all(b.Addr()))
-}
-
-func all(a netip.Addr) bool { return !a.IsValid() || a.IsUnspecified() }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -81,7 +80,7 @@ func kind(m os.FileMode) string {
 func Parse(name string, data []byte) (*Config, error) {
 	p := &parser{file: name, config: Default(), lines: map[string]int{}}
 	if root := p.document(data); root != nil {
-		p.section("", keys, root)
+		p.section("", root)
 		if len(p.errs) == 0 {
 			p.crossCheck()
 		}
@@ -172,14 +171,6 @@ func badText(data []byte) (line int, what string) {
 	return 0, ""
 }
 
-// A setter reads the value of one key.
-type setter func(p *parser, key string, n *yaml.Node)
-
-// A section is a mapping: of each key either a setter or a section.
-type section map[string]any
-
-func (s section) String() string { return strings.Join(slices.Sorted(maps.Keys(s)), ", ") }
-
 // plain refuses what YAML has and a configuration does not need: it is more
 // often a way to hide something than a mistake, and aliases can blow up.
 func (p *parser) plain(key string, n *yaml.Node) bool {
@@ -196,25 +187,27 @@ func (p *parser) plain(key string, n *yaml.Node) bool {
 	return false
 }
 
-func (p *parser) section(path string, s section, n *yaml.Node) {
+// section reads the mapping below path, which is "" for the whole file.
+func (p *parser) section(path string, n *yaml.Node) {
 	if !p.plain(path, n) || isNull(n) { // a section whose keys are all commented out
 		return
 	}
 	if n.Kind != yaml.MappingNode {
-		p.fail(n.Line, path, "is %s; expected a mapping with the keys %s", typeName(n), s)
+		p.fail(n.Line, path, "is %s; expected a mapping with the keys %s", typeName(n), names(path))
 		return
 	}
-	p.mapping(path, n, func(name, key string, k, value *yaml.Node) {
-		switch entry := s[name].(type) {
-		case section:
-			p.section(key, entry, value)
-		case setter:
-			p.lines[key] = value.Line
-			if p.plain(key, value) {
-				entry(p, key, value)
-			}
+	p.mapping(path, n, func(name, where string, k, value *yaml.Node) {
+		key, known := find(path, name)
+		switch {
+		case !known:
+			p.fail(k.Line, where, "unknown key; expected one of %s", names(path))
+		case key.isSection():
+			p.section(key.path, value)
 		default:
-			p.fail(k.Line, key, "unknown key; expected one of %s", s)
+			p.lines[key.path] = value.Line
+			if p.plain(key.path, value) {
+				key.read(p, key.path, value)
+			}
 		}
 	})
 }
