@@ -19,6 +19,8 @@ VERSION ?= $(or $(shell git -c safe.directory='$(CURDIR)' describe --tags --alwa
 
 FUZZTIME ?= 30s
 BENCH ?= .
+N ?= 50
+IDLE ?= 60s
 PKG ?= ./...
 
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
@@ -55,6 +57,12 @@ race: test ## the same
 e2e: build ## the end-to-end tests alone, as root
 	@if [ "$$(id -u)" != 0 ]; then echo "make e2e: needs root: sudo make e2e" >&2; exit 77; fi
 	@MESHD_BIN='$(CURDIR)/bin' MESHD_REQUIRE_ROOT=1 $(GO) run ./.ci/gotest -count=1 ./overlay/e2e/...
+
+.PHONY: e2e-large
+e2e-large: build ## N=50 daemons on this machine: start, idle for IDLE=60s, restarts; prints figures (root)
+	@if [ "$$(id -u)" != 0 ]; then echo "make e2e-large: needs root: sudo make e2e-large" >&2; exit 77; fi
+	@MESHD_BIN='$(CURDIR)/bin' MESHD_REQUIRE_ROOT=1 MESHD_NODES='$(N)' MESHD_IDLE='$(IDLE)' \
+		$(GO) test -count=1 -v -timeout 30m -run '^TestLarge$$' ./overlay/e2e
 
 .PHONY: lint
 lint: ## golangci-lint as pinned in .ci/tools.mod

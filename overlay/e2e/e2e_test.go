@@ -82,6 +82,9 @@ func requirements(t *testing.T) {
 // names are as many names of hosts.
 func names(n int) []string {
 	known := []string{"alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"}
+	for i := len(known); i < n; i++ {
+		known = append(known, fmt.Sprintf("host%d", i+1))
+	}
 	return known[:n]
 }
 
@@ -109,7 +112,7 @@ func hostsWith(t *testing.T, bin cluster.Binaries, n int, extra ...string) *clus
 			}
 		}
 		if t.Failed() {
-			t.Log(c.Logs(60))
+			t.Log(c.Logs(max(5, 600/len(c.Nodes))))
 		}
 		if err := c.Close(); err != nil {
 			t.Error(err)

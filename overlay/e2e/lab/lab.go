@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"meshd/tun/netns"
 )
@@ -86,12 +87,57 @@ func (l *Lab) build(ctx context.Context, names []string) (err error) {
 			return fmt.Errorf("connect host %s: %w", name, err)
 		}
 	}
+	if len(l.hosts) > fewHosts {
+		if err := l.introduce(); err != nil {
+			return fmt.Errorf("introduce hosts: %w", err)
+		}
+	}
 	for _, h := range l.hosts {
 		err := errors.Join(
 			waitUp(ctx, h.onPort), waitUp(ctx, h.onNIC),
 			h.AddAddress(netip.PrefixFrom(h.IPv4, 24)), h.AddAddress(netip.PrefixFrom(h.IPv6, 64)))
 		if err != nil {
 			return fmt.Errorf("connect host %s: %w", h.Name, err)
+		}
+	}
+	return nil
+}
+
+// fewHosts look each other up, as real ones do. The kernel's tables of neighbours
+// are one for all namespaces, with room for 1024 entries (gc_thresh3): beyond
+// about 30 hosts that talk to each other, packets get lost for want of room.
+const fewHosts = 16
+
+// introduce tells every host of all others for good; such entries are not counted.
+func (l *Lab) introduce() error {
+	cards := make([]net.HardwareAddr, len(l.hosts))
+	for i, h := range l.hosts {
+		if err := h.onNIC(func(eth netlink.Link) error { cards[i] = eth.Attrs().HardwareAddr; return nil }); err != nil {
+			return err
+		}
+	}
+	for _, h := range l.hosts {
+		err := h.onNIC(func(eth netlink.Link) error {
+			k, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+			if err != nil {
+				return err
+			}
+			defer k.Close()
+			for i, other := range l.hosts {
+				for _, a := range []netip.Addr{other.IPv4, other.IPv6} {
+					n := &netlink.Neigh{LinkIndex: eth.Attrs().Index, IP: a.AsSlice(), State: netlink.NUD_PERMANENT, HardwareAddr: cards[i]}
+					if other == h {
+						continue
+					}
+					if err := k.NeighSet(n); err != nil {
+						return fmt.Errorf("set neighbour %s of %s: %w", a, h.Name, err)
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil

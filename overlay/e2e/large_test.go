@@ -1,0 +1,391 @@
+//go:build linux
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"meshd/overlay/config"
+	"meshd/overlay/e2e/cluster"
+	"meshd/overlay/e2e/lab"
+	"meshd/overlay/status"
+)
+
+// The bounds on a large mesh, at any size up to 50 nodes. Beyond, the figures
+// are told and not judged, but everybody must reach everybody.
+const (
+	largeJudged   = 50
+	largeAllPairs = 30 * time.Second
+	largeIdleCPU  = 1.0 // percent of a core, of each daemon
+	largeRSS      = 40 << 20
+	// largePatience bounds each step, so that a mesh which does not form ends
+	// the test.
+	largePatience = 5 * time.Minute
+)
+
+// largeFigures are what TestLarge measures. Times are in seconds.
+type largeFigures struct {
+	Nodes      int     `json:"nodes"`
+	Join       float64 `json:"join"`        // making all states with meshctl, no daemon running
+	Ready      float64 `json:"ready"`       // from the first daemon's start until all are ready
+	AllPairs   float64 `json:"all_pairs"`   // from there until everybody reached everybody
+	AfterSeed  float64 `json:"after_seed"`  // the same, from the start of the seed, which is the last
+	StartCPU   float64 `json:"start_cpu"`   // of all daemons until then
+	Others     float64 `json:"others_cpu"`  // of all else on the machine until then, in seconds of CPU
+	Restart    float64 `json:"restart"`     // one daemon stopped and started: until it and all others reach each other
+	Crash      float64 `json:"crash"`       // every tenth killed and started: the same
+	WithCached float64 `json:"with_cached"` // restart without table and seed: the same
+	Idle       idle    `json:"idle"`
+}
+
+// idle is what a mesh takes that has nothing to do.
+type idle struct {
+	Seconds     float64 `json:"seconds"`
+	CPU         spread  `json:"cpu_percent"` // of one core
+	RSS         spread  `json:"rss_mib"`
+	Heap        spread  `json:"heap_mib"` // in use
+	Goroutines  spread  `json:"goroutines"`
+	Descriptors spread  `json:"descriptors"`
+	Gossip      spread  `json:"gossip_kbit"` // per second, both directions, on the wire
+	Tunnel      spread  `json:"tunnel_kbit"`
+}
+
+// spread is a figure over all nodes.
+type spread struct {
+	Median float64 `json:"median"`
+	Max    float64 `json:"max"`
+}
+
+func spreadOf(values []float64) spread {
+	slices.Sort(values)
+	return spread{values[len(values)/2], values[len(values)-1]}
+}
+
+// A mesh of MESHD_NODES daemons starts cold, with its seed last; it idles for
+// MESHD_IDLE; daemons are restarted and killed, and the seed dies for good.
+func TestLarge(t *testing.T) {
+	n, rest := 12, 5*time.Second
+	if text := os.Getenv("MESHD_NODES"); text != "" {
+		var err error
+		n, err = strconv.Atoi(text)
+		must(t, err)
+	}
+	if text := os.Getenv("MESHD_IDLE"); text != "" {
+		var err error
+		rest, err = time.ParseDuration(text)
+		must(t, err)
+	}
+	// An interrupt lets the test clean up.
+	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+
+	l := &large{t: t, figures: largeFigures{Nodes: n}}
+	begin := time.Now()
+	l.Cluster = hosts(t, n)
+	l.say("lab of %d hosts built in %.1f s", n, time.Since(begin).Seconds())
+	l.start(ctx)
+	l.idle(ctx, rest)
+	l.restarts(ctx)
+
+	line, err := json.Marshal(l.figures)
+	must(t, err)
+	fmt.Printf("%s%s\n", l.figures.table(), line)
+	l.judge()
+}
+
+// large is a run of TestLarge.
+type large struct {
+	*cluster.Cluster
+	t       *testing.T
+	figures largeFigures
+	own     map[*cluster.Node][]netip.Addr // addresses in the mesh
+}
+
+// say tells a person who watches how far it has come; t.Log would wait for the
+// end when several packages are tested.
+func (l *large) say(format string, args ...any) {
+	fmt.Printf("%s %s\n", time.Now().Format("15:04:05"), fmt.Sprintf(format, args...))
+}
+
+func (l *large) seed() *cluster.Node { return l.Nodes[0] }
+
+// bounded ends in time for a message of what is missing.
+func (l *large) bounded(ctx context.Context) context.Context {
+	ctx, cancel := context.WithTimeout(ctx, largePatience)
+	l.t.Cleanup(cancel)
+	return ctx
+}
+
+// start makes the states, starts the daemons and waits until everybody reaches
+// everybody.
+func (l *large) start(ctx context.Context) {
+	t := l.t
+	begin := time.Now()
+	must(t, l.Init(ctx))
+	l.figures.Join = time.Since(begin).Seconds()
+	l.say("%d nodes have joined after %.1f s", len(l.Nodes), l.figures.Join)
+
+	machine := machineCPU(t)
+	begin = time.Now()
+	for _, n := range l.Nodes[1:] {
+		must(t, n.Start())
+	}
+	seed := time.Now()
+	must(t, l.seed().Start())
+	l.say("daemons started in %.1f s, the seed last", time.Since(begin).Seconds())
+	ctx = l.bounded(ctx)
+	must(t, l.waitLogged(ctx, "msg=ready"))
+	l.figures.Ready = time.Since(begin).Seconds()
+	l.say("all ready after %.1f s", l.figures.Ready)
+	must(t, l.learnAddresses(ctx))
+	must(t, l.allPairs(ctx, l.Nodes, l.Nodes))
+	l.figures.AllPairs, l.figures.AfterSeed = time.Since(begin).Seconds(), time.Since(seed).Seconds()
+	own := time.Duration(0)
+	for _, u := range l.usage() {
+		own += u.CPU
+	}
+	l.figures.StartCPU, l.figures.Others = own.Seconds(), (machineCPU(t) - machine - own).Seconds()
+	l.say("all pairs after %.1f s, %.1f s of it since the seed's start; %.1f s of CPU, %.1f s of others",
+		l.figures.AllPairs, l.figures.AfterSeed, l.figures.StartCPU, l.figures.Others)
+}
+
+// waitLogged waits until every node has logged something. It asks the files, not
+// the daemons, which have enough to do.
+func (l *large) waitLogged(ctx context.Context, what string) error {
+	missing := slices.Clone(l.Nodes)
+	return cluster.Poll(ctx, func() (bool, error) {
+		missing = slices.DeleteFunc(missing, func(n *cluster.Node) bool { return strings.Contains(n.Log(), what) })
+		var names []string
+		for _, n := range missing[:min(len(missing), 5)] {
+			names = append(names, n.Name)
+		}
+		return len(missing) == 0, fmt.Errorf("%d of %d have not logged %q, such as %s", len(missing), len(l.Nodes), what, names)
+	})
+}
+
+// learnAddresses asks the seed for everybody's addresses.
+func (l *large) learnAddresses(ctx context.Context) error {
+	return cluster.Poll(ctx, func() (bool, error) {
+		d, err := l.seed().Document(ctx)
+		if err != nil {
+			return false, err
+		}
+		l.own = map[*cluster.Node][]netip.Addr{}
+		add := func(name string, leases []status.Lease) {
+			for _, lease := range leases {
+				if n := l.Node(name); lease.State == "held" {
+					l.own[n] = append(l.own[n], lease.Addresses...)
+				}
+			}
+		}
+		add(d.Node.Name, d.Node.Leases)
+		for _, p := range d.Peers {
+			add(p.Name, p.Leases)
+		}
+		return len(l.own) == len(l.Nodes), fmt.Errorf("the seed knows of %d leases, there should be %d", len(l.own), len(l.Nodes))
+	})
+}
+
+// allPairs waits until everybody in from reaches everybody in to, in both
+// families.
+func (l *large) allPairs(ctx context.Context, from, to []*cluster.Node) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wait sync.WaitGroup
+	var once sync.Once
+	var first error
+	for _, f := range from {
+		var targets []netip.Addr
+		for _, n := range to {
+			if n != f {
+				targets = append(targets, l.own[n]...)
+			}
+		}
+		wait.Go(func() {
+			if err := f.Host.Sweep(ctx, targets); err != nil {
+				once.Do(func() { first = err })
+				cancel()
+			}
+		})
+	}
+	wait.Wait()
+	return first
+}
+
+// idle measures a mesh that is left alone.
+func (l *large) idle(ctx context.Context, rest time.Duration) {
+	t := l.t
+	// What the start has left behind is over: repeated broadcasts, the second
+	// probes, garbage.
+	wait(ctx, min(rest, 30*time.Second))
+	meters := make([]*lab.Meter, len(l.Nodes))
+	for i, n := range l.Nodes {
+		m, err := l.Lab.Meter(n.Host, gossipPort, tunnelPort)
+		must(t, err)
+		defer m.Stop()
+		meters[i] = m
+	}
+	before, machine, begin := l.usage(), machineCPU(t), time.Now()
+	l.say("idle for %s", rest)
+	wait(ctx, rest)
+	after, took := l.usage(), time.Since(begin)
+	busy := machineCPU(t) - machine
+
+	var cpu, rss, heap, goroutines, descriptors, gossip, tunnel []float64
+	for i, n := range l.Nodes {
+		gossip = append(gossip, float64(meters[i].Bytes(gossipPort))*8/1000/took.Seconds())
+		tunnel = append(tunnel, float64(meters[i].Bytes(tunnelPort))*8/1000/took.Seconds())
+		used := after[i].CPU - before[i].CPU
+		busy -= used
+		cpu = append(cpu, 100*used.Seconds()/took.Seconds())
+		rss = append(rss, float64(after[i].RSS)/(1<<20))
+		descriptors = append(descriptors, float64(after[i].Descriptors))
+		m, err := n.Metrics(ctx, fmt.Sprintf("127.0.0.1:%d", config.DefaultHTTPPort), "go_goroutines", "go_memstats_heap_inuse_bytes")
+		must(t, err)
+		goroutines = append(goroutines, m["go_goroutines"])
+		heap = append(heap, m["go_memstats_heap_inuse_bytes"]/(1<<20))
+	}
+	l.figures.Idle = idle{
+		Seconds: took.Seconds(), CPU: spreadOf(cpu), RSS: spreadOf(rss), Heap: spreadOf(heap),
+		Goroutines: spreadOf(goroutines), Descriptors: spreadOf(descriptors),
+		Gossip: spreadOf(gossip), Tunnel: spreadOf(tunnel),
+	}
+	l.say("idle: %.2f %% of a core (worst %.2f), %.1f MiB (worst %.1f); others used %.0f %% of the machine",
+		l.figures.Idle.CPU.Median, l.figures.Idle.CPU.Max, l.figures.Idle.RSS.Median, l.figures.Idle.RSS.Max,
+		100*busy.Seconds()/took.Seconds()/float64(runtime.NumCPU()))
+}
+
+// restarts stops and kills daemons, and looks how the mesh takes it.
+func (l *large) restarts(ctx context.Context) {
+	t := l.t
+	one := l.Nodes[len(l.Nodes)-1]
+	must(t, one.Stop(l.bounded(ctx)))
+	l.figures.Restart = l.back(ctx, "one daemon restarted", one)
+
+	some := l.Nodes[1 : 1+max(1, len(l.Nodes)/10)]
+	for _, n := range some {
+		n.Kill()
+	}
+	l.figures.Crash = l.back(ctx, fmt.Sprintf("%d daemons killed and started", len(some)), some...)
+
+	// The seed is gone for good. Who forgot everything but the addresses of
+	// others must come back by these.
+	l.seed().Kill()
+	l.Nodes = l.Nodes[1:]
+	must(t, one.Stop(l.bounded(ctx)))
+	must(t, os.Remove(filepath.Join(one.StateDir(), "table")))
+	l.figures.WithCached = l.back(ctx, "one daemon restarted without seed and table", one)
+}
+
+// back starts daemons and gives the time until they and all others reach each
+// other.
+func (l *large) back(ctx context.Context, what string, nodes ...*cluster.Node) float64 {
+	begin := time.Now()
+	for _, n := range nodes {
+		must(l.t, n.Start())
+	}
+	ctx = l.bounded(ctx)
+	must(l.t, l.allPairs(ctx, nodes, l.Nodes))
+	must(l.t, l.allPairs(ctx, l.Nodes, nodes))
+	took := time.Since(begin).Seconds()
+	l.say("%s: all pairs after %.2f s", what, took)
+	return took
+}
+
+// judge compares the figures with the bounds.
+func (l *large) judge() {
+	f := l.figures
+	if f.Nodes > largeJudged {
+		return
+	}
+	if f.AllPairs > largeAllPairs.Seconds() {
+		l.t.Errorf("all pairs after %.1f s, not within %s", f.AllPairs, largeAllPairs)
+	}
+	if f.Idle.CPU.Median > largeIdleCPU || f.Idle.CPU.Max > 2*largeIdleCPU {
+		l.t.Errorf("an idle daemon takes %.2f %% of a core, the worst one %.2f; it should be %.0f", f.Idle.CPU.Median, f.Idle.CPU.Max, largeIdleCPU)
+	}
+	if f.Idle.RSS.Max > largeRSS>>20 {
+		l.t.Errorf("an idle daemon has %.1f MiB, the worst one %.1f; at most it should be %d", f.Idle.RSS.Median, f.Idle.RSS.Max, largeRSS>>20)
+	}
+}
+
+// usage asks for all nodes.
+func (l *large) usage() []cluster.Usage {
+	out := make([]cluster.Usage, len(l.Nodes))
+	for i, n := range l.Nodes {
+		u, err := n.Usage()
+		must(l.t, err)
+		out[i] = u
+	}
+	return out
+}
+
+// table is for people.
+func (f *largeFigures) table() string {
+	var b strings.Builder
+	line := func(name string, format string, args ...any) {
+		fmt.Fprintf(&b, "%-34s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	both := func(name, unit string, s spread) {
+		line(name, "%8.2f  %8.2f  %s", s.Median, s.Max, unit)
+	}
+	fmt.Fprintf(&b, "\n%d nodes\n", f.Nodes)
+	line("states made", "%8.2f s", f.Join)
+	line("cold start to all ready", "%8.2f s", f.Ready)
+	line("cold start to all pairs", "%8.2f s", f.AllPairs)
+	line("  since the seed's start", "%8.2f s", f.AfterSeed)
+	line("  CPU of the daemons", "%8.2f s", f.StartCPU)
+	line("  CPU of all else", "%8.2f s", f.Others)
+	line("restart of one", "%8.2f s", f.Restart)
+	line("kill -9 of every tenth", "%8.2f s", f.Crash)
+	line("restart without seed and table", "%8.2f s", f.WithCached)
+	fmt.Fprintf(&b, "%-34s %8s  %8s\n", fmt.Sprintf("idle for %.0f s", f.Idle.Seconds), "median", "worst")
+	both("  CPU", "% of a core", f.Idle.CPU)
+	both("  resident memory", "MiB", f.Idle.RSS)
+	both("  heap in use", "MiB", f.Idle.Heap)
+	both("  goroutines", "", f.Idle.Goroutines)
+	both("  descriptors", "", f.Idle.Descriptors)
+	both("  gossip on the wire", "kbit/s", f.Idle.Gossip)
+	both("  tunnels on the wire", "kbit/s", f.Idle.Tunnel)
+	return b.String()
+}
+
+// machineCPU is what all programs have used of this machine's CPUs so far.
+func machineCPU(t *testing.T) time.Duration {
+	t.Helper()
+	raw, err := os.ReadFile("/proc/stat")
+	must(t, err)
+	var ticks time.Duration
+	// user nice system idle iowait irq softirq; steal is nobody's
+	for i, field := range strings.Fields(strings.SplitN(string(raw), "\n", 2)[0])[1:8] {
+		if i == 3 || i == 4 {
+			continue
+		}
+		n, err := strconv.Atoi(field)
+		must(t, err)
+		ticks += time.Duration(n)
+	}
+	return ticks * 10 * time.Millisecond
+}
+
+// wait passes time.
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
