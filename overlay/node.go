@@ -83,6 +83,9 @@ type Options struct {
 	Advertise  []netip.AddrPort // where peers reach the tunnel; empty: found on the interfaces. Port 0: TunnelPort
 	Version    string
 	Log        *slog.Logger
+
+	// ListenProbe opens the prober's socket; nil: one of the kernel.
+	ListenProbe probe.Listen
 }
 
 // tunnelOverhead is what a tunnel packet adds, in bytes: IPv6 40, UDP 8,
@@ -126,7 +129,7 @@ func New(opt Options) *Node {
 	n.data = newDataPlane(opt.NewEngine, opt.Log)
 	n.loop = reconcile.New(n.data, opt.Host, opt.Log)
 	n.data.changed = n.loop.Kick
-	n.prober = probe.New(opt.Log)
+	n.prober = probe.New(opt.Log, opt.ListenProbe)
 	return n
 }
 
@@ -432,7 +435,10 @@ func (n *Node) findings(view *mesh.View) []status.Finding {
 			all = append(all, mesh.Finding{Level: "warning", Code: "no_underlay", Message: "this host has no address by which others could reach it: bring an interface up, or set advertise in the config file"})
 		}
 		if u.NoIPv6 {
-			all = append(all, mesh.Finding{Level: "warning", Code: "no_ipv6", Message: "the kernel has no IPv6, so peers cannot be probed and only IPv4 is carried: boot it without ipv6.disable=1"})
+			all = append(all, mesh.Finding{Level: "warning", Code: "no_ipv6", Message: "the kernel has no IPv6 for new interfaces, so peers cannot be probed and only IPv4 is carried: boot it without ipv6.disable=1, and set net.ipv6.conf.default.disable_ipv6=0"})
+		}
+		if u.NoForwarding {
+			all = append(all, mesh.Finding{Level: "info", Code: "no_forwarding", Message: "the kernel does not forward packets, so this host is on the mesh and its containers are not: run `meshd --preflight` as root, as the systemd unit does, or set net.ipv4.ip_forward=1 and net.ipv6.conf.all.forwarding=1"})
 		}
 	}
 	var out []status.Finding

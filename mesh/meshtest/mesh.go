@@ -25,47 +25,74 @@ type Mesh struct {
 	token *trust.Token
 }
 
-// NewMesh founds a mesh with one network of 256 subnets. Its token admits any
-// number of nodes for a day.
-func NewMesh(t testing.TB) *Mesh {
+// NewMesh founds a mesh with one network of 256 subnets, or with those given. Its
+// token admits any number of nodes for a day.
+func NewMesh(t testing.TB, networks ...mesh.Network) *Mesh {
 	t.Helper()
-	now := time.Now()
+	if len(networks) == 0 {
+		networks = []mesh.Network{{
+			Name: "default", IPv4: netip.MustParsePrefix("10.86.0.0/16"), IPv4Len: 24,
+			IPv6: netip.MustParsePrefix("fd00:86::/48"), IPv6Len: 64,
+		}}
+	}
 	_, ca, _ := ed25519.GenerateKey(nil)
-	_, key, _ := ed25519.GenerateKey(nil)
-	charter := &trust.Charter{Name: "test", Version: 1, Created: now, Networks: []mesh.Network{{
-		Name: "default", IPv4: netip.MustParsePrefix("10.86.0.0/16"), IPv4Len: 24,
-		IPv6: netip.MustParsePrefix("fd00:86::/48"), IPv6Len: 64,
-	}}}
+	charter := &trust.Charter{Name: "test", Version: 1, Created: time.Now(), Networks: networks}
 	raw := must(charter.Sign(ca))(t)
 	charter = must(trust.ParseCharter(raw, mesh.ID{}))(t)
-	credential := &trust.Credential{
+	m := &Mesh{Charter: charter, GossipKey: bytes.Repeat([]byte{7}, trust.GossipKeySize), ca: ca}
+	m.token = m.Token(t, nil)
+	return m
+}
+
+// Token makes one more token, for a day from now. change may be nil.
+func (m *Mesh) Token(t testing.TB, change func(*trust.Credential)) *trust.Token {
+	t.Helper()
+	_, key, _ := ed25519.GenerateKey(nil)
+	now := time.Now()
+	c := &trust.Credential{
 		Serial: trust.NewSerial(), Key: key.Public().(ed25519.PublicKey),
 		NotBefore: now.Add(-time.Minute), NotAfter: now.Add(24 * time.Hour), MaxCertLife: 365 * 24 * time.Hour,
 	}
-	raw = must(credential.Sign(ca))(t)
-	credential = must(trust.ParseCredential(raw, charter.CA))(t)
-	gossipKey := bytes.Repeat([]byte{7}, trust.GossipKeySize)
-	return &Mesh{charter, gossipKey, ca, &trust.Token{Charter: charter, Credential: credential, Key: key, GossipKey: gossipKey}}
+	if change != nil {
+		change(c)
+	}
+	raw := must(c.Sign(m.ca))(t)
+	c = must(trust.ParseCredential(raw, m.Charter.CA))(t)
+	return &trust.Token{Charter: m.Charter, Credential: c, Key: key, GossipKey: m.GossipKey}
 }
 
-// Founder gives the state of the first node, as init makes it.
-func (m *Mesh) Founder(t testing.TB, name string) (statedir.Keys, statedir.Membership) {
+// Found gives the membership of the first node, as init makes it.
+func (m *Mesh) Found(t testing.TB, keys statedir.Keys, name string) statedir.Membership {
 	t.Helper()
-	keys, now := statedir.NewKeys(), time.Now()
+	now := time.Now()
 	cert := trust.Certificate{
 		Serial: trust.NewSerial(), Identity: keys.Identity.Public().(ed25519.PublicKey), Name: name, SealKey: keys.Seal.Public(),
 		NotBefore: now.Add(-time.Minute), NotAfter: now.Add(365 * 24 * time.Hour), Admitted: now.Add(-time.Minute),
 	}
 	raw := must(cert.Sign(m.ca))(t)
-	return keys, statedir.Membership{Charter: m.Charter.Raw, Certificate: raw, GossipKeys: [][]byte{m.GossipKey}, Founder: true}
+	return statedir.Membership{Charter: m.Charter.Raw, Certificate: raw, GossipKeys: [][]byte{m.GossipKey}, Founder: true}
 }
 
-// Joined gives the state of another node, as join makes it from the token.
+// Join gives the membership of another node, as join makes it from a token when
+// its clock says now.
+func (m *Mesh) Join(t testing.TB, token *trust.Token, keys statedir.Keys, name string, now time.Time) statedir.Membership {
+	t.Helper()
+	cert := must(token.Certify(keys.Identity.Public().(ed25519.PublicKey), keys.Seal.Public(), name, now))(t)
+	return statedir.Membership{Charter: m.Charter.Raw, Certificate: cert.Raw, GossipKeys: [][]byte{m.GossipKey}}
+}
+
+// Founder gives the state of a first node with new keys.
+func (m *Mesh) Founder(t testing.TB, name string) (statedir.Keys, statedir.Membership) {
+	t.Helper()
+	keys := statedir.NewKeys()
+	return keys, m.Found(t, keys, name)
+}
+
+// Joined gives the state of another node with new keys.
 func (m *Mesh) Joined(t testing.TB, name string) (statedir.Keys, statedir.Membership) {
 	t.Helper()
 	keys := statedir.NewKeys()
-	cert := must(m.token.Certify(keys.Identity.Public().(ed25519.PublicKey), keys.Seal.Public(), name, time.Now()))(t)
-	return keys, statedir.Membership{Charter: m.Charter.Raw, Certificate: cert.Raw, GossipKeys: [][]byte{m.GossipKey}}
+	return keys, m.Join(t, m.token, keys, name, time.Now())
 }
 
 // Member builds the membership machine of a node from its state.

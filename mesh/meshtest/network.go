@@ -1,5 +1,6 @@
 // Package meshtest is a network in memory for tests of membership: packets and
-// streams between memberlist instances, with loss, latency and partitions.
+// streams between memberlist instances, with loss, latency, reordering,
+// duplicates and partitions. Other packets of the hosts may travel along.
 //
 // Nothing in it touches the real network or the real clock, so it works inside
 // a [testing/synctest] bubble; random choices come from a seed.
@@ -26,19 +27,23 @@ const queue = 1024
 
 // Network connects the hosts of a test. It is safe for concurrent use.
 type Network struct {
-	mu      sync.Mutex
-	random  *rand.Rand
-	hosts   map[netip.AddrPort]*host
-	side    map[netip.AddrPort]int // of a partition; those not named are on side 0
-	loss    float64
-	latency time.Duration
-	lost    int
+	mu        sync.Mutex
+	random    *rand.Rand
+	hosts     map[netip.AddrPort]*host
+	side      map[netip.AddrPort]int // of a partition; those not named are on side 0
+	blocked   func(from, to netip.AddrPort) bool
+	loss      float64
+	duplicate float64
+	latency   time.Duration
+	jitter    time.Duration
+	lost      int
 }
 
 // NewNetwork makes a network without hosts, loss or latency.
 func NewNetwork(seed uint64) *Network {
 	return &Network{
 		random: rand.New(rand.NewPCG(seed, 0)), hosts: map[netip.AddrPort]*host{}, side: map[netip.AddrPort]int{},
+		blocked: func(netip.AddrPort, netip.AddrPort) bool { return false },
 	}
 }
 
@@ -56,6 +61,30 @@ func (n *Network) SetLatency(d time.Duration) {
 	n.latency = d
 }
 
+// SetJitter delays each packet by up to d more, so that some overtake others.
+func (n *Network) SetJitter(d time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.jitter = d
+}
+
+// SetDuplicates delivers this share of packets twice, 0 to 1.
+func (n *Network) SetDuplicates(share float64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.duplicate = share
+}
+
+// Block loses each packet for which blocked says so when it would arrive. A
+// stream lives only while neither direction is blocked. blocked is called at any
+// time, from any goroutine, and must not call the network.
+func (n *Network) Block(blocked func(from, to netip.AddrPort) bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.blocked = blocked
+	n.breakLocked()
+}
+
 // Partition lets only hosts of one group reach each other; all hosts that are
 // in none form one more group. Streams across are broken. Without groups it
 // heals the network.
@@ -68,9 +97,14 @@ func (n *Network) Partition(groups ...[]netip.AddrPort) {
 			n.side[a] = i + 1
 		}
 	}
+	n.breakLocked()
+}
+
+// breakLocked breaks the streams that cannot go on.
+func (n *Network) breakLocked() {
 	for _, h := range n.hosts {
 		for s := range h.streams {
-			if !n.reaches(s.from, s.to) {
+			if !n.connects(s.from, s.to) {
 				s.drop()
 			}
 		}
@@ -84,7 +118,50 @@ func (n *Network) Lost() int {
 	return n.lost
 }
 
-func (n *Network) reaches(a, b netip.AddrPort) bool { return n.side[a] == n.side[b] }
+// reaches tells whether packets get through; connects, whether streams do.
+func (n *Network) reaches(from, to netip.AddrPort) bool {
+	return n.side[from] == n.side[to] && !n.blocked(from, to)
+}
+
+func (n *Network) connects(a, b netip.AddrPort) bool { return n.reaches(a, b) && n.reaches(b, a) }
+
+// Carry takes a packet of any other kind through the same weather: arrive is
+// called, on a goroutine of its own, if and when the packet gets there, and once
+// more for a duplicate.
+func (n *Network) Carry(from, to netip.AddrPort, arrive func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.carryLocked(func() {
+		n.mu.Lock()
+		ok := n.reaches(from, to)
+		if !ok {
+			n.lost++
+		}
+		n.mu.Unlock()
+		if ok {
+			arrive()
+		}
+	})
+}
+
+// carryLocked decides how often a packet arrives, and when.
+func (n *Network) carryLocked(arrive func()) {
+	copies := 1
+	if n.duplicate > 0 && n.random.Float64() < n.duplicate {
+		copies = 2
+	}
+	for range copies {
+		if n.random.Float64() < n.loss {
+			n.lost++
+			continue
+		}
+		delay := n.latency
+		if n.jitter > 0 {
+			delay += time.Duration(n.random.Int64N(int64(n.jitter)))
+		}
+		time.AfterFunc(delay, arrive)
+	}
+}
 
 // Transport adds a host. It fails if the address is taken; Shutdown frees it.
 func (n *Network) Transport(address netip.AddrPort) (memberlist.Transport, error) {
@@ -132,12 +209,8 @@ func (h *host) WriteTo(b []byte, addr string) (time.Time, error) {
 	if h.ctx.Err() != nil {
 		return time.Time{}, net.ErrClosed
 	}
-	if n.random.Float64() < n.loss {
-		n.lost++
-		return time.Now(), nil
-	}
 	packet := slices.Clone(b)
-	time.AfterFunc(n.latency, func() { n.deliver(packet, h.address, to) })
+	n.carryLocked(func() { n.deliver(slices.Clone(packet), h.address, to) })
 	return time.Now(), nil
 }
 
@@ -196,7 +269,7 @@ func (h *host) DialTimeout(addr string, timeout time.Duration) (net.Conn, error)
 func (n *Network) connect(h *host, to netip.AddrPort) (near, far *stream, peer *host, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.reaches(h.address, to) {
+	if !n.connects(h.address, to) {
 		return nil, nil, nil, nil
 	}
 	if peer = n.hosts[to]; peer == nil || h.ctx.Err() != nil {

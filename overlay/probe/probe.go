@@ -35,15 +35,32 @@ const (
 	respond = 2
 )
 
+// Conn is what a prober speaks through; [net.UDPConn] is one. After Close it
+// gives [net.ErrClosed].
+type Conn interface {
+	ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error)
+	WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error)
+	Close() error
+}
+
+// Listen opens a socket at an address of this host.
+type Listen func(netip.AddrPort) (Conn, error)
+
+// listenUDP opens a socket of the kernel.
+func listenUDP(at netip.AddrPort) (Conn, error) {
+	return net.ListenUDP("udp6", net.UDPAddrFromAddrPort(at))
+}
+
 // Prober probes peers and answers their probes.
 type Prober struct {
-	log  *slog.Logger
-	wake chan struct{}
+	log    *slog.Logger
+	listen Listen
+	wake   chan struct{}
 
 	mu       sync.Mutex // guards all below
 	self     netip.Addr // own control address; zero: not known yet
 	control  netip.Prefix
-	conn     *net.UDPConn // nil while there is no socket
+	conn     Conn // nil while there is no socket
 	schedule *schedule
 	names    map[mesh.NodeID]string
 	pings    map[uint64]ping
@@ -55,10 +72,14 @@ type ping struct {
 	at   chan time.Time
 }
 
-// New builds a prober; it does nothing before Run.
-func New(log *slog.Logger) *Prober {
+// New builds a prober; it does nothing before Run. listen may be nil: then it
+// uses sockets of the kernel.
+func New(log *slog.Logger, listen Listen) *Prober {
+	if listen == nil {
+		listen = listenUDP
+	}
 	return &Prober{
-		log: log, wake: make(chan struct{}, 1), schedule: newSchedule(randomID()), pings: map[uint64]ping{},
+		log: log, listen: listen, wake: make(chan struct{}, 1), schedule: newSchedule(randomID()), pings: map[uint64]ping{},
 	}
 }
 
@@ -135,9 +156,9 @@ func (p *Prober) Ping(ctx context.Context, to netip.Addr) (time.Duration, error)
 // the host, or the socket breaks, it tries again.
 func (p *Prober) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
-		conn, err := p.open()
+		conn, at, err := p.open()
 		if err == nil {
-			p.serve(ctx, conn)
+			p.serve(ctx, conn, at)
 		}
 		select {
 		case <-ctx.Done():
@@ -147,25 +168,27 @@ func (p *Prober) Run(ctx context.Context) error {
 	return nil
 }
 
-func (p *Prober) open() (*net.UDPConn, error) {
+// open gives a socket at the control address, and the address.
+func (p *Prober) open() (Conn, netip.Addr, error) {
 	p.mu.Lock()
 	self := p.self
 	p.mu.Unlock()
 	if !self.IsValid() {
-		return nil, errors.New("no control address yet")
+		return nil, self, errors.New("no control address yet")
 	}
-	return net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.AddrPortFrom(self, port)))
+	conn, err := p.listen(netip.AddrPortFrom(self, port))
+	return conn, self, err
 }
 
 // serve runs sender and receiver on one socket, until either ends.
-func (p *Prober) serve(ctx context.Context, conn *net.UDPConn) {
+func (p *Prober) serve(ctx context.Context, conn Conn, at netip.Addr) {
 	ctx, cancel := context.WithCancel(ctx)
 	var receiver sync.WaitGroup
 	receiver.Go(func() { defer cancel(); p.receive(ctx, conn) })
 	p.mu.Lock()
 	p.conn = conn
 	p.mu.Unlock()
-	p.sendDue(ctx, conn)
+	p.sendDue(ctx, conn, at)
 	p.mu.Lock()
 	p.conn = nil
 	p.mu.Unlock()
@@ -174,8 +197,9 @@ func (p *Prober) serve(ctx context.Context, conn *net.UDPConn) {
 	receiver.Wait()
 }
 
-// sendDue sends probes as the schedule wants them.
-func (p *Prober) sendDue(ctx context.Context, conn *net.UDPConn) {
+// sendDue sends probes as the schedule wants them, until the control address is
+// another one.
+func (p *Prober) sendDue(ctx context.Context, conn Conn, at netip.Addr) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -187,7 +211,7 @@ func (p *Prober) sendDue(ctx context.Context, conn *net.UDPConn) {
 		}
 		now := time.Now()
 		p.mu.Lock()
-		moved := netip.AddrPortFrom(p.self, port) != conn.LocalAddr().(*net.UDPAddr).AddrPort()
+		moved := p.self != at
 		due := p.schedule.step(now)
 		next, ok := p.schedule.next()
 		p.tellLocked()
@@ -219,7 +243,7 @@ func (p *Prober) tellLocked() {
 }
 
 // receive answers questions and takes answers in.
-func (p *Prober) receive(ctx context.Context, conn *net.UDPConn) {
+func (p *Prober) receive(ctx context.Context, conn Conn) {
 	buf := make([]byte, size+1)
 	for ctx.Err() == nil {
 		n, from, err := conn.ReadFromUDPAddrPort(buf)
@@ -265,7 +289,7 @@ func (p *Prober) answered(now time.Time, from netip.Addr, id uint64) {
 	p.poke()
 }
 
-func send(conn *net.UDPConn, to netip.Addr, kind byte, id uint64) error {
+func send(conn Conn, to netip.Addr, kind byte, id uint64) error {
 	_, err := conn.WriteToUDPAddrPort(binary.BigEndian.AppendUint64(append([]byte(magic), kind), id), netip.AddrPortFrom(to, port))
 	return err
 }
