@@ -90,5 +90,10 @@ func (s HostState) String() string {
 type Underlay struct {
 	Addresses []netip.Addr // usable to reach this host, best first
 	MTU       int          // smallest MTU of the interfaces that carry them
-	NoIPv6    bool         // the kernel has no IPv6 at all
+	// NoIPv6: the kernel has no IPv6, or none for new links and no leave for us
+	// to change that.
+	NoIPv6 bool
+	// NoForwarding: packets are not forwarded between interfaces, and we may not
+	// change that. The host itself is on the mesh, and nobody behind it.
+	NoForwarding bool
 }

@@ -77,7 +77,9 @@ func possible(have state, want tun.HostState) (tun.HostState, error) {
 		want.Addresses = nil
 		want.Routes = slices.DeleteFunc(want.Routes, func(r tun.Route) bool { return !r.Unreachable })
 	}
-	if _, ok := have.sysctl[forward6]; !ok {
+	_, ipv6 := have.sysctl[forward6]
+	off := conf("ipv6", have.link.name, "disable_ipv6")
+	if !ipv6 || have.sysctl[off] == "1" && have.stuck[off] {
 		before := len(want.Addresses) + len(want.Routes)
 		want.Addresses = slices.DeleteFunc(want.Addresses, func(p netip.Prefix) bool { return p.Addr().Is6() })
 		want.Routes = slices.DeleteFunc(want.Routes, func(r tun.Route) bool { return r.Dst.Addr().Is6() })
@@ -91,7 +93,7 @@ func possible(have state, want tun.HostState) (tun.HostState, error) {
 func sysctlOps(have state, want tun.HostState) []op {
 	var ops []op
 	set := func(key, value string) {
-		if old, ok := have.sysctl[key]; ok && old != value {
+		if old, ok := have.sysctl[key]; ok && old != value && !have.stuck[key] {
 			ops = append(ops, setSysctl{key, value})
 		}
 	}
@@ -102,7 +104,7 @@ func sysctlOps(have state, want tun.HostState) []op {
 	if !want.Forwarding {
 		return ops
 	}
-	if have.sysctl[forward6] == "0" {
+	if have.sysctl[forward6] == "0" && !have.stuck[forward6] {
 		// A router ignores router advertisements unless accept_ra is 2: without
 		// this, forwarding would cost the host its own IPv6 default route.
 		for _, key := range slices.Sorted(maps.Keys(have.sysctl)) {

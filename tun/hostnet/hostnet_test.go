@@ -508,12 +508,48 @@ func TestReadOnlySysctls(t *testing.T) {
 		h.setSysctl("net/ipv4/ip_forward", "0")
 		h.addTUN("mesh0")
 		h.in(readOnly)
-		err := h.net.Apply(t.Context(), full())
-		if !errors.Is(err, unix.EROFS) || !strings.Contains(err.Error(), "net/ipv4/ip_forward=1") {
-			t.Errorf("Apply = %v, want EROFS that names the sysctl", err)
-		}
+		h.apply(full())
 		h.want(fullText)
+		u, err := h.net.Underlay(t.Context())
+		if err != nil || !u.NoForwarding || u.NoIPv6 {
+			t.Errorf("Underlay = %+v, %v, want NoForwarding alone", u, err)
+		}
+		if changes, err := h.net.EnableForwarding(); !errors.Is(err, unix.EROFS) {
+			t.Errorf("EnableForwarding = %q, %v, want EROFS", changes, err)
+		}
 	})
+	t.Run("IPv6 off for new links", func(t *testing.T) {
+		h := newHost(t)
+		h.setSysctl("net/ipv6/conf/default/disable_ipv6", "1")
+		h.addTUN("mesh0")
+		if u, err := h.net.Underlay(t.Context()); err != nil || u.NoIPv6 || u.NoForwarding {
+			t.Errorf("Underlay = %+v, %v, want neither NoIPv6 nor NoForwarding: it can be changed", u, err)
+		}
+		h.in(readOnly)
+		if u, err := h.net.Underlay(t.Context()); err != nil || !u.NoIPv6 {
+			t.Errorf("Underlay = %+v, %v, want NoIPv6", u, err)
+		}
+		if err := h.net.Apply(t.Context(), full()); !errors.Is(err, hostnet.ErrNoIPv6) {
+			t.Errorf("Apply = %v, want ErrNoIPv6", err)
+		}
+	})
+}
+
+func TestEnableForwarding(t *testing.T) {
+	h := newHost(t)
+	h.addTUN("wan0")
+	h.setSysctl("net/ipv4/ip_forward", "0")
+	h.setSysctl("net/ipv6/conf/wan0/accept_ra", "1")
+	for _, want := range []string{
+		"sysctl -w net/ipv6/conf/default/accept_ra=2, sysctl -w net/ipv6/conf/wan0/accept_ra=2, " +
+			"sysctl -w net/ipv4/ip_forward=1, sysctl -w net/ipv6/conf/all/forwarding=1",
+		"", // all is done
+	} {
+		changes, err := h.net.EnableForwarding()
+		if got := strings.Join(changes, ", "); err != nil || got != want {
+			t.Errorf("EnableForwarding = %q, %v, want %q", got, err, want)
+		}
+	}
 }
 
 func TestWatch(t *testing.T) {

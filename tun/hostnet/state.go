@@ -19,6 +19,7 @@ type state struct {
 	addrs  []netip.Prefix // on link
 	routes []route        // with our protocol
 	sysctl sysctls
+	stuck  map[string]bool // the keys of sysctl that are not ours to change
 }
 
 // link is the TUN device; zero: not there.
@@ -123,8 +124,14 @@ func (k kernel) read(name string) (state, error) {
 	for _, r := range routes {
 		s.routes = append(s.routes, fromNetlink(r, names))
 	}
-	s.sysctl, err = k.sysctl.read(s.link.name)
-	return s, err
+	if s.sysctl, err = k.sysctl.read(s.link.name); err != nil {
+		return s, err
+	}
+	s.stuck = map[string]bool{}
+	for key, value := range s.sysctl {
+		s.stuck[key] = k.sysctl.stuck(key, value)
+	}
+	return s, nil
 }
 
 func fromNetlink(r netlink.Route, names map[int]string) route {

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"meshd/tun"
 )
 
 // sysctlDir is where the sysctls are. The kernel shows those of the namespace
@@ -20,6 +22,9 @@ type sysctlDir string
 // sysctls maps a key, with slashes since interface names may have dots, to its
 // value. A key that the kernel does not have is not in it.
 type sysctls map[string]string
+
+// defaults stands for links to come in the name of a sysctl.
+const defaults = "default"
 
 const (
 	forward4 = "net/ipv4/ip_forward" // sets that of every interface too
@@ -61,6 +66,15 @@ func (d sysctlDir) has(key string) bool {
 	return err == nil
 }
 
+// stuck tells whether the key has this value and is not ours to change: a
+// service's sandbox and a container show sysctls read-only.
+func (d sysctlDir) stuck(key, value string) bool {
+	path := filepath.Join(string(d), key)
+	raw, err := os.ReadFile(path)
+	return err == nil && strings.TrimSpace(string(raw)) == value &&
+		unix.Faccessat(unix.AT_FDCWD, path, unix.W_OK, unix.AT_EACCESS) != nil
+}
+
 func (d sysctlDir) add(values sysctls, keys []string) error {
 	for _, key := range keys {
 		raw, err := os.ReadFile(filepath.Join(string(d), key))
@@ -74,6 +88,28 @@ func (d sysctlDir) add(values sysctls, keys []string) error {
 		}
 	}
 	return nil
+}
+
+// EnableForwarding has the kernel forward packets between all interfaces, as
+// [Net.Apply] of a state with forwarding does, for daemons that may not: after
+// it, they find it done. It gives the commands that it carried out.
+func (n *Net) EnableForwarding() (changes []string, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	err = n.with(func(k kernel) error {
+		values, err := k.sysctl.read("")
+		if err != nil {
+			return err
+		}
+		for _, op := range sysctlOps(state{sysctl: values}, tun.HostState{Forwarding: true}) {
+			if err := op.do(k); err != nil {
+				return fmt.Errorf("%s: %w", op, err)
+			}
+			changes = append(changes, op.String())
+		}
+		return nil
+	})
+	return changes, err
 }
 
 func (d sysctlDir) set(key, value string) error {

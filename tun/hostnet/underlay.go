@@ -51,7 +51,10 @@ func (n *Net) Underlay(ctx context.Context, exclude ...netip.Prefix) (tun.Underl
 			return err
 		}
 		u = underlay(links, addrs, routes, exclude)
-		u.NoIPv6 = !n.sysctl.has(forward6)
+		u.NoIPv6 = !n.sysctl.has(forward6) || n.sysctl.stuck(conf("ipv6", defaults, "disable_ipv6"), "1")
+		u.NoForwarding = slices.ContainsFunc([]string{
+			forward4, conf("ipv4", defaults, "forwarding"), forward6, conf("ipv6", defaults, "forwarding"),
+		}, func(key string) bool { return n.sysctl.stuck(key, "0") })
 		return ctx.Err()
 	})
 	return u, err
