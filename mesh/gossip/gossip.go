@@ -61,7 +61,7 @@ type Options struct {
 	Keys      [][]byte         // AES keys, newest first; it encrypts with the first
 	Bind      netip.AddrPort   // where to listen, TCP and UDP; port 0: a free one
 	Advertise netip.AddrPort   // where members reach us; zero: until SetAddress says it, nobody is spoken to, unless Bind tells. Port 0: the bound one
-	Seeds     []string         // host:port; ourselves may be among them
+	Seeds     []string         // host:port, until SetSeeds names others; ourselves may be among them
 	Peers     []netip.AddrPort // known from the last run
 	Log       *slog.Logger     // nil: none
 
@@ -110,6 +110,7 @@ type Gossip struct {
 	moved   chan struct{} // the live members changed; capacity 1
 	poke    chan struct{} // wish changed; capacity 1
 	leave   chan chan error
+	calls   chan call
 	stopped chan struct{}            // closed when Run returns
 	table   atomic.Pointer[[]byte]   // encoded objects, for LocalState
 	running atomic.Pointer[instance] // what Run's loop uses, for tests to see
@@ -123,6 +124,14 @@ type wish struct {
 	address   netip.AddrPort
 	endpoints []netip.AddrPort
 	newPorts  bool // endpoints were set
+	seeds     []string
+	newSeeds  bool // seeds were set
+}
+
+// call is a function to run between two steps.
+type call struct {
+	do   func(now time.Time)
+	done chan struct{} // closed when it has run
 }
 
 // New builds it; nothing happens before Run.
@@ -140,7 +149,7 @@ func New(opt Options) (*Gossip, error) {
 	}
 	g := &Gossip{
 		opt: opt, say: newLimiter(opt.Log), views: make(chan *mesh.View, 1), inbox: make(chan message, inboxSize),
-		moved: make(chan struct{}, 1), poke: make(chan struct{}, 1), leave: make(chan chan error), stopped: make(chan struct{}),
+		moved: make(chan struct{}, 1), poke: make(chan struct{}, 1), leave: make(chan chan error), calls: make(chan call), stopped: make(chan struct{}),
 	}
 	g.table.Store(new([]byte))
 	return g, nil
@@ -158,6 +167,27 @@ func (g *Gossip) SetEndpoints(endpoints []netip.AddrPort) {
 // takes a new memberlist instance; members hear of it within seconds.
 func (g *Gossip) SetAddress(address netip.AddrPort) {
 	g.set(func(w *wish) { w.address = plain(address) })
+}
+
+// SetSeeds names other seeds. They are tried at once, and from then on instead of
+// those before.
+func (g *Gossip) SetSeeds(seeds []string) {
+	g.set(func(w *wish) { w.seeds, w.newSeeds = slices.Clone(seeds), true })
+}
+
+// Do runs f once while nothing else calls the core, and lets the core act on what
+// f has changed. It waits for Run to come to it.
+func (g *Gossip) Do(ctx context.Context, f func(now time.Time)) error {
+	c := call{f, make(chan struct{})}
+	select {
+	case g.calls <- c:
+		<-c.done
+		return nil
+	case <-g.stopped:
+		return errStopped
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (g *Gossip) set(change func(*wish)) {

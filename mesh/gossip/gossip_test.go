@@ -406,6 +406,44 @@ func TestSeedThatComesBack(t *testing.T) {
 	})
 }
 
+// A node that knows nobody is told of a seed.
+func TestSetSeeds(t *testing.T) {
+	dead := func(o *gossip.Options, _ *core) { o.Seeds = []string{address(99).String()} }
+	for name, change := range map[string]func(*gossip.Options, *core){
+		"none before": func(o *gossip.Options, _ *core) { o.Seeds = nil }, "a dead one before": dead,
+	} {
+		t.Run(name, func(t *testing.T) {
+			meshtest.Bubble(t, func(t *testing.T) {
+				net := meshtest.NewNetwork(12)
+				a, b := start(t, net, 1, nil), start(t, net, 2, change)
+				time.Sleep(time.Hour)
+				if b.sees(1)() {
+					t.Fatal("they have met")
+				}
+				b.SetSeeds([]string{address(1).String()})
+				within(t, 200*time.Millisecond, "it is found", a.sees(1), b.sees(1))
+			})
+		})
+	}
+}
+
+// Do comes between two steps, and the core acts on what it changes.
+func TestDo(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		net := meshtest.NewNetwork(13)
+		nodes := startAll(t, net, 2)
+		within(t, 2*time.Second, "they meet", nodes[0].sees(1), nodes[1].sees(1))
+		if err := nodes[0].Do(t.Context(), func(time.Time) { nodes[0].core.say("news") }); err != nil {
+			t.Fatal(err)
+		}
+		within(t, time.Second, "it is said", nodes[1].knows("news"))
+		nodes[0].stop()
+		if err := nodes[0].Do(t.Context(), func(time.Time) { t.Error("it ran after the end") }); err == nil {
+			t.Error("no error after the end")
+		}
+	})
+}
+
 func TestWantIsAnswered(t *testing.T) {
 	meshtest.Bubble(t, func(t *testing.T) {
 		net := meshtest.NewNetwork(10)

@@ -26,21 +26,20 @@ func (l *loop) join(now time.Time) {
 	l.round = l.inst
 	inst, alone := l.inst, !l.book.alone.IsZero()
 	known, live := slices.Clone(l.book.known), slices.Collect(maps.Values(inst.others()))
-	own := []netip.AddrPort{inst.address}
+	named, own := l.seeds, []netip.AddrPort{inst.address}
 	if l.sockets != nil {
 		for _, a := range []netip.Addr{l.opt.Bind.Addr(), netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
 			own = append(own, netip.AddrPortFrom(a, l.sockets.port()))
 		}
 	}
 	l.tasks.Go(func() {
-		seeds := l.resolveSeeds(alone)
+		seeds := l.resolveSeeds(named, alone)
 		l.joins <- inst.join(targets(alone, seeds, known, live, own))
 	})
 }
 
 // resolveSeeds looks all seeds up, or one of them if we have company.
-func (l *loop) resolveSeeds(all bool) []netip.AddrPort {
-	seeds := l.opt.Seeds
+func (l *loop) resolveSeeds(seeds []string, all bool) []netip.AddrPort {
 	if n := len(seeds); !all && n > 1 {
 		i := rand.IntN(n)
 		seeds = seeds[i : i+1]
@@ -63,10 +62,10 @@ func (l *loop) resolveSeeds(all bool) []netip.AddrPort {
 // joined ends a round.
 func (l *loop) joined(err error) {
 	now := time.Now()
-	if l.round == l.inst { // else a new instance begins at once
+	if l.round == l.inst && !l.again { // else a new instance begins, or new seeds are tried, at once
 		l.joinAt = now.Add(l.book.pause(now))
 	}
-	l.round = nil
+	l.round, l.again = nil, false
 	if err != nil && !l.book.alone.IsZero() {
 		l.say.say(slog.LevelInfo, "no member answers yet, trying on", "err", err)
 	}

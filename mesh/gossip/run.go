@@ -33,9 +33,11 @@ type loop struct {
 	said  [][]byte                   // our last few objects
 
 	book   *book
+	seeds  []string
 	joinAt time.Time
 	round  *instance  // that joins others now; nil: none does
 	joins  chan error // result of a round; one at a time
+	again  bool       // there are new seeds, which that round does not know
 	wants  wants
 
 	saver   *saver
@@ -54,7 +56,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 	defer cancel()
 	l := &loop{
 		Gossip: g, ctx: ctx, slots: make(chan struct{}, sending), joins: make(chan error, 1), stale: true,
-		book: newBook(g.opt.Peers, now), wants: wants{},
+		book: newBook(g.opt.Peers, now), seeds: g.opt.Seeds, wants: wants{},
 	}
 	l.saver = &saver{store: g.opt.Store, table: g.opt.Core.Table, book: l.book, say: g.say, tableAt: now.Add(tableEvery)}
 	if g.opt.Transport == nil {
@@ -89,6 +91,9 @@ func (l *loop) run() {
 		case done := <-l.Gossip.leave:
 			l.opt.Core.Leave(time.Now())
 			l.leaving, l.left = append(l.leaving, done), true
+		case c := <-l.calls:
+			c.do(time.Now())
+			close(c.done)
 		case err := <-l.joins:
 			l.joined(err)
 		case <-l.moved:
@@ -145,6 +150,9 @@ func (l *loop) obey() {
 	l.mu.Unlock()
 	if w.newPorts {
 		l.opt.Core.SetEndpoints(time.Now(), w.endpoints)
+	}
+	if w.newSeeds {
+		l.seeds, l.joinAt, l.again = w.seeds, time.Now(), l.round != nil
 	}
 	l.move(w.address)
 }

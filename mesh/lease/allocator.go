@@ -18,7 +18,7 @@ const (
 	Quarantine OnConflict = "quarantine" // always keep it for local traffic and wait
 )
 
-// Config is fixed for the life of an allocator.
+// Config is fixed for the life of an allocator, but for OnConflict.
 type Config struct {
 	Self       mesh.NodeID
 	Network    mesh.Network
@@ -81,6 +81,10 @@ func IsSlot(n mesh.Network, prefixes []netip.Prefix) bool {
 	}
 	return true
 }
+
+// SetOnConflict says what becomes of a subnet that is lost, or was and is still
+// kept; it counts from the next Step on.
+func (a *Allocator) SetOnConflict(p OnConflict) { a.cfg.OnConflict = p }
 
 // Lease is the lease to publish; false: none.
 func (a *Allocator) Lease() (mesh.Lease, bool) { return a.lease, a.lease.State != 0 }

@@ -216,6 +216,16 @@ func TestTranscripts(t *testing.T) {
 		s.after(window, "window over", nil)
 		s.golden()
 	})
+	t.Run("policy changes while quarantined", func(t *testing.T) {
+		s := newScript(t, Config{OnConflict: Quarantine}, mesh.Lease{})
+		s.after(0, "claims", nil)
+		s.after(window, "window over", nil)
+		s.after(time.Hour, "an earlier claim of the same", add(other(s.cfg.Network, 1, at(s), mesh.Held, earlier)))
+		s.a.SetOnConflict(Renumber)
+		s.after(time.Minute, "told to renumber", nil)
+		s.after(ProbeWindow(2), "window over", nil)
+		s.golden()
+	})
 	t.Run("freed the longest ago is used first", func(t *testing.T) {
 		s := newScript(t, Config{}, mesh.Lease{})
 		n := s.cfg.Network

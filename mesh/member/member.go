@@ -17,6 +17,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -28,7 +29,7 @@ import (
 	"meshd/mesh/trust"
 )
 
-// Config is fixed for the life of a daemon.
+// Config is fixed for the life of a daemon, but for what [Member] has setters for.
 type Config struct {
 	Identity    ed25519.PrivateKey
 	Charter     []byte // newest known, signed
@@ -156,7 +157,7 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 	if state.Left {
 		m.alloc.Release(now) // a restart does not un-leave
 	}
-	if err := m.tryRecord(now, net); err != nil {
+	if err := m.tryRecord(now); err != nil {
 		return nil, err
 	}
 	return m, nil
@@ -164,7 +165,8 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 
 // tryRecord makes sure, before anything is published, that the largest record
 // which this node may have to publish can be.
-func (m *Member) tryRecord(now time.Time, net mesh.Network) error {
+func (m *Member) tryRecord(now time.Time) error {
+	net, _ := m.reg.Charter().Network(network)
 	rec := m.newRecord()
 	rec.Version, rec.Left = mesh.Version{Epoch: m.state.Epoch, Seq: 1 << 62}, false
 	six := netip.AddrPortFrom(netip.AddrFrom16([16]byte{0x20, 1}), 1)
@@ -208,6 +210,30 @@ func (m *Member) SetEndpoints(_ time.Time, endpoints []netip.AddrPort) {
 	if !slices.Equal(m.endpoints, endpoints) {
 		m.endpoints, m.dirty = endpoints, true
 	}
+}
+
+// SetLabels says how people sort this node; the others hear of it at once.
+// Labels that no record can carry are refused, and nothing changes.
+func (m *Member) SetLabels(now time.Time, labels map[string]string) error {
+	old := m.cfg.Labels
+	m.cfg.Labels = maps.Clone(labels)
+	if err := m.tryRecord(now); err != nil {
+		m.cfg.Labels = old
+		return err
+	}
+	m.dirty = true
+	return nil
+}
+
+// SetOnConflict says what this node does when it loses its subnet.
+func (m *Member) SetOnConflict(p lease.OnConflict) {
+	m.alloc.SetOnConflict(p)
+	m.dirty = true
+}
+
+// SetHasSeeds tells whether somebody is named to sync with.
+func (m *Member) SetHasSeeds(has bool) {
+	m.cfg.HasSeeds, m.dirty = has, true
 }
 
 // Leave gives everything back for good. The next Step has the signed release.
@@ -362,7 +388,7 @@ func (m *Member) publish(now time.Time) {
 	}
 	raw, err := rec.Sign(m.cfg.Identity)
 	if err != nil {
-		// Only labels and endpoints come from outside; New and SetEndpoints check them.
+		// Only labels and endpoints come from outside; New and the setters check them.
 		panic(fmt.Sprintf("own record: %v", err))
 	}
 	m.seq++
@@ -382,7 +408,7 @@ func (m *Member) newRecord() trust.Record {
 
 // sameSaying compares what two records say, versions aside.
 func sameSaying(a, b *trust.Record) bool {
-	return a.Left == b.Left && slices.Equal(a.Endpoints, b.Endpoints) &&
+	return a.Left == b.Left && slices.Equal(a.Endpoints, b.Endpoints) && maps.Equal(a.Labels, b.Labels) &&
 		slices.EqualFunc(a.Leases, b.Leases, sameLease)
 }
 

@@ -501,6 +501,61 @@ func TestViewOnlyOnChange(t *testing.T) {
 	}
 }
 
+func TestSetLabels(t *testing.T) {
+	s := newSim(t, narrow)
+	a, b := s.host("a", nil), s.host("b", s.token(nil))
+	s.start(a, nil)
+	s.start(b, a)
+	s.run(10 * time.Second)
+	set := func(labels map[string]string) error {
+		err := b.m.SetLabels(s.now, labels)
+		s.step(b)
+		s.run(time.Second)
+		return err
+	}
+	seen := func() string {
+		n, _ := a.view.Node(b.view.Self)
+		return fmt.Sprint(n.Labels)
+	}
+	for _, labels := range []map[string]string{{"site": "fra"}, {"site": "ams", "rack": "7"}, nil} {
+		if err := set(labels); err != nil || seen() != fmt.Sprint(labels) {
+			t.Errorf("a sees %s, %v; want %v", seen(), err, labels)
+		}
+	}
+	if n := len(b.spoken); set(nil) != nil || len(b.spoken) != n {
+		t.Error("the same labels make another record")
+	}
+	if err := set(map[string]string{"site": "new york"}); err == nil || seen() != "map[]" {
+		t.Errorf("a label that nobody accepts: %v, a sees %s", err, seen())
+	}
+	if err := set(map[string]string{"site": "fra"}); err != nil || seen() != "map[site:fra]" {
+		t.Errorf("after a refusal: %v, a sees %s", err, seen())
+	}
+}
+
+// A node is told to keep what it loses, loses its subnet, and is told to move on.
+func TestSetOnConflict(t *testing.T) {
+	s := newSim(t, narrow)
+	token := s.token(nil)
+	a, b, c := s.host("a", nil), s.host("b", token), s.host("c", token)
+	s.start(a, nil)
+	s.start(b, a)
+	s.run(5 * time.Second)
+	c.disk.Leases = []mesh.Lease{{Network: "default", Prefixes: []netip.Prefix{netip.MustParsePrefix(b.held())}, State: mesh.Held, Since: start.Add(time.Hour), ClaimEpoch: 1}}
+	s.start(c, a)
+	c.m.SetOnConflict(lease.Quarantine)
+	s.run(10 * time.Second)
+	if c.view.State != mesh.Quarantine {
+		t.Fatalf("c is %s", c.view.State)
+	}
+	c.m.SetOnConflict(lease.Renumber)
+	s.step(c)
+	s.run(10 * time.Second)
+	if c.view.State != mesh.Ready || c.held() == b.held() || !s.agreed() {
+		t.Errorf("b has %s, c is %s with %s", b.held(), c.view.State, c.held())
+	}
+}
+
 func TestPinOfOneFamily(t *testing.T) {
 	s := newSim(t, dual)
 	pin := s.token(func(c *trust.Credential) { c.Rights.Pins = []netip.Prefix{netip.MustParsePrefix("10.86.5.0/24")} })
