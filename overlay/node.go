@@ -77,10 +77,10 @@ type Options struct {
 	NewEngine func() (Engine, error) // with a TUN device of its own
 
 	Link       string           // name of the TUN device
-	MTU        int              // 0: from the underlay
+	MTU        int              // until SetMTU; 0: from the underlay
 	TunnelPort uint16           // where the engine listens
 	GossipPort uint16           // where gossip listens
-	Advertise  []netip.AddrPort // where peers reach the tunnel; empty: found on the interfaces. Port 0: TunnelPort
+	Advertise  []netip.AddrPort // until SetAdvertise: where peers reach the tunnel; empty: found on the interfaces. Port 0: TunnelPort
 	Version    string
 	Log        *slog.Logger
 
@@ -111,6 +111,10 @@ type Node struct {
 	prober *probe.Prober
 	ready  chan struct{} // closed when the node was ready for the first time
 
+	changed   chan struct{} // a setting was; capacity 1
+	mtuSet    atomic.Int64
+	advertise atomic.Pointer[[]netip.AddrPort]
+
 	quit     chan error    // why to end, from Down and Leave; capacity 1
 	stopped  chan struct{} // closed when Run is about to return
 	cleared  error         // what clearing the host came to; set before stopped is closed
@@ -125,7 +129,12 @@ type Node struct {
 
 // New builds a node; it does nothing before Run.
 func New(opt Options) *Node {
-	n := &Node{opt: opt, ready: make(chan struct{}), quit: make(chan error, 1), stopped: make(chan struct{})}
+	n := &Node{
+		opt: opt, ready: make(chan struct{}), changed: make(chan struct{}, 1),
+		quit: make(chan error, 1), stopped: make(chan struct{}),
+	}
+	n.mtuSet.Store(int64(opt.MTU))
+	n.advertise.Store(&opt.Advertise)
 	n.data = newDataPlane(opt.NewEngine, opt.Log)
 	n.loop = reconcile.New(n.data, opt.Host, opt.Log)
 	n.data.changed = n.loop.Kick
@@ -136,6 +145,25 @@ func New(opt Options) *Node {
 // Ready is closed when the lease is held and the host carries its traffic, for
 // the first time.
 func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+// SetMTU says the MTU of the TUN device; 0: from the underlay.
+func (n *Node) SetMTU(mtu int) {
+	n.mtuSet.Store(int64(mtu))
+	n.change()
+}
+
+// SetAdvertise says where peers reach the tunnel, as Options.Advertise does.
+func (n *Node) SetAdvertise(addresses []netip.AddrPort) {
+	n.advertise.Store(&addresses)
+	n.change()
+}
+
+func (n *Node) change() {
+	select {
+	case n.changed <- struct{}{}:
+	default:
+	}
+}
 
 // Run joins the mesh and carries traffic until ctx is done; then it returns nil
 // and leaves the unreachable routes behind, so that nothing leaks while the
@@ -295,6 +323,10 @@ func (n *Node) watch(ctx context.Context, events <-chan struct{}) error {
 			return nil
 		case <-events:
 			n.loop.Kick()
+		case <-n.changed:
+			if err := n.replan(); err != nil {
+				return err
+			}
 		case <-ticker.C:
 		}
 		if err := n.lookAtUnderlay(ctx); err != nil && ctx.Err() == nil {
@@ -336,7 +368,7 @@ func (n *Node) lookAtUnderlay(ctx context.Context) error {
 // endpoints are where peers reach the tunnel.
 func (n *Node) endpoints(u tun.Underlay) []netip.AddrPort {
 	var out []netip.AddrPort
-	for _, a := range n.opt.Advertise {
+	for _, a := range *n.advertise.Load() {
 		if a.Port() == 0 {
 			a = netip.AddrPortFrom(a.Addr(), n.opt.TunnelPort)
 		}
@@ -361,8 +393,8 @@ func (n *Node) gossipAddress(u tun.Underlay) (netip.AddrPort, bool) {
 
 // mtu is that of the TUN device.
 func (n *Node) mtu() int {
-	if n.opt.MTU != 0 {
-		return n.opt.MTU
+	if mtu := n.mtuSet.Load(); mtu != 0 {
+		return int(mtu)
 	}
 	under := 1500
 	if u := n.underlay.Load(); u != nil && u.MTU != 0 {

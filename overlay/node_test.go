@@ -265,6 +265,38 @@ func TestFollowsTheUnderlay(t *testing.T) {
 	})
 }
 
+func TestSettingsThatChange(t *testing.T) {
+	early := func(_ *testing.T, w *world) {
+		w.mesh.views <- view(self, beta)
+	}
+	inWorld(t, early, func(t *testing.T, w *world) {
+		check := func(endpoint, gossip, mtu string) {
+			t.Helper()
+			settle()
+			w.mesh.mu.Lock()
+			endpoints, address := w.mesh.endpoints, w.mesh.address
+			w.mesh.mu.Unlock()
+			if len(endpoints) != 1 || endpoints[0].String() != endpoint || address.String() != gossip {
+				t.Errorf("endpoints %v, gossip %v; want %s and %s", endpoints, address, endpoint, gossip)
+			}
+			if !strings.Contains(w.kernel.String(), "mtu "+mtu+"\n") {
+				t.Errorf("host has\n%s\nwant the MTU %s", w.kernel, mtu)
+			}
+		}
+		check("203.0.113.1:51880", "203.0.113.1:51881", "1420")
+		w.node.SetAdvertise([]netip.AddrPort{netip.MustParseAddrPort("198.51.100.7:4000")})
+		check("198.51.100.7:4000", "198.51.100.7:51881", "1420")
+		w.node.SetMTU(1300)
+		check("198.51.100.7:4000", "198.51.100.7:51881", "1300")
+		w.node.SetAdvertise(nil)
+		w.node.SetMTU(0)
+		check("203.0.113.1:51880", "203.0.113.1:51881", "1420")
+		if !isReady(w.node) {
+			t.Error("not ready")
+		}
+	})
+}
+
 func TestPeerThatLeft(t *testing.T) {
 	inWorld(t, nil, func(t *testing.T, w *world) {
 		gone := beta
