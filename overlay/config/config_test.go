@@ -109,6 +109,10 @@ func TestTemplateMeansTheDefaults(t *testing.T) {
 	golden(t, "testdata/template.golden", text)
 }
 
+func TestReference(t *testing.T) {
+	golden(t, "../../docs/config.md", config.Reference())
+}
+
 func TestEveryKey(t *testing.T) {
 	c, err := config.Load("testdata/ok/all.yaml")
 	if err != nil {

@@ -70,7 +70,7 @@ var keys = []key{
 		value: scalar(func(c *Config) *netip.AddrPort { return &c.HTTP }, parseHTTP, address, listenForm+`, or "" for off`)},
 	{path: "interface", about: "The TUN device."},
 	{path: "interface.name", effect: onRestart,
-		about: "Its name.",
+		about: "Its name, as ip link shows it.",
 		value: scalar(func(c *Config) *string { return &c.Interface.Name }, parseInterface, strconv.Quote,
 			`1 to 15 letters, digits, ".", "_" and "-", not "lo", "all" or "default"`)},
 	{path: "interface.mtu", effect: onReload,

@@ -19,6 +19,9 @@ import (
 // maxSize is far more than a configuration needs; a larger file is a mistake.
 const maxSize = 1 << 20
 
+// maxErrors fills a screen. More of them say that the file is something else.
+const maxErrors = 20
+
 // Error is one mistake in a configuration file.
 type Error struct {
 	File    string
@@ -76,7 +79,8 @@ func kind(m os.FileMode) string {
 }
 
 // Parse reads the text of a configuration file; name stands for the file in
-// errors, of which it returns all, joined, in the order of their lines.
+// errors. It returns the first 20 of them, joined, in the order of their lines,
+// and how many more there are.
 func Parse(name string, data []byte) (*Config, error) {
 	p := &parser{file: name, config: Default(), lines: map[string]int{}}
 	if root := p.document(data); root != nil {
@@ -91,6 +95,9 @@ func Parse(name string, data []byte) (*Config, error) {
 		for i, e := range p.errs {
 			joined[i] = e
 		}
+		if p.more > 0 {
+			joined = append(joined, &Error{File: name, Message: fmt.Sprintf("and %d more", p.more)})
+		}
 		return nil, errors.Join(joined...)
 	}
 	return p.config, nil
@@ -101,16 +108,20 @@ func Parse(name string, data []byte) (*Config, error) {
 type parser struct {
 	file   string
 	config *Config
-	errs   []*Error
+	errs   []*Error       // the first maxErrors
+	more   int            // those after them
 	lines  map[string]int // of the keys that the file has
 }
 
+func (p *parser) full() bool { return len(p.errs) == maxErrors }
+
 func (p *parser) fail(line int, key, format string, args ...any) {
+	if p.full() {
+		p.more++
+		return
+	}
 	p.errs = append(p.errs, &Error{File: p.file, Line: line, Key: key, Message: fmt.Sprintf(format, args...)})
 }
-
-// yamlLine finds the line in the text of the library's errors.
-var yamlLine = regexp.MustCompile(`^line (\d+): `)
 
 // document gives the only document's root, or nil if there is none or it is not
 // to be read further.
@@ -139,17 +150,37 @@ func (p *parser) document(data []byte) *yaml.Node {
 	case err == io.EOF:
 		return nil
 	case err != nil:
-		text, line := strings.TrimPrefix(err.Error(), "yaml: "), 0
-		if m := yamlLine.FindStringSubmatch(text); m != nil {
-			line, _ = strconv.Atoi(m[1])
-			text = strings.TrimPrefix(text, m[0])
-		}
+		line, text := syntaxError(data, err)
 		p.fail(line, "", "%s; expected YAML", text)
 		return nil
 	case len(document.Content) != 1:
 		return nil
 	}
 	return document.Content[0]
+}
+
+// What the library says of a mistake: its lexer counts lines from 1, its grammar
+// from 0, neither mentions the first one, and no anchor has a line.
+var (
+	yamlLine    = regexp.MustCompile(`^line (\d+): `)
+	yamlGrammar = regexp.MustCompile(`^(did not find expected (key|node content|'-' indicator|',' or '[]}]'|<.*>)|found (duplicate|incompatible|undefined) )`)
+	yamlAnchor  = regexp.MustCompile(`^unknown anchor '(.*)' referenced`)
+)
+
+func syntaxError(data []byte, err error) (line int, text string) {
+	line, text = 1, strings.TrimPrefix(err.Error(), "yaml: ")
+	if m := yamlLine.FindStringSubmatch(text); m != nil {
+		line, _ = strconv.Atoi(m[1])
+		text = strings.TrimPrefix(text, m[0])
+		if yamlGrammar.MatchString(text) {
+			line++
+		}
+	}
+	if m := yamlAnchor.FindStringSubmatch(text); m != nil {
+		before, _, _ := bytes.Cut(data, []byte("*"+m[1]))
+		line = 1 + bytes.Count(before, []byte("\n"))
+	}
+	return line, text
 }
 
 // badText finds what no text editor would have written, which the library
@@ -163,6 +194,8 @@ func badText(data []byte) (line int, what string) {
 			return line, fmt.Sprintf("byte 0x%02x is not UTF-8", data[0])
 		case isControl(r) && r != '\t' && r != '\n' && r != '\r':
 			return line, fmt.Sprintf("control character %U", r)
+		case r == 0xfffe || r == 0xffff:
+			return line, fmt.Sprintf("%U is no character", r)
 		case r == '\n':
 			line++
 		}
@@ -200,7 +233,7 @@ func (p *parser) section(path string, n *yaml.Node) {
 		key, known := find(path, name)
 		switch {
 		case !known:
-			p.fail(k.Line, where, "unknown key; expected one of %s", names(path))
+			p.unknown(k.Line, path, name, where)
 		case key.isSection():
 			p.section(key.path, value)
 		default:
@@ -210,6 +243,17 @@ func (p *parser) section(path string, n *yaml.Node) {
 			}
 		}
 	})
+}
+
+func (p *parser) unknown(line int, section, name, where string) {
+	guess := ""
+	if !p.full() { // a large file of another kind has a hundred thousand of them
+		guess = hint(section, name)
+	}
+	if guess == "" {
+		guess = "expected one of " + names(section)
+	}
+	p.fail(line, where, "unknown key; %s", guess)
 }
 
 // mapping calls each for every entry of n whose key is a string and new.
