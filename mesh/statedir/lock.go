@@ -16,7 +16,7 @@ import (
 // refuses with [ErrShared] one that others use as well. If another process holds
 // it, the error is [ErrLocked] and names that process.
 func Lock(path string) (release func(), err error) {
-	if err := makeDir(path); err != nil {
+	if err := makeDir(path, ServiceUser); err != nil {
 		return nil, fmt.Errorf("lock state: %w", err)
 	}
 	name := filepath.Join(path, fileLock)

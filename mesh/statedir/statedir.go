@@ -3,19 +3,21 @@
 //
 //	keys    identity, seal key, tunnel key          never rewritten
 //	mesh    charter, certificate, gossip keys, seeds
-//	node    epoch, leases, whether the node has left
+//	node    epoch, leases, whether the node has left, on which machine it lives
 //	table   signed objects of all members           a cache
 //	peers   gossip addresses last seen              a cache
 //	lock    held by the one process that writes
 //
 // A file is replaced whole and durably: a crash leaves the old or the new one.
 // A header with a checksum tells damage from content, so a damaged file is an
-// error, never a new identity.
+// error, never a new identity. So is one of another node, and a state that was
+// copied from another machine, until [Adopt].
 //
 // Who writes must hold [Lock]; reading needs no lock.
 package statedir
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -25,7 +27,9 @@ import (
 	"strings"
 	"syscall"
 
+	"meshd/mesh"
 	"meshd/mesh/member"
+	"meshd/mesh/trust"
 )
 
 // Errors that callers decide by.
@@ -63,6 +67,7 @@ type Dir struct {
 	path       string
 	keys       Keys
 	membership Membership
+	machine    string // that it is bound to; empty: none
 }
 
 // Create writes the state of a new member, whole or not at all. Where there is
@@ -73,7 +78,7 @@ type Dir struct {
 // moment that counts: from then on whoever opens the directory completes the
 // rest, and before it the staged files are leftovers.
 func Create(path string, keys Keys, m Membership) error {
-	if err := makeDir(path); err != nil {
+	if err := makeDir(path, ServiceUser); err != nil {
 		return fmt.Errorf("create state: %w", err)
 	}
 	if err := complete(path); err != nil {
@@ -101,7 +106,7 @@ func Create(path string, keys Keys, m Membership) error {
 	for _, f := range []struct {
 		name string
 		body any
-	}{{fileKeys, keys.file()}, {fileMesh, membershipFile(m)}, {fileNode, nodeFile{}}} {
+	}{{fileKeys, keys.file()}, {fileMesh, membershipFile(m)}, {fileNode, nodeFile{Node: keys.ID().String(), Machine: thisMachine()}}} {
 		if err := writeFile(path, staged(f.name), f.name, f.body); err != nil {
 			return fmt.Errorf("create state: %w", err)
 		}
@@ -111,7 +116,7 @@ func Create(path string, keys Keys, m Membership) error {
 			return fmt.Errorf("keep the state of the mesh that was left: %w", err)
 		}
 	}
-	if err := os.Rename(filepath.Join(path, staged(fileKeys)), filepath.Join(path, fileKeys)); err != nil {
+	if err := rename(filepath.Join(path, staged(fileKeys)), filepath.Join(path, fileKeys)); err != nil {
 		return fmt.Errorf("create state: %w", err)
 	}
 	if err := syncDir(path); err != nil {
@@ -120,12 +125,16 @@ func Create(path string, keys Keys, m Membership) error {
 	return complete(path)
 }
 
-// Open reads the keys and the membership.
+// Open reads the keys and the membership. It refuses a state that is bound to
+// another machine with [ErrCopied].
 func Open(path string) (*Dir, error) {
 	if err := complete(path); err != nil {
 		return nil, fmt.Errorf("open state: %w", err)
 	}
 	d, err := load(path)
+	if err == nil {
+		err = checkMachine(path, d.machine)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open state: %w", err)
 	}
@@ -155,7 +164,30 @@ func load(path string) (*Dir, error) {
 		return nil, err
 	}
 	d.membership = Membership(m)
+	if err := d.checkMembership(); err != nil {
+		return nil, damaged(path, fileMesh, err)
+	}
+	var n nodeFile
+	if readFile(path, fileNode, &n) == nil { // else State will tell
+		d.machine = n.Machine
+	}
 	return d, nil
+}
+
+// checkMembership refuses that of another node.
+func (d *Dir) checkMembership() error {
+	charter, err := trust.ParseCharter(d.membership.Charter, mesh.ID{})
+	if err != nil {
+		return err
+	}
+	certificate, err := trust.ParseCertificate(d.membership.Certificate, charter.CA)
+	if err != nil {
+		return err
+	}
+	if id := certificate.ID(); id != d.keys.ID() {
+		return fmt.Errorf("its certificate is that of node %s, and the keys are those of %s", id, d.keys.ID())
+	}
+	return nil
 }
 
 // Format implements [fmt.Formatter] without any secret.
@@ -185,6 +217,9 @@ func (d *Dir) State() (member.State, error) {
 		return member.State{}, fmt.Errorf("read node state: %w", err)
 	}
 	s, err := f.state()
+	if id := d.keys.ID().String(); err == nil && f.Node != "" && f.Node != id {
+		err = fmt.Errorf("it is that of node %.40q, and the keys are those of %s", f.Node, id)
+	}
 	if err != nil {
 		return member.State{}, fmt.Errorf("read node state: %w", damaged(d.path, fileNode, err))
 	}
@@ -192,23 +227,45 @@ func (d *Dir) State() (member.State, error) {
 }
 
 // BeginEpoch raises the epoch by one, durably, and gives the state with it. A
-// daemon does so before it says anything.
+// daemon does so before it says anything. It binds the state to this machine, if
+// it is bound to none.
 func (d *Dir) BeginEpoch() (member.State, error) {
 	s, err := d.State()
 	if err != nil {
 		return s, err
 	}
 	s.Epoch++
+	d.machine = cmp.Or(d.machine, thisMachine())
 	return s, d.SaveState(s)
 }
 
 // SaveState replaces what must outlast the daemon, durably.
 func (d *Dir) SaveState(s member.State) error {
-	if err := writeFile(d.path, fileNode, fileNode, nodeFileOf(s)); err != nil {
+	f := nodeFileOf(s)
+	f.Node, f.Machine = d.keys.ID().String(), d.machine
+	if err := writeFile(d.path, fileNode, fileNode, f); err != nil {
 		return fmt.Errorf("save node state: %w", err)
 	}
 	return nil
 }
+
+// Check tells whether the state could be saved now. It writes a file of a node
+// state's size and removes it before anything gets to the medium, so it may be
+// called often.
+func (d *Dir) Check() error {
+	path := filepath.Join(d.path, ".tmp-"+fileNode)
+	f, err := create(path)
+	if err == nil {
+		err = errors.Join(write(f, make([]byte, checkSize)), f.Close(), remove(path))
+	}
+	if err != nil {
+		return fmt.Errorf("check state directory: %w", err)
+	}
+	return nil
+}
+
+// checkSize is a block of most file systems; few node states need a second one.
+const checkSize = 4 << 10
 
 // LoadTable reads the objects that the last daemon knew; none if there are none.
 // The table is a cache: on an error go on without it.
@@ -259,7 +316,7 @@ func complete(path string) error {
 	}
 	moved := false
 	for _, name := range []string{fileMesh, fileNode} {
-		err := os.Rename(filepath.Join(path, staged(name)), filepath.Join(path, name))
+		err := rename(filepath.Join(path, staged(name)), filepath.Join(path, name))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -273,7 +330,7 @@ func complete(path string) error {
 
 func dropStaged(path string) error {
 	for _, name := range []string{fileNode, fileMesh, fileKeys} {
-		if err := os.Remove(filepath.Join(path, staged(name))); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := remove(filepath.Join(path, staged(name))); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 		if err := syncDir(path); err != nil {
@@ -289,7 +346,7 @@ func keepOld(path string) error {
 	into := ""
 	for n := 1; into == ""; n++ {
 		try := filepath.Join(path, fmt.Sprintf("left-%d", n))
-		switch err := os.Mkdir(try, 0o700); {
+		switch err := mkdir(try); {
 		case err == nil:
 			into = try
 		case !errors.Is(err, os.ErrExist):
@@ -300,7 +357,7 @@ func keepOld(path string) error {
 		return err
 	}
 	for _, name := range []string{fileKeys, fileMesh, fileNode, fileTable, filePeers} {
-		err := os.Link(filepath.Join(path, name), filepath.Join(into, name))
+		err := link(filepath.Join(path, name), filepath.Join(into, name))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -309,7 +366,7 @@ func keepOld(path string) error {
 		return err
 	}
 	for _, name := range []string{fileTable, filePeers} {
-		if err := os.Remove(filepath.Join(path, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := remove(filepath.Join(path, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
@@ -317,14 +374,15 @@ func keepOld(path string) error {
 }
 
 // makeDir makes the state directory, or closes an existing one to others. It
-// refuses one that is not for us alone: others would be locked out.
-func makeDir(path string) error {
+// refuses one that is not for us alone: others would be locked out. A new one
+// that root makes is for the service, if there is that user.
+func makeDir(path, service string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
 	err := os.Mkdir(path, 0o700)
 	if err == nil {
-		return syncDir(filepath.Dir(path))
+		return errors.Join(giveNew(path, service), syncDir(filepath.Dir(path)))
 	}
 	if !errors.Is(err, os.ErrExist) {
 		return err

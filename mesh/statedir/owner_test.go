@@ -1,0 +1,146 @@
+package statedir
+
+import (
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+// somebody is a user that every host has, with a main group.
+func somebody(t *testing.T) (string, Owner) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("MESHD_REQUIRE_ROOT") == "1" {
+			t.Fatal("needs root")
+		}
+		t.Skip("only root can give files away")
+	}
+	owner, err := lookup("nobody")
+	if err != nil {
+		t.Skip(err)
+	}
+	return "nobody", owner
+}
+
+func owners(t *testing.T, paths ...string) []Owner {
+	t.Helper()
+	var all []Owner
+	for _, p := range paths {
+		info, err := os.Lstat(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, ownerOf(info))
+	}
+	return all
+}
+
+func TestNewDirectoryIsTheServices(t *testing.T) {
+	name, nobody := somebody(t)
+	path := filepath.Join(t.TempDir(), "state")
+	if err := makeDir(path, name); err != nil {
+		t.Fatal(err)
+	}
+	if err := Create(path, NewKeys(), testMembership()); err != nil {
+		t.Fatal(err)
+	}
+	release, err := Lock(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+	for i, o := range owners(t, path, filepath.Join(path, fileKeys), filepath.Join(path, fileMesh), filepath.Join(path, fileNode), filepath.Join(path, fileLock)) {
+		if o != nobody {
+			t.Errorf("file %d belongs to %+v, want %+v", i, o, nobody)
+		}
+	}
+	t.Run("one that is there keeps its owner", func(t *testing.T) {
+		path := t.TempDir()
+		if err := makeDir(path, name); err != nil {
+			t.Fatal(err)
+		}
+		if o := owners(t, path)[0]; o.UID != 0 {
+			t.Errorf("it belongs to %+v now", o)
+		}
+	})
+}
+
+func TestOwnerOf(t *testing.T) {
+	name, nobody := somebody(t)
+	dir := t.TempDir()
+	given := filepath.Join(dir, "given")
+	if err := os.Mkdir(given, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(given, 64000, 64001); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		path, service string
+		want          Owner
+	}{
+		{dir, name, nobody},
+		{filepath.Join(dir, "missing"), name, nobody},
+		{dir, "no-such-user", Owner{}},
+		{given, name, Owner{64000, 64001}},
+	} {
+		if got, err := OwnerOf(c.path, c.service); err != nil || got != c.want {
+			t.Errorf("OwnerOf(%s, %s) = %+v, %v, want %+v", c.path, c.service, got, err, c.want)
+		}
+	}
+	if _, err := lookup("no-such-user"); err != user.UnknownUserError("no-such-user") {
+		t.Errorf("lookup = %v", err)
+	}
+}
+
+// What the daemon's user has put into its directory must not make root give
+// away what is outside of it.
+func TestGive(t *testing.T) {
+	_, nobody := somebody(t)
+	outside := t.TempDir()
+	foreign := filepath.Join(outside, "shadow")
+	if err := os.WriteFile(foreign, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	path, _ := create(t)
+	in := func(name string) string { return filepath.Join(path, name) }
+	for _, err := range []error{
+		os.Link(foreign, in(".tmp-node")),
+		os.Symlink(foreign, in(".tmp-mesh")),
+		os.Symlink(outside, in("left-1")),
+		os.Mkdir(in("left-2"), 0o700),
+		os.WriteFile(in("left-2/keys"), nil, 0o600),
+		os.WriteFile(in("notes"), nil, 0o600), // not ours
+		os.Chown(in(fileNode), 64000, 64000),  // not root's
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	changed, err := Give(path, nobody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(changed)
+	want := []string{path, in(fileKeys), in("left-2"), in("left-2/keys"), in(fileMesh), in(filePeers), in(fileTable)}
+	slices.Sort(want)
+	if !slices.Equal(changed, want) {
+		t.Errorf("changed\n%q, want\n%q", changed, want)
+	}
+	for i, o := range owners(t, want...) {
+		if o != nobody {
+			t.Errorf("%s belongs to %+v", want[i], o)
+		}
+	}
+	for _, p := range []string{foreign, outside, in("notes")} {
+		if o := owners(t, p)[0]; o.UID != 0 {
+			t.Errorf("%s was given away", p)
+		}
+	}
+	if again, err := Give(path, nobody); err != nil || len(again) > 0 {
+		t.Errorf("a second time it changes %q, %v", again, err)
+	}
+	open(t, path)
+}
