@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -22,7 +23,7 @@ import (
 //	  "epoch": 7,
 const (
 	magic   = "meshd-state"
-	version = "1"
+	version = 1
 	// maxFile is above the largest table that gossip accepts (4 MiB, a third
 	// more in base64).
 	maxFile = 16 << 20
@@ -37,7 +38,7 @@ func encodeFile(kind string, body any) ([]byte, error) {
 		return nil, err
 	}
 	raw = append(raw, '\n')
-	head := magic + " " + version + " " + kind + " "
+	head := fmt.Sprintf("%s %d %s ", magic, version, kind)
 	return append([]byte(head+checksum(head, raw)+"\n"), raw...), nil
 }
 
@@ -57,7 +58,9 @@ func decodeFile(content []byte, kind string, body any) error {
 	if fields[3] != checksum(prefix, raw) {
 		return errors.New("its checksum is wrong")
 	}
-	if fields[1] != version {
+	if v, err := strconv.Atoi(fields[1]); err != nil || v < version {
+		return fmt.Errorf("its version is %.10q", fields[1]) // there was none before the first
+	} else if v > version {
 		return ErrNewer
 	}
 	if fields[2] != kind {
@@ -76,17 +79,12 @@ func checksum(head string, raw []byte) string {
 // readFile reads a file of the kind that its name says.
 func readFile(dir, name string, body any) error {
 	path := filepath.Join(dir, name)
-	f, err := os.Open(path)
-	if err != nil {
+	content, err := readWhole(path)
+	switch {
+	case errors.Is(err, errUnfit):
+		return damaged(dir, name, err)
+	case err != nil:
 		return err
-	}
-	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		return err
-	}
-	if len(content) > maxFile {
-		return damaged(dir, name, fmt.Errorf("it is larger than %d bytes", maxFile))
 	}
 	switch err := decodeFile(content, name, body); {
 	case errors.Is(err, ErrNewer):
@@ -95,6 +93,37 @@ func readFile(dir, name string, body any) error {
 		return damaged(dir, name, err)
 	}
 	return nil
+}
+
+// errUnfit says that something else stands where a file should.
+var errUnfit = errors.New("it is no file of ours")
+
+// readWhole reads a file that is a plain one, of a size that we may have written.
+func readWhole(path string) ([]byte, error) {
+	// A pipe must not keep us waiting. A symbolic link would be replaced by the
+	// next save, and what it points to go stale.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	switch {
+	case errors.Is(err, syscall.ELOOP):
+		return nil, fmt.Errorf("%w: a symbolic link", errUnfit)
+	case errors.Is(err, syscall.ENXIO):
+		return nil, fmt.Errorf("%w: a socket", errUnfit)
+	case err != nil:
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case info.IsDir():
+		return nil, fmt.Errorf("%w: a directory", errUnfit)
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%w: mode %s", errUnfit, info.Mode())
+	case info.Size() > maxFile:
+		return nil, fmt.Errorf("%w: %d bytes, at most %d", errUnfit, info.Size(), maxFile)
+	}
+	return io.ReadAll(io.LimitReader(f, maxFile))
 }
 
 // readNeeded reads a file without which the state is not whole.
@@ -130,14 +159,14 @@ func writeFile(dir, name, kind string, body any) error {
 	if err := writeDurably(temp, dir, content); err != nil {
 		return err
 	}
-	if err := os.Rename(temp, filepath.Join(dir, name)); err != nil {
+	if err := rename(temp, filepath.Join(dir, name)); err != nil {
 		return err
 	}
 	return syncDir(dir)
 }
 
 func writeDurably(path, dir string, content []byte) (err error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|syscall.O_NOFOLLOW, 0o600)
+	f, err := createFile(path)
 	if err != nil {
 		return err
 	}
@@ -147,10 +176,10 @@ func writeDurably(path, dir string, content []byte) (err error) {
 	if err := chownLike(path, dir); err != nil {
 		return err
 	}
-	if _, err := f.Write(content); err != nil {
+	if err := write(f, content); err != nil {
 		return err
 	}
-	return f.Sync()
+	return syncFile(f)
 }
 
 // chownLike gives path the owner of dir, when they differ: a command that root
@@ -171,13 +200,5 @@ func chownLike(path, dir string) error {
 	if os.Geteuid() != 0 {
 		return nil // only root can give files away
 	}
-	return os.Lchown(path, int(want.Uid), int(want.Gid))
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return chown(path, int(want.Uid), int(want.Gid))
 }

@@ -39,6 +39,10 @@ type nodeFile struct {
 	Epoch  uint64      `json:"epoch"`
 	Leases []leaseFile `json:"leases,omitempty"`
 	Left   bool        `json:"left,omitempty"`
+
+	// Neither was there from the first day on.
+	Node    string `json:"node,omitempty"`    // ID; the files of two nodes do not mix
+	Machine string `json:"machine,omitempty"` // see thisMachine
 }
 
 type leaseFile struct {

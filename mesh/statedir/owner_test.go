@@ -43,7 +43,7 @@ func TestNewDirectoryIsTheServices(t *testing.T) {
 	if err := makeDir(path, name); err != nil {
 		t.Fatal(err)
 	}
-	if err := Create(path, NewKeys(), testMembership()); err != nil {
+	if err := createNew(t, path); err != nil {
 		t.Fatal(err)
 	}
 	release, err := Lock(path)

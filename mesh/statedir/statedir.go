@@ -254,7 +254,7 @@ func (d *Dir) SaveState(s member.State) error {
 // called often.
 func (d *Dir) Check() error {
 	path := filepath.Join(d.path, ".tmp-"+fileNode)
-	f, err := create(path)
+	f, err := createFile(path)
 	if err == nil {
 		err = errors.Join(write(f, make([]byte, checkSize)), f.Close(), remove(path))
 	}
@@ -316,11 +316,16 @@ func complete(path string) error {
 	}
 	moved := false
 	for _, name := range []string{fileMesh, fileNode} {
-		err := rename(filepath.Join(path, staged(name)), filepath.Join(path, name))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+		from := filepath.Join(path, staged(name))
+		if _, err := os.Lstat(from); errors.Is(err, os.ErrNotExist) {
+			continue // whoever only reads may have a file system that is read-only
+		} else if err != nil {
 			return err
 		}
-		moved = moved || err == nil
+		if err := rename(from, filepath.Join(path, name)); err != nil {
+			return err
+		}
+		moved = true
 	}
 	if !moved {
 		return nil
@@ -380,7 +385,7 @@ func makeDir(path, service string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	err := os.Mkdir(path, 0o700)
+	err := mkdir(path)
 	if err == nil {
 		return errors.Join(giveNew(path, service), syncDir(filepath.Dir(path)))
 	}

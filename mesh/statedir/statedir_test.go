@@ -2,6 +2,7 @@ package statedir
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,20 +18,52 @@ import (
 
 	"meshd/mesh"
 	"meshd/mesh/member"
+	"meshd/mesh/trust"
 )
 
-func testMembership() Membership {
-	return Membership{
-		Charter: []byte("charter"), Certificate: []byte("certificate"), GossipKeys: [][]byte{bytes.Repeat([]byte{'G'}, 32)},
+// newNode gives the keys of a new node and what makes it a member of a mesh of
+// its own.
+func newNode(t testing.TB) (Keys, Membership) {
+	t.Helper()
+	_, ca, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now, keys := time.Now(), NewKeys()
+	charter := trust.Charter{Name: "home", Version: 1, Created: now, Networks: []mesh.Network{
+		{Name: "default", IPv4: netip.MustParsePrefix("10.86.0.0/16"), IPv4Len: 24},
+	}}
+	rawCharter, err := charter.Sign(ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate := trust.Certificate{
+		Serial: trust.NewSerial(), Identity: keys.Identity.Public().(ed25519.PublicKey), Name: "alpha",
+		SealKey: keys.Seal.Public(), NotBefore: now, NotAfter: now.Add(time.Hour), Admitted: now,
+	}
+	rawCertificate, err := certificate.Sign(ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys, Membership{
+		Charter: rawCharter, Certificate: rawCertificate, GossipKeys: [][]byte{bytes.Repeat([]byte{'G'}, 32)},
 		Seeds: []string{"192.0.2.1:51881"}, Founder: true,
 	}
+}
+
+// createNew writes the state of a new node, which may fail.
+func createNew(t *testing.T, path string) error {
+	t.Helper()
+	keys, m := newNode(t)
+	return Create(path, keys, m)
 }
 
 // create makes a state directory with every file in it.
 func create(t *testing.T) (string, Keys) {
 	t.Helper()
-	path, keys := filepath.Join(t.TempDir(), "state"), NewKeys()
-	if err := Create(path, keys, testMembership()); err != nil {
+	path := filepath.Join(t.TempDir(), "state")
+	keys, m := newNode(t)
+	if err := Create(path, keys, m); err != nil {
 		t.Fatal(err)
 	}
 	d := open(t, path)
@@ -74,9 +107,6 @@ func TestWhatIsSavedIsRead(t *testing.T) {
 	if !reflect.DeepEqual(d.Keys(), keys) {
 		t.Error("keys differ")
 	}
-	if !reflect.DeepEqual(d.Membership(), testMembership()) {
-		t.Error("membership differs")
-	}
 	if s, err := d.State(); err != nil || !reflect.DeepEqual(s, testState()) {
 		t.Errorf("state is %+v, %v", s, err)
 	}
@@ -86,7 +116,7 @@ func TestWhatIsSavedIsRead(t *testing.T) {
 	if peers, err := d.LoadPeers(); err != nil || len(peers) != 1 {
 		t.Errorf("peers are %v, %v", peers, err)
 	}
-	changed := testMembership()
+	changed := d.Membership()
 	changed.Seeds = nil
 	if err := d.SaveMembership(changed); err != nil {
 		t.Fatal(err)
@@ -111,7 +141,7 @@ func TestWhatIsSavedIsRead(t *testing.T) {
 
 func TestEpochs(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
-	if err := Create(path, NewKeys(), testMembership()); err != nil {
+	if err := createNew(t, path); err != nil {
 		t.Fatal(err)
 	}
 	for want := uint64(1); want <= 3; want++ {
@@ -205,7 +235,7 @@ func TestMissingFile(t *testing.T) {
 		if _, err := readAll(path); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), name) {
 			t.Errorf("without %s: %v", name, err)
 		}
-		if err := Create(path, NewKeys(), testMembership()); !errors.Is(err, ErrDamaged) {
+		if err := createNew(t, path); !errors.Is(err, ErrDamaged) {
 			t.Errorf("Create without %s: %v", name, err)
 		}
 	}
@@ -213,9 +243,7 @@ func TestMissingFile(t *testing.T) {
 
 func TestNewerVersion(t *testing.T) {
 	path, _ := create(t)
-	head, body := magic+" 2 "+fileNode+" ", "{}\n"
-	content := head + checksum(head, []byte(body)) + "\n" + body
-	if err := os.WriteFile(filepath.Join(path, fileNode), []byte(content), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(path, fileNode), withVersion("2", []byte("{}\n")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := open(t, path).State(); !errors.Is(err, ErrNewer) || errors.Is(err, ErrDamaged) {
@@ -225,7 +253,7 @@ func TestNewerVersion(t *testing.T) {
 
 func TestSecondCreate(t *testing.T) {
 	path, keys := create(t)
-	if err := Create(path, NewKeys(), testMembership()); !errors.Is(err, ErrExists) {
+	if err := createNew(t, path); !errors.Is(err, ErrExists) {
 		t.Errorf("Create: %v", err)
 	}
 	if !reflect.DeepEqual(open(t, path).Keys(), keys) {
@@ -239,8 +267,8 @@ func TestCreateAfterLeaving(t *testing.T) {
 		if err := open(t, path).SaveState(member.State{Epoch: 9, Left: true}); err != nil {
 			t.Fatal(err)
 		}
-		keys := NewKeys()
-		if err := Create(path, keys, testMembership()); err != nil {
+		keys, m := newNode(t)
+		if err := Create(path, keys, m); err != nil {
 			t.Fatal(err)
 		}
 		d, err := readAll(path)
@@ -325,7 +353,7 @@ func TestCrashInCreate(t *testing.T) {
 						t.Errorf("step %d: state is %+v, %v", step, s, err)
 					}
 				}
-				err = Create(path, NewKeys(), testMembership())
+				err = createNew(t, path)
 				if moved == 0 && err != nil || moved > 0 && !errors.Is(err, ErrExists) {
 					t.Errorf("step %d: Create again: %v", step, err)
 				}
@@ -343,7 +371,7 @@ func TestFailedCreate(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(path, staged(fileNode), "x"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Create(path, NewKeys(), testMembership()); err == nil {
+	if err := createNew(t, path); err == nil {
 		t.Fatal("Create succeeds")
 	}
 	if _, err := os.Stat(filepath.Join(path, fileKeys)); !errors.Is(err, os.ErrNotExist) {
@@ -376,7 +404,7 @@ func TestLock(t *testing.T) {
 	if _, err := Lock(path); !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), fmt.Sprint("process ", os.Getpid())) {
 		t.Errorf("second lock: %v", err)
 	}
-	if err := Create(path, NewKeys(), testMembership()); err != nil {
+	if err := createNew(t, path); err != nil {
 		t.Errorf("Create by the holder: %v", err)
 	}
 	release()
@@ -463,13 +491,13 @@ func TestFilesTakeTheDirectorysOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer release()
-	if err := Create(path, NewKeys(), testMembership()); err != nil {
+	if err := createNew(t, path); err != nil {
 		t.Fatal(err)
 	}
 	if err := open(t, path).SaveState(member.State{Epoch: 1, Left: true}); err != nil {
 		t.Fatal(err)
 	}
-	if err := Create(path, NewKeys(), testMembership()); err != nil {
+	if err := createNew(t, path); err != nil {
 		t.Fatal(err)
 	}
 	var names []string
@@ -497,11 +525,11 @@ func TestFilesTakeTheDirectorysOwner(t *testing.T) {
 
 func TestSecretsAreNotPrinted(t *testing.T) {
 	path, keys := create(t)
+	m := open(t, path).Membership()
 	var log bytes.Buffer
 	for _, h := range []slog.Handler{slog.NewTextHandler(&log, nil), slog.NewJSONHandler(&log, nil)} {
-		slog.New(h).Info("x", "keys", keys, "pointer", &keys, "secret", keys.Seal, "membership", testMembership(), "dir", open(t, path))
+		slog.New(h).Info("x", "keys", keys, "pointer", &keys, "secret", keys.Seal, "membership", m, "dir", open(t, path))
 	}
-	m := testMembership()
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d", "%q"} {
 		fmt.Fprintf(&log, verb, keys)
 		fmt.Fprintf(&log, verb, &keys)
@@ -596,7 +624,10 @@ func FuzzFile(f *testing.F) {
 	})
 }
 
-func withHeader(body []byte) []byte {
+func withHeader(body []byte) []byte { return withVersion("1", body) }
+
+// withVersion gives the content of a node file that claims to be of a version.
+func withVersion(version string, body []byte) []byte {
 	head := magic + " " + version + " " + fileNode + " "
 	return append([]byte(head+checksum(head, body)+"\n"), body...)
 }

@@ -39,6 +39,7 @@ var codes = []struct {
 	{statedir.ErrNoState, exit.NoInput},
 	{statedir.ErrCAKey, exit.BadData},
 	{statedir.ErrExists, exit.BadData},
+	{statedir.ErrCopied, exit.BadData},
 	{statedir.ErrDamaged, exit.BadData},
 	{statedir.ErrNewer, exit.BadData},
 	{statedir.ErrLocked, exit.Unavailable},
