@@ -16,6 +16,8 @@ import (
 //	GET  /v1/status    the document
 //	GET  /v1/version   {"version":"..."}
 //	POST /v1/ping      PingRequest; answers a PingReply per line
+//	GET  /v1/config    a ConfigReply
+//	POST /v1/reload    a ReloadReply; 422 if the file is bad, and nothing changed
 //	POST /v1/leave     {} when the node has left and cleaned up
 //	POST /v1/down      {} when the host is clean
 //
@@ -36,6 +38,33 @@ type PingReply struct {
 	Error   string      `json:"error,omitempty"` // no answer
 }
 
+// ConfigReply is the configuration in force.
+type ConfigReply struct {
+	File   string `json:"file"`   // from which it is read
+	Config string `json:"config"` // as such a file
+}
+
+// ReloadReply is what became of each key that the file has otherwise than what
+// is in force.
+type ReloadReply struct {
+	File    string   `json:"file"`
+	Applied []Change `json:"applied"`
+	Restart []Change `json:"restart"` // counts when the daemon is restarted
+	Rejoin  []Change `json:"rejoin"`  // counts when the host joins a mesh anew
+	Failed  []Change `json:"failed"`  // could not be applied: what was in force still is
+}
+
+// Change is one key of the configuration. Values are as a file would write them.
+type Change struct {
+	Key   string `json:"key"`
+	Old   string `json:"old"` // in force before
+	New   string `json:"new"` // in the file
+	Error string `json:"error,omitempty"`
+}
+
+// ErrBadConfig says that the daemon's file is bad, and nothing was changed.
+var ErrBadConfig = errors.New("the configuration stays as it is")
+
 const (
 	minPingInterval = 10 * time.Millisecond // a tool for people, not a load generator
 	maxPingInterval = time.Hour
@@ -52,7 +81,7 @@ type versionReply struct {
 }
 
 // controlHandler serves the control API; streams end with stop.
-func controlHandler(stop context.Context, d Daemon) http.Handler {
+func controlHandler(stop context.Context, d Daemon, s Settings) http.Handler {
 	mux := http.NewServeMux()
 	handle := func(method, path string, serve http.HandlerFunc) {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
@@ -73,6 +102,10 @@ func controlHandler(stop context.Context, d Daemon) http.Handler {
 		reply(w, http.StatusOK, versionReply{d.Version()})
 	})
 	handle(http.MethodPost, "/v1/ping", func(w http.ResponseWriter, r *http.Request) { servePing(stop, d, w, r) })
+	if s != nil {
+		handle(http.MethodGet, "/v1/config", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, s.Config()) })
+		handle(http.MethodPost, "/v1/reload", func(w http.ResponseWriter, r *http.Request) { serveReload(s, w, r) })
+	}
 	handle(http.MethodPost, "/v1/leave", change(d.Leave))
 	handle(http.MethodPost, "/v1/down", change(d.Down))
 	return mux
@@ -105,6 +138,23 @@ func change(do func(context.Context) error) http.HandlerFunc {
 			return
 		}
 		reply(w, http.StatusOK, struct{}{})
+	}
+}
+
+func serveReload(s Settings, w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changeTimeout)
+	defer cancel()
+	answer, err := s.Reload(ctx)
+	switch {
+	case errors.Is(err, ErrBadConfig):
+		replyError(w, http.StatusUnprocessableEntity, err.Error())
+	case err != nil:
+		replyError(w, http.StatusInternalServerError, err.Error())
+	default:
+		for _, list := range []*[]Change{&answer.Applied, &answer.Restart, &answer.Rejoin, &answer.Failed} {
+			*list = notNil(*list)
+		}
+		reply(w, http.StatusOK, answer)
 	}
 }
 

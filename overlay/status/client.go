@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -19,6 +20,9 @@ var ErrNoDaemon = errors.New("no daemon answers")
 
 // maxDocument bounds what a client reads: 100 000 peers fit.
 const maxDocument = 128 << 20
+
+// maxError bounds the text of an error: every mistake in a long file.
+const maxError = 1 << 20
 
 // Client asks a daemon through its control socket. All methods fail with
 // [ErrNoDaemon] when there is none, and with [fs.ErrPermission] when the socket
@@ -51,6 +55,23 @@ func (c *Client) Version(ctx context.Context) (string, error) {
 	var v versionReply
 	err := c.call(ctx, http.MethodGet, "/v1/version", nil, &v)
 	return v.Version, err
+}
+
+// Config fetches the configuration in force.
+func (c *Client) Config(ctx context.Context) (ConfigReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	var r ConfigReply
+	return r, c.call(ctx, http.MethodGet, "/v1/config", nil, &r)
+}
+
+// Reload makes the daemon read its configuration again. It fails with
+// [ErrBadConfig], whose text has a line per mistake, if the file is bad.
+func (c *Client) Reload(ctx context.Context) (ReloadReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout+writeTimeout)
+	defer cancel()
+	var r ReloadReply
+	return r, c.call(ctx, http.MethodPost, "/v1/reload", struct{}{}, &r)
 }
 
 // Leave makes the node sign that it leaves, clean the host and end.
@@ -125,8 +146,17 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 	}
 	defer response.Body.Close()
 	var e errorReply
-	if err := json.NewDecoder(io.LimitReader(response.Body, maxBody)).Decode(&e); err != nil || e.Error == "" {
+	if err := json.NewDecoder(io.LimitReader(response.Body, maxError)).Decode(&e); err != nil || e.Error == "" {
 		return nil, fmt.Errorf("ask the daemon on %s: it answers %s", c.socket, response.Status)
+	}
+	if response.StatusCode == http.StatusUnprocessableEntity {
+		return nil, badConfig(strings.Join(cleaned(strings.Split(e.Error, "\n")), "\n"))
 	}
 	return nil, errors.New(clean(e.Error))
 }
+
+// badConfig is the daemon's word on a bad file.
+type badConfig string
+
+func (e badConfig) Error() string      { return string(e) }
+func (badConfig) Is(target error) bool { return target == ErrBadConfig }

@@ -38,17 +38,29 @@ type Daemon interface {
 	Version() string
 }
 
+// Settings is the owner of the daemon's configuration. Its methods are called
+// from many goroutines.
+type Settings interface {
+	// Config tells what is in force.
+	Config() ConfigReply
+	// Reload reads the file again and applies what can be applied. It fails with
+	// [ErrBadConfig], and changes nothing, if the file is bad.
+	Reload(ctx context.Context) (ReloadReply, error)
+}
+
 // Options of a [Server].
 type Options struct {
-	Control string // path of the unix socket
-	HTTP    string // host:port of /metrics, /healthz and /readyz; empty: none
-	Daemon  Daemon
-	Log     *slog.Logger
+	Control  string // path of the unix socket
+	HTTP     string // host:port of /metrics, /healthz and /readyz, until SetHTTP; empty: none
+	Daemon   Daemon
+	Settings Settings // nil: nobody can ask for the configuration
+	Log      *slog.Logger
 }
 
 // Server offers the control socket and, if wanted, the HTTP listener.
 type Server struct {
 	opt   Options
+	web   *web
 	ready chan struct{}
 }
 
@@ -57,8 +69,12 @@ func NewServer(opt Options) *Server {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{opt, make(chan struct{})}
+	return &Server{opt, newWeb(MonitorHandler(opt.Daemon), opt.Log), make(chan struct{})}
 }
+
+// SetHTTP moves the HTTP listener of a server that is ready; empty: none. If the
+// new address cannot be had, that is an error and the old one stays.
+func (s *Server) SetHTTP(ctx context.Context, address string) error { return s.web.Set(ctx, address) }
 
 // Ready is closed as soon as the server listens.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
@@ -94,28 +110,20 @@ func (s *Server) Run(ctx context.Context) error {
 	}()
 	defer control.Close()
 
-	stop, cancel := context.WithCancel(ctx)
+	if err := s.web.Set(ctx, s.opt.HTTP); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	servers := []*http.Server{newHTTPServer(controlHandler(stop, s.opt.Daemon), s.opt.Log)}
-	listeners := []net.Listener{control}
-	if s.opt.HTTP != "" {
-		web, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.opt.HTTP)
-		if errors.Is(err, syscall.EADDRINUSE) {
-			return fmt.Errorf("listen for HTTP on %s: %w: choose another address under `http`, or an empty one", s.opt.HTTP, ErrInUse)
+	srv := newHTTPServer(controlHandler(ctx, s.opt.Daemon, s.opt.Settings), s.opt.Log)
+	failed := make(chan error, 2)
+	var serving sync.WaitGroup
+	serving.Go(func() { failed <- srv.Serve(control) })
+	serving.Go(func() {
+		if err := s.web.Run(ctx); err != nil {
+			failed <- err
 		}
-		if err != nil {
-			return fmt.Errorf("listen for HTTP: %w", err)
-		}
-		defer web.Close()
-		servers = append(servers, newHTTPServer(MonitorHandler(s.opt.Daemon), s.opt.Log))
-		listeners = append(listeners, web)
-	}
-
-	var wg sync.WaitGroup
-	failed := make(chan error, len(servers))
-	for i, srv := range servers {
-		wg.Go(func() { failed <- srv.Serve(listeners[i]) })
-	}
+	})
 	close(s.ready)
 	select {
 	case <-ctx.Done():
@@ -124,14 +132,8 @@ func (s *Server) Run(ctx context.Context) error {
 		err = fmt.Errorf("serve status: %w", err)
 	}
 	cancel()
-	grace, done := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
-	defer done()
-	for _, srv := range servers {
-		if srv.Shutdown(grace) != nil {
-			srv.Close()
-		}
-	}
-	wg.Wait()
+	shutdown(ctx, srv)
+	serving.Wait()
 	return err
 }
 

@@ -31,6 +31,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type daemon struct {
 	mu     sync.Mutex // guards all below
 	doc    status.Document
+	reload func() (status.ReloadReply, error)
 	ping   func(context.Context, mesh.NodeID) (time.Duration, netip.Addr, error)
 	change func(ctx context.Context, what string) error
 }
@@ -47,6 +48,10 @@ func (d *daemon) Ping(ctx context.Context, id mesh.NodeID) (time.Duration, netip
 func (d *daemon) Leave(ctx context.Context) error { return d.change(ctx, "leave") }
 func (d *daemon) Down(ctx context.Context) error  { return d.change(ctx, "down") }
 func (d *daemon) Version() string                 { return "v1.2.3" }
+func (d *daemon) Config() status.ConfigReply {
+	return status.ConfigReply{File: "/etc/c.yaml", Config: "seeds: []\n"}
+}
+func (d *daemon) Reload(context.Context) (status.ReloadReply, error) { return d.reload() }
 
 // serve runs a server for the test and waits until it listens.
 func serve(t *testing.T, opt status.Options) (stop func() error) {
@@ -72,7 +77,7 @@ func serve(t *testing.T, opt status.Options) (stop func() error) {
 func start(t *testing.T, d *daemon) (*status.Client, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "run", "meshd.sock")
-	serve(t, status.Options{Control: path, Daemon: d})
+	serve(t, status.Options{Control: path, Daemon: d, Settings: d})
 	return status.NewClient(path), path
 }
 
@@ -174,6 +179,8 @@ func TestRefusals(t *testing.T) {
 		{"GET", "/v1/leave", "", 405},
 		{"GET", "/v1/down", "", 405},
 		{"GET", "/v1/ping", "", 405},
+		{"GET", "/v1/reload", "", 405},
+		{"POST", "/v1/config", "", 405},
 		{"GET", "/", "", 404},
 		{"GET", "/v2/status", "", 404},
 		{"POST", "/v1/ping", "", 400},
@@ -205,6 +212,38 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("answer %d %s, want the IDs", code, body)
 		}
 	})
+}
+
+func TestReload(t *testing.T) {
+	want := status.ReloadReply{
+		File: "/etc/c.yaml", Applied: []status.Change{{Key: "log.level", Old: "info", New: "debug"}}, Restart: []status.Change{},
+		Rejoin: []status.Change{}, Failed: []status.Change{{Key: "http", Old: `""`, New: `":80"`, Error: "in use"}},
+	}
+	d := &daemon{}
+	client, path := start(t, d)
+
+	d.reload = func() (status.ReloadReply, error) { return want, nil }
+	if got, err := client.Reload(t.Context()); err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("got %+v, %v\nwant %+v", got, err, want)
+	}
+	d.reload = func() (status.ReloadReply, error) { return status.ReloadReply{}, nil }
+	if _, body := raw(t, path, "POST", "/v1/reload", ""); string(body) != `{"file":"","applied":[],"restart":[],"rejoin":[],"failed":[]}`+"\n" {
+		t.Errorf("nothing to do: %s", body)
+	}
+	d.reload = func() (status.ReloadReply, error) {
+		return status.ReloadReply{}, fmt.Errorf("%w:\nc.yaml:1: a\nc.yaml:2: \x1b[2J", status.ErrBadConfig)
+	}
+	_, err := client.Reload(t.Context())
+	if !errors.Is(err, status.ErrBadConfig) || err.Error() != "the configuration stays as it is:\nc.yaml:1: a\nc.yaml:2: \\x1b[2J" {
+		t.Errorf("a bad file: %q", err)
+	}
+	d.reload = func() (status.ReloadReply, error) { return status.ReloadReply{}, errors.New("the daemon is ending") }
+	if _, err := client.Reload(t.Context()); err == nil || errors.Is(err, status.ErrBadConfig) {
+		t.Errorf("another error: %v", err)
+	}
+	if c, err := client.Config(t.Context()); err != nil || c != d.Config() {
+		t.Errorf("config %+v, %v", c, err)
+	}
 }
 
 // raw sends one request without the client's help.
