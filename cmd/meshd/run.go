@@ -25,20 +25,24 @@ The state directory is made beforehand, by "meshctl init" on the first host and
 "meshctl join TOKEN" on every other one. See "meshctl status" for how it goes.
 
 On SIGTERM it stops and leaves unreachable routes for the mesh behind, so that
-nothing travels in clear text meanwhile; --cleanup removes those as well.`
+nothing travels in clear text meanwhile; --cleanup removes those as well.
+
+It runs as any user that has CAP_NET_ADMIN and owns the state directory. What
+takes more, root does before with --preflight: IP forwarding, the module tun, the
+owner of the state. It refuses where the daemon would, and says what it changed.`
 
 // run is the whole program but for signals and the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var path string
-	var check, cleanup bool
+	var check, cleanup, pre bool
 	cmd := &cobra.Command{
 		Use: "meshd", Short: "The daemon of a mesh node", Long: help, Version: version,
 		Args:         func(_ *cobra.Command, args []string) error { return noArguments(args) },
 		SilenceUsage: true, SilenceErrors: true,
-		Example: "  meshd --config /etc/meshd/config.yaml\n  meshd --check      # are configuration and state good?\n  meshd --cleanup    # remove all that is meshd's from this host's network",
+		Example: "  meshd --config /etc/meshd/config.yaml\n  meshd --check      # are configuration and state good?\n  meshd --preflight  # as root: prepare this host for a daemon that is not root\n  meshd --cleanup    # remove all that is meshd's from this host's network",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if check && cleanup {
-				return exit.With(exit.Usage, errors.New("--check and --cleanup do not go together: give one of them"))
+			if check && cleanup || check && pre || cleanup && pre {
+				return exit.With(exit.Usage, errors.New("--check, --cleanup and --preflight do not go together: give one of them"))
 			}
 			cfg, err := setup.LoadConfig(path)
 			if cleanup && exit.Code(err) == exit.NoInput {
@@ -51,6 +55,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 				return cleanUp(cmd.Context(), cfg, stdout)
 			case check:
 				return checkStart(cfg, path, stdout)
+			case pre:
+				return preflight(cfg, path, stdout)
 			}
 			return serve(cmd.Context(), cfg, stderr)
 		},
@@ -58,6 +64,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	cmd.Flags().StringVar(&path, "config", config.DefaultPath, "configuration `FILE`")
 	cmd.Flags().BoolVar(&check, "check", false, "say whether configuration and state are good, and exit")
 	cmd.Flags().BoolVar(&cleanup, "cleanup", false, "remove everything that is ours from this host's network, whether a daemon runs or not, and exit")
+	cmd.Flags().BoolVar(&pre, "preflight", false, "as root: prepare this host for a daemon that is not root, and exit")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exit.With(exit.Usage, err) })
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)

@@ -148,21 +148,26 @@ func newEngine(cfg *config.Config, dir *statedir.Dir, log *slog.Logger) (overlay
 // changing anything. It tries neither ports nor the TUN device: a daemon that
 // runs has them.
 func checkStart(cfg *config.Config, path string, stdout io.Writer) error {
-	dir, err := openState(cfg.StateDir)
-	if err != nil {
-		return err
-	}
-	state, err := dir.State()
-	if err != nil {
-		return withCode(err)
-	}
-	state.Epoch++ // as a start would
-	core, err := newMember(cfg, dir, state, slog.New(slog.DiscardHandler))
+	core, err := dryMember(cfg)
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(stdout, "%s and the state in %s are good: node %s\n", path, cfg.StateDir, core.Name())
 	return nil
+}
+
+// dryMember builds the membership machine as a start would, and saves nothing.
+func dryMember(cfg *config.Config) (*member.Member, error) {
+	dir, err := openState(cfg.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	state, err := dir.State()
+	if err != nil {
+		return nil, withCode(err)
+	}
+	state.Epoch++ // as a start would
+	return newMember(cfg, dir, state, slog.New(slog.DiscardHandler))
 }
 
 // cleanUp removes what is ours from the host: by way of the daemon if one runs,
