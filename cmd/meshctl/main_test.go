@@ -3,6 +3,8 @@ package main
 import (
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -29,6 +31,7 @@ func TestMain(m *testing.M) {
 //	token FILE KIND         write a token of another mesh: valid, expired, early
 //	left DIR                mark the node in DIR/state as having left
 //	hold DIR                hold the lock of DIR/state, as a daemon does
+//	copied DIR              bind the state in DIR/state to another machine
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
@@ -37,11 +40,15 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "config": writeTestConfig, "token": writeTestToken, "left": markLeft, "hold": hold,
+			"exits": exits, "config": writeTestConfig, "token": writeTestToken, "left": markLeft, "hold": hold, "copied": markCopied,
 		},
 		Condition: func(cond string) (bool, error) {
 			if cond == "root" {
 				return os.Geteuid() == 0, nil
+			}
+			if cond == "machine-id" {
+				id, err := os.ReadFile("/etc/machine-id")
+				return err == nil && len(id) >= 32, nil
 			}
 			return false, fmt.Errorf("no condition %s", cond)
 		},
@@ -146,4 +153,24 @@ func hold(ts *testscript.TestScript, neg bool, args []string) {
 	release, err := statedir.Lock(filepath.Join(ts.MkAbs(args[0]), "state"))
 	ts.Check(err)
 	ts.Defer(release)
+}
+
+// markCopied changes the state as if it had been made elsewhere; docs/operations.md
+// tells of the files' header.
+func markCopied(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: copied DIR")
+	}
+	path := filepath.Join(ts.MkAbs(args[0]), "state", "node")
+	raw, err := os.ReadFile(path)
+	ts.Check(err)
+	_, text, _ := strings.Cut(string(raw), "\n")
+	var node map[string]any
+	ts.Check(json.Unmarshal([]byte(text), &node))
+	node["machine"] = strings.Repeat("ab", 16)
+	body, err := json.Marshal(node)
+	ts.Check(err)
+	const head = "meshd-state 1 node "
+	sum := sha256.Sum256(append([]byte(head), body...))
+	ts.Check(os.WriteFile(path, fmt.Appendf(nil, "%ssha256:%x\n%s", head, sum, body), 0o600))
 }

@@ -157,6 +157,9 @@ func withoutDaemon(cfg *config.Config) *status.Document {
 	if errors.Is(err, statedir.ErrDamaged) {
 		doc.Health = append(doc.Health, status.Finding{Level: "error", Code: "state_damaged", Message: err.Error()})
 	}
+	if errors.Is(err, statedir.ErrCopied) {
+		doc.Health = append(doc.Health, status.Finding{Level: "error", Code: "state_copied", Message: err.Error()})
+	}
 	if err != nil {
 		return doc
 	}
