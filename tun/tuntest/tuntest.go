@@ -26,7 +26,7 @@ type Kernel struct {
 	mu       sync.Mutex
 	state    tun.HostState     // guarded by mu
 	underlay tun.Underlay      // guarded by mu
-	routes   []netip.Prefix    // guarded by mu
+	uses     []tun.Use         // guarded by mu
 	applied  int               // guarded by mu
 	failures int               // guarded by mu
 	watchers []chan<- struct{} // guarded by mu
@@ -97,11 +97,18 @@ func (k *Kernel) Underlay(ctx context.Context, exclude ...netip.Prefix) (tun.Und
 	return u, ctx.Err()
 }
 
-// Routes gives what [Kernel.SetRoutes] has set.
-func (k *Kernel) Routes(ctx context.Context) ([]netip.Prefix, error) {
+// Uses gives what [Kernel.SetUses] has set, as far as it is in the ranges.
+func (k *Kernel) Uses(ctx context.Context, ranges ...netip.Prefix) ([]tun.Use, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return slices.Clone(k.routes), ctx.Err()
+	return slices.DeleteFunc(slices.Clone(k.uses), func(u tun.Use) bool {
+		return !slices.ContainsFunc(ranges, u.Prefix.Overlaps)
+	}), ctx.Err()
+}
+
+// Connections gives none.
+func (k *Kernel) Connections(ctx context.Context, _ ...netip.Prefix) ([]tun.Use, error) {
+	return nil, ctx.Err()
 }
 
 // SetUnderlay sets the host's addresses, and tells the watchers.
@@ -112,11 +119,11 @@ func (k *Kernel) SetUnderlay(u tun.Underlay) {
 	k.signalLocked()
 }
 
-// SetRoutes sets the destinations of routes that are not ours.
-func (k *Kernel) SetRoutes(routes ...netip.Prefix) {
+// SetUses sets what the host has that is not ours, and tells the watchers.
+func (k *Kernel) SetUses(uses ...tun.Use) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.routes = slices.Clone(routes)
+	k.uses = slices.Clone(uses)
 	k.signalLocked()
 }
 
@@ -127,6 +134,40 @@ func (k *Kernel) Damage(change func(*tun.HostState)) {
 	s := k.state.Normal() // a copy
 	change(&s)
 	k.setLocked(s)
+}
+
+// RemoveLink takes the TUN device away, and what needs it, as the kernel does
+// when the daemon that has it open ends.
+func (k *Kernel) RemoveLink() {
+	k.Damage(func(s *tun.HostState) {
+		s.Link, s.MTU, s.Addresses = "", 0, nil
+		s.Routes = slices.DeleteFunc(s.Routes, func(r tun.Route) bool { return !r.Unreachable })
+	})
+}
+
+// Route tells which route a packet takes, as `ip route get` does: the longest
+// prefix, and of two the one that reaches. Without one of ours it goes where the
+// host's default route leads.
+func (k *Kernel) Route(dst netip.Addr) (route tun.Route, ours bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, r := range k.state.Routes {
+		if !r.Dst.Contains(dst) || !r.Unreachable && k.state.Link == "" {
+			continue
+		}
+		better := r.Dst.Bits() > route.Dst.Bits() || r.Dst.Bits() == route.Dst.Bits() && !r.Unreachable
+		if !ours || better {
+			route, ours = r, true
+		}
+	}
+	return route, ours
+}
+
+// Local tells whether the TUN device has an address.
+func (k *Kernel) Local(a netip.Addr) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.ContainsFunc(k.state.Addresses, func(p netip.Prefix) bool { return p.Addr() == a })
 }
 
 // Fail lets the next n calls of Apply return [ErrFailed].

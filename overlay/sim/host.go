@@ -1,0 +1,437 @@
+package sim
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"meshd/mesh"
+	"meshd/mesh/gossip"
+	"meshd/mesh/member"
+	"meshd/mesh/meshtest"
+	"meshd/mesh/statedir"
+	"meshd/overlay"
+	"meshd/overlay/probe"
+	"meshd/overlay/tunnel"
+	"meshd/overlay/tunnel/tunneltest"
+	"meshd/tun"
+	"meshd/tun/tuntest"
+)
+
+// Host is a machine: its disk, its kernel, and a daemon that may run on it.
+type Host struct {
+	// fixed at construction
+	w        *World
+	number   int
+	name     string
+	id       mesh.NodeID
+	admitted Admitted
+	keys     statedir.Keys
+	kernel   *tuntest.Kernel
+
+	// owned by the test's goroutine
+	disk    *meshtest.Store
+	member  *statedir.Membership // nil: not joined yet
+	joined  time.Time            // when its certificate was made
+	life    *life                // the daemon; nil: none
+	wanted  bool                 // the daemon should run
+	startAt time.Time            // not before
+	left    bool
+	moves   int // how often its address has changed
+	starts  uint64
+
+	mu       sync.Mutex // guards all below
+	address  netip.Addr
+	engine   *tunneltest.Simulated // with the TUN device; nil: there is none
+	sockets  map[netip.AddrPort]*socket
+	guarded  bool      // the mesh's ranges are routed
+	hurt     time.Time // when its routes were last damaged
+	repairBy time.Time // when they must be back; zero: no hurry
+}
+
+func newHost(w *World, number int, plan HostPlan) *Host {
+	h := &Host{
+		w: w, number: number, name: fmt.Sprintf("n%d", number), admitted: plan.Admitted, kernel: new(tuntest.Kernel),
+		keys: statedir.NewKeys(), disk: new(meshtest.Store), sockets: map[netip.AddrPort]*socket{},
+	}
+	h.keys.Identity = ed25519.NewKeyFromSeed(plan.Identity[:])
+	h.id = idOf(h.keys.Identity)
+	h.setAddress(address(number, 0))
+	return h
+}
+
+// String names the host and its identity.
+func (h *Host) String() string { return h.name }
+
+// Addresses implements [tunneltest.Machine].
+func (h *Host) Addresses() []netip.Addr {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return []netip.Addr{h.address}
+}
+
+func (h *Host) setAddress(a netip.Addr) {
+	h.mu.Lock()
+	h.address = a
+	h.mu.Unlock()
+	h.kernel.SetUnderlay(tun.Underlay{Addresses: []netip.Addr{a}, MTU: 1500})
+}
+
+// join makes the certificate, as `meshctl init` and `join` do.
+func (h *Host) join() {
+	var m statedir.Membership
+	switch h.admitted {
+	case ByCA:
+		m = h.w.mesh.Found(h.w.t, h.keys, h.name)
+	case ByNobody:
+		m = h.w.mesh.Join(h.w.t, h.w.tokens[ByNobody], h.keys, h.name, time.Now().Add(-2*time.Hour))
+	case ByToken, ByAnother, ByPin:
+		m = h.w.mesh.Join(h.w.t, h.w.tokens[h.admitted], h.keys, h.name, time.Now())
+	}
+	h.member = &m
+	h.w.truth.join(h, m.Certificate)
+}
+
+// life is one run of the daemon.
+type life struct {
+	h    *Host
+	node *overlay.Node
+	stop context.CancelFunc
+	done chan error
+	dead atomic.Bool // killed: what it does from now on has no effect
+
+	mu         sync.Mutex
+	transports []memberlist.Transport
+}
+
+// boot starts the daemon. If it cannot start, the service manager comes again.
+func (h *Host) boot() {
+	state, table, peers := h.disk.Saved()
+	state.Epoch++
+	h.starts++
+	l := &life{h: h, done: make(chan error, 1)}
+	disk := disk{h.disk, l}
+	if err := disk.SaveState(state); err != nil {
+		h.w.say(h.name, "does not start: %v", err)
+		h.startAt = time.Now().Add(time.Second)
+		return
+	}
+	log := storyLog{l}.logger()
+	nonce := uint64(h.number)<<32 | h.starts
+	core := meshtest.Member(h.w.t, h.keys, *h.member, state, table, nonce)
+	var seeds []string
+	for _, s := range h.w.hosts[:min(2, len(h.w.hosts))] {
+		if s != h {
+			seeds = append(seeds, netip.AddrPortFrom(address(s.number, 0), gossipPort).String())
+		}
+	}
+	g, err := gossip.New(gossip.Options{
+		Core: tap{core, l}, Store: disk, Self: h.id, Keys: h.member.GossipKeys, Seeds: seeds, Peers: peers, Log: log,
+		Transport: l.transport,
+	})
+	if err != nil {
+		h.w.t.Fatal(err)
+	}
+	l.node = overlay.New(overlay.Options{
+		Self: h.id, Name: h.name, Version: "sim", Log: log, Mesh: g, Host: hostNet{h.kernel, l}, NewEngine: l.newEngine,
+		Link: "mesh0", TunnelPort: tunnelPort, GossipPort: gossipPort, ListenProbe: l.listen,
+	})
+	ctx, stop := context.WithCancel(h.w.t.Context())
+	l.stop = stop
+	h.life = l
+	go func() { l.done <- l.node.Run(ctx) }()
+}
+
+// kill is kill -9: nothing is saved or said any more.
+func (h *Host) kill() {
+	l := h.life
+	if l == nil {
+		return
+	}
+	h.life = nil
+	h.excuse()
+	l.dead.Store(true)
+	l.stop()
+	l.mu.Lock()
+	for _, t := range l.transports {
+		_ = t.Shutdown()
+	}
+	l.mu.Unlock()
+	h.removeTUN()
+	h.mu.Lock()
+	clear(h.sockets)
+	h.mu.Unlock()
+}
+
+// stopWait is how long a daemon may take to stop: systemd would wait longer.
+const stopWait = 15 * time.Second
+
+// stop is SIGTERM: the daemon saves what it knows.
+func (h *Host) stop() {
+	l := h.life
+	if l == nil {
+		return
+	}
+	h.excuse()
+	l.stop()
+	h.await(l, nil)
+}
+
+// leave gives membership up for good.
+func (h *Host) leave() {
+	l := h.life
+	if l == nil {
+		return
+	}
+	h.wanted = false
+	ctx, cancel := context.WithTimeout(h.w.t.Context(), stopWait)
+	defer cancel()
+	if err := l.node.Leave(ctx); err != nil {
+		h.w.violate("I6", "%s cannot leave: %v", h, err)
+	}
+	h.await(l, overlay.ErrLeft)
+	h.left = true
+	if rest := h.kernel.String(); rest != "" {
+		h.w.violate("I6", "%s has left and its kernel still has\n%s", h, rest)
+	}
+}
+
+// await waits for the end of a daemon that was told to end.
+func (h *Host) await(l *life, want error) {
+	timeout := time.NewTimer(stopWait)
+	defer timeout.Stop()
+	select {
+	case err := <-l.done:
+		if !errors.Is(err, want) {
+			h.w.violate("I6", "%s ended with %v, not %v", h, err, want)
+		}
+	case <-timeout.C:
+		h.w.violate("I6", "%s does not stop within %s", h, stopWait)
+	}
+	h.life = nil
+	h.removeTUN()
+}
+
+// supervise does what a service manager does: it starts what should run.
+func (h *Host) supervise(now time.Time) {
+	if l := h.life; l != nil {
+		select {
+		case err := <-l.done:
+			h.life = nil
+			h.w.violate("I6", "%s ended by itself: %v", h, err)
+		default:
+		}
+	}
+	if h.wanted && h.life == nil && !now.Before(h.startAt) {
+		h.boot()
+	}
+}
+
+// removeTUN takes the TUN device away, as the kernel does at the end of the
+// process, or as somebody may do by hand.
+func (h *Host) removeTUN() {
+	h.mu.Lock()
+	e := h.engine
+	h.engine = nil
+	h.mu.Unlock()
+	if e != nil {
+		e.Break()
+	}
+	h.kernel.RemoveLink()
+}
+
+// hurtRoutes says that the routes are gone. A daemon that is ready must put them
+// back.
+func (h *Host) hurtRoutes() {
+	ready := h.ready()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.guarded, h.hurt = false, time.Now()
+	if ready {
+		h.repairBy = h.hurt.Add(repairIn)
+	}
+}
+
+// excuse lifts the limit of a repair: something else is in the way.
+func (h *Host) excuse() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.repairBy = time.Time{}
+}
+
+func (h *Host) ready() bool {
+	return h.life != nil && h.life.node.Status().State == mesh.Ready
+}
+
+// newEngine opens a TUN device and builds an engine on it.
+func (l *life) newEngine() (overlay.Engine, error) {
+	if l.dead.Load() {
+		return nil, errDead
+	}
+	e := l.h.w.fabric.Engine(l.h, l.h.keys.Tunnel.Public(), tunnelPort)
+	l.h.mu.Lock()
+	l.h.engine = e
+	l.h.mu.Unlock()
+	return checked{e, l}, nil
+}
+
+// checked is an engine whose configurations are looked at.
+type checked struct {
+	*tunneltest.Simulated
+	l *life
+}
+
+func (e checked) Apply(ctx context.Context, want tunnel.Config) error {
+	if e.l.dead.Load() {
+		return errDead
+	}
+	e.l.h.w.truth.applied(e.l.h, want)
+	if e.l.h.admitted == ByNobody {
+		want = everything(want, e.l.h)
+	}
+	return e.Simulated.Apply(ctx, want)
+}
+
+// errDead is what a killed daemon hears from the world.
+var errDead = errors.New("killed")
+
+// transport is the gossip's socket.
+func (l *life) transport(at netip.AddrPort) (memberlist.Transport, error) {
+	if l.dead.Load() {
+		return nil, errDead
+	}
+	t, err := l.h.w.net.Transport(at)
+	if err == nil {
+		l.mu.Lock()
+		l.transports = append(l.transports, t)
+		l.mu.Unlock()
+	}
+	return t, err
+}
+
+// disk is the state directory of one life.
+type disk struct {
+	*meshtest.Store
+	l *life
+}
+
+func (d disk) SaveState(s member.State) error {
+	return d.save(func() error {
+		err := d.Store.SaveState(s)
+		if err == nil {
+			d.l.h.w.truth.save(d.l.h, s)
+		}
+		return err
+	})
+}
+
+func (d disk) SaveTable(t [][]byte) error {
+	return d.save(func() error { return d.Store.SaveTable(t) })
+}
+
+func (d disk) SavePeers(p []netip.AddrPort) error {
+	return d.save(func() error { return d.Store.SavePeers(p) })
+}
+
+func (d disk) save(do func() error) error {
+	if d.l.dead.Load() {
+		return errDead
+	}
+	return do()
+}
+
+// hostNet is the kernel as one life reaches it.
+type hostNet struct {
+	*tuntest.Kernel
+	l *life
+}
+
+var errNoLink = errors.New("link mesh0: no such device")
+
+func (n hostNet) Apply(ctx context.Context, want tun.HostState) error {
+	h := n.l.h
+	if n.l.dead.Load() {
+		return errDead
+	}
+	h.mu.Lock()
+	noTUN := h.engine == nil
+	h.mu.Unlock()
+	if want.Link != "" && noTUN {
+		return errNoLink
+	}
+	err := n.Kernel.Apply(ctx, want)
+	if err == nil {
+		h.mu.Lock()
+		h.guarded = len(want.Routes) > 0
+		h.mu.Unlock()
+	}
+	return err
+}
+
+// listen opens a UDP socket of the host.
+func (l *life) listen(at netip.AddrPort) (probe.Conn, error) {
+	h := l.h
+	if !h.kernel.Local(at.Addr()) {
+		return nil, fmt.Errorf("listen on %s: cannot assign requested address", at)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if l.dead.Load() || h.sockets[at] != nil {
+		return nil, fmt.Errorf("listen on %s: address already in use", at)
+	}
+	s := &socket{l: l, at: at, in: make(chan datagram, 64), closed: make(chan struct{})}
+	h.sockets[at] = s
+	return s, nil
+}
+
+// socket is a UDP socket of a host.
+type socket struct {
+	l      *life
+	at     netip.AddrPort
+	in     chan datagram
+	once   sync.Once
+	closed chan struct{}
+}
+
+type datagram struct {
+	from    netip.AddrPort
+	payload []byte
+}
+
+func (s *socket) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
+	select {
+	case d := <-s.in:
+		return copy(b, d.payload), d.from, nil
+	case <-s.closed:
+		return 0, netip.AddrPort{}, net.ErrClosed
+	}
+}
+
+func (s *socket) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
+	if s.l.dead.Load() {
+		return 0, net.ErrClosed
+	}
+	s.l.h.route(tunneltest.Inner{Src: s.at, Dst: to, Payload: slices.Clone(b)})
+	return len(b), nil
+}
+
+func (s *socket) Close() error {
+	s.once.Do(func() {
+		close(s.closed)
+		s.l.h.mu.Lock()
+		defer s.l.h.mu.Unlock()
+		if s.l.h.sockets[s.at] == s {
+			delete(s.l.h.sockets, s.at)
+		}
+	})
+	return nil
+}

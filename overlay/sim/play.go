@@ -1,0 +1,190 @@
+package sim
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"meshd/mesh"
+	"meshd/overlay/status"
+)
+
+// tick is how finely the world does what is due.
+const tick = 100 * time.Millisecond
+
+// Pass lets time pass: service managers start what should run, and packets
+// travel that must not go astray. It ends early at a violation.
+func (w *World) Pass(d time.Duration) {
+	end := time.Now().Add(d)
+	for now := time.Now(); now.Before(end) && !w.Failed(); now = time.Now() {
+		for _, h := range w.hosts {
+			h.supervise(now)
+			h.mu.Lock()
+			late := !h.repairBy.IsZero() && now.After(h.repairBy)
+			if late || h.guarded {
+				h.repairBy = time.Time{}
+			}
+			bare := late && !h.guarded
+			h.mu.Unlock()
+			if bare {
+				w.violate("I6", "%s has not put its routes back within %s", h, repairIn)
+			}
+		}
+		w.sample()
+		time.Sleep(min(tick, end.Sub(now)))
+	}
+}
+
+// Play does what the schedule says, when it says so, and heals everything at its
+// end. It ends early at a violation.
+func (w *World) Play(s *Schedule) {
+	w.say("", "%s", s.Weather)
+	for _, step := range s.Steps {
+		if late := time.Since(w.begin); step.At > late {
+			w.Pass(step.At - late)
+		}
+		if w.Failed() {
+			return
+		}
+		w.say("", "%s", step.Text)
+		step.do(w)
+	}
+	w.heal()
+}
+
+// heal ends all faults: every host that has joined and not left runs.
+func (w *World) heal() {
+	w.say("", "all faults end")
+	clear(w.cut)
+	w.silence = false
+	w.rewire()
+	w.weather(Weather{Latency: 20 * time.Millisecond, Jitter: 5 * time.Millisecond})
+	for _, h := range w.hosts {
+		h.disk.Fail(false)
+		h.kernel.Fail(0)
+		if h.member != nil && !h.left {
+			h.wanted, h.startAt = true, time.Time{}
+		}
+	}
+}
+
+// members lists the hosts that should be ready.
+func (w *World) members() []*Host {
+	return slices.DeleteFunc(slices.Clone(w.hosts), func(h *Host) bool {
+		return h.member == nil || h.left || h.admitted == ByNobody
+	})
+}
+
+// Settle waits until every member is ready with a subnet of its own, all see the
+// same owners, and all pairs reach each other. It tells how long that took, and
+// what was missing last if it took longer than the bound.
+func (w *World) Settle(bound time.Duration) (took time.Duration, missing string) {
+	begin := time.Now()
+	for {
+		if w.Failed() {
+			return time.Since(begin), "a violation"
+		}
+		took = time.Since(begin)
+		if missing = w.unsettled(); missing == "" {
+			missing = w.unreached(w.members(), 100*time.Millisecond)
+		}
+		if missing == "" || took > bound {
+			return took, missing
+		}
+		w.Pass(tick)
+	}
+}
+
+// Quiet lets time pass in which nothing may change any more, and in which every
+// node comes to see its peers as they are.
+func (w *World) Quiet(d time.Duration) (wrong string) {
+	before := w.owners()
+	w.Pass(d)
+	if wrong = w.unsettled(); wrong != "" {
+		return wrong
+	}
+	if after := w.owners(); !slices.Equal(before, after) {
+		return fmt.Sprintf("owners change from %s to %s although all is well", before, after)
+	}
+	for _, h := range w.members() {
+		for _, p := range h.life.node.Status().Peers {
+			i := slices.IndexFunc(w.hosts, func(o *Host) bool { return o.id == p.ID })
+			// Whoever heard of the leave may have crashed before it saved its table.
+			fine := p.State == status.PeerUp
+			if w.hosts[i].left {
+				fine = p.State == status.PeerLeft || p.State == status.PeerDown
+			}
+			if !fine {
+				return fmt.Sprintf("%s sees %s %s", h, p.Name, p.State)
+			}
+		}
+	}
+	return w.unreached(w.members(), 100*time.Millisecond)
+}
+
+// owners prints who has what.
+func (w *World) owners() []string {
+	var out []string
+	for _, h := range w.members() {
+		out = append(out, fmt.Sprint(h, heldBy(h.life.node.Status().Node.Leases)))
+	}
+	return out
+}
+
+func heldBy(leases []status.Lease) (held []netip.Prefix) {
+	for _, l := range leases {
+		if l.State == mesh.Held.String() {
+			held = append(held, l.Prefixes...)
+		}
+	}
+	return held
+}
+
+// unsettled says what is not as it should be; empty: all is well.
+func (w *World) unsettled() string {
+	owners := map[netip.Prefix]*Host{}
+	leases := map[mesh.NodeID][]netip.Prefix{}
+	documents := map[*Host]status.Document{}
+	for _, h := range w.members() {
+		if h.life == nil {
+			return fmt.Sprintf("%s does not run", h)
+		}
+		doc := h.life.node.Status()
+		documents[h] = doc
+		if doc.State != mesh.Ready {
+			return fmt.Sprintf("%s is %s", h, doc.State)
+		}
+		for _, f := range doc.Health {
+			if f.Level != "info" {
+				return fmt.Sprintf("%s says %s: %s", h, f.Code, f.Message)
+			}
+		}
+		for _, p := range heldBy(doc.Node.Leases) {
+			if other := owners[p]; other != nil {
+				return fmt.Sprintf("%s and %s both hold %s", h, other, p)
+			}
+			owners[p] = h
+		}
+		leases[h.id] = heldBy(doc.Node.Leases)
+		if len(leases[h.id]) == 0 {
+			return fmt.Sprintf("%s holds nothing", h)
+		}
+	}
+	for _, h := range w.members() {
+		for id, held := range leases {
+			if id == h.id {
+				continue
+			}
+			peers := documents[h].Peers
+			i := slices.IndexFunc(peers, func(p status.Peer) bool { return p.ID == id })
+			if i < 0 {
+				return fmt.Sprintf("%s does not know %s", h, id.Short())
+			}
+			if seen := heldBy(peers[i].Leases); !slices.Equal(seen, held) {
+				return fmt.Sprintf("%s sees %s with %s, who has %s", h, peers[i].Name, seen, held)
+			}
+		}
+	}
+	return ""
+}
