@@ -24,6 +24,7 @@ import (
 
 	"meshd/overlay/e2e/cluster"
 	"meshd/overlay/e2e/lab"
+	"meshd/overlay/e2e/sandbox"
 	"meshd/overlay/status"
 	"meshd/tun/netns"
 )
@@ -41,6 +42,7 @@ var built struct {
 }
 
 func TestMain(m *testing.M) {
+	sandbox.Main()
 	m.Run()
 	if built.dir != "" {
 		os.RemoveAll(built.dir)

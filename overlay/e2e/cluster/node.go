@@ -26,6 +26,9 @@ type Node struct {
 	Name string
 	Host *lab.Host
 	Dir  string // configuration, state, socket and log
+	// Wrap, if not nil, changes each command of the daemon before it is started.
+	// Set it before Start.
+	Wrap func(*exec.Cmd) error
 
 	bin  Binaries     // fixed at construction
 	mu   sync.Mutex   // guards proc
@@ -94,6 +97,11 @@ func (n *Node) Start() error {
 	defer f.Close()
 	cmd := exec.Command(n.bin.Meshd, "--config", n.ConfigFile())
 	cmd.Stdout, cmd.Stderr = f, f
+	if n.Wrap != nil {
+		if err := n.Wrap(cmd); err != nil {
+			return err
+		}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.proc, err = n.Host.Start(cmd)

@@ -1,0 +1,447 @@
+//go:build linux
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"meshd/overlay/e2e/cluster"
+	"meshd/overlay/e2e/sandbox"
+	"meshd/overlay/status"
+)
+
+// The user that the daemons of these tests run as, and its group.
+const (
+	serviceUID = 64000
+	serviceGID = 64001
+)
+
+// service has a node's daemon run as the systemd unit does, in directories as
+// systemd makes them.
+func service(t *testing.T, c *cluster.Cluster, n *cluster.Node) {
+	t.Helper()
+	open(t, c.Dir)
+	must(t, os.Mkdir(n.StateDir(), 0o700))
+	for _, dir := range []string{n.Dir, n.StateDir()} {
+		must(t, os.Chown(dir, serviceUID, serviceGID))
+	}
+	n.Wrap = sandbox.Box{UID: serviceUID, GID: serviceGID, Writable: n.Dir}.Wrap
+}
+
+// preflight runs meshd --preflight for a node, as the box says.
+func preflight(t *testing.T, n *cluster.Node, box sandbox.Box) (output string, code int, took time.Duration) {
+	t.Helper()
+	cmd := n.DaemonCommand(bounded(t), "--preflight")
+	must(t, box.Wrap(cmd))
+	start := time.Now()
+	output, code = finish(t, n, cmd)
+	return output, code, time.Since(start)
+}
+
+// flown is a preflight that works.
+func flown(t *testing.T, n *cluster.Node) string {
+	t.Helper()
+	out, code, took := preflight(t, n, sandbox.Box{})
+	if code != 0 {
+		t.Fatalf("meshd --preflight on %s exits %d: %s", n.Name, code, out)
+	}
+	t.Logf("preflight of %s took %d ms: %q", n.Name, took.Milliseconds(), out)
+	return out
+}
+
+// services makes a mesh of daemons without rights.
+func services(t *testing.T, n int, extra ...string) *cluster.Cluster {
+	t.Helper()
+	c := hosts(t, n, extra...)
+	for _, n := range c.Nodes {
+		service(t, c, n)
+		setForwarding(t, n, "0")
+	}
+	must(t, c.Init(t.Context()))
+	for _, n := range c.Nodes {
+		flown(t, n)
+	}
+	must(t, c.Start())
+	must(t, c.WaitAllPairs(bounded(t)))
+	return c
+}
+
+func setForwarding(t *testing.T, n *cluster.Node, value string) {
+	t.Helper()
+	must(t, n.Host.Do(func() error {
+		return errors.Join(
+			os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte(value), 0),
+			os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte(value), 0))
+	}))
+}
+
+// The real daemon as the unit starts it, after a preflight: whatever a daemon of
+// root's does, this one does.
+func TestService(t *testing.T) {
+	c := services(t, 3)
+	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
+	for _, n := range c.Nodes {
+		confined(t, n)
+		if log := n.Log(); strings.Contains(log, "level=WARN") || strings.Contains(log, "level=ERROR") {
+			t.Errorf("%s complains:\n%s", n.Name, log)
+		}
+		if d := document(t, n); len(d.Health) > 0 {
+			t.Errorf("%s finds %+v", n.Name, d.Health)
+		}
+	}
+
+	t.Run("files", func(t *testing.T) {
+		for _, n := range c.Nodes {
+			belongsToService(t, n.StateDir())
+		}
+		info, err := os.Stat(filepath.Join(alpha.Dir, "ca.key"))
+		must(t, err)
+		if uid := info.Sys().(*syscall.Stat_t).Uid; uid != 0 || info.Mode().Perm() != 0o600 {
+			t.Errorf("ca.key belongs to user %d with mode %v", uid, info.Mode())
+		}
+	})
+	t.Run("socket", func(t *testing.T) { socketIsTheGroups(t, alpha) })
+	t.Run("socket buffers", func(t *testing.T) {
+		// Forced buffers take CAP_NET_ADMIN, and the default is far below.
+		if got, want := receiveBuffer(t, alpha), 7<<20; got < want {
+			t.Errorf("the largest receive buffer has %d bytes, want %d", got, want)
+		}
+	})
+
+	onLink := func(do func(netlink.Link) error) func() error {
+		return func() error {
+			l, err := netlink.LinkByName(link)
+			if err != nil {
+				return err
+			}
+			return do(l)
+		}
+	}
+	for _, damage := range []struct {
+		name string
+		do   func() error
+	}{
+		{"link deleted", onLink(netlink.LinkDel)},
+		{"link bounced", onLink(func(l netlink.Link) error { return errors.Join(netlink.LinkSetDown(l), netlink.LinkSetUp(l)) })},
+		{"link down", onLink(netlink.LinkSetDown)},
+		{"routes flushed", flushRoutes},
+		{"IPv6 off on the link", func() error {
+			return os.WriteFile("/proc/sys/net/ipv6/conf/"+link+"/disable_ipv6", []byte("1"), 0)
+		}},
+	} {
+		t.Run(damage.name, func(t *testing.T) {
+			whole, pid := network(t, alpha.Host), alpha.Process().Pid()
+			must(t, alpha.Host.Do(damage.do))
+			start := time.Now()
+			must(t, cluster.Poll(bounded(t), func() (bool, error) {
+				is := network(t, alpha.Host)
+				return slices.Equal(whole, is), fmt.Errorf("want %v, have %v", whole, is)
+			}))
+			must(t, c.WaitAllPairs(bounded(t)))
+			t.Logf("repaired after %.2f s", time.Since(start).Seconds())
+			if alpha.Process().Pid() != pid {
+				t.Error("the daemon is another one")
+			}
+		})
+	}
+
+	t.Run("restart", func(t *testing.T) {
+		before := document(t, beta)
+		var times []time.Duration
+		for range 5 {
+			must(t, beta.Stop(bounded(t)))
+			times = append(times, startNotified(t, beta))
+		}
+		slices.Sort(times)
+		t.Logf("from start to READY=1: median %d ms, at most %d ms", times[2].Milliseconds(), times[4].Milliseconds())
+		if times[0] > 500*time.Millisecond {
+			t.Errorf("not even one restart of five is ready in 500 ms: %v", times)
+		}
+		if out := flown(t, beta); out != "nothing to change\n" {
+			t.Errorf("a second preflight, while the daemon runs: %s", out)
+		}
+		if after := document(t, beta); lease(after) != lease(before) {
+			t.Errorf("lease %s before, %s after", lease(before), lease(after))
+		}
+		must(t, c.WaitAllPairs(bounded(t)))
+	})
+	t.Run("killed", func(t *testing.T) { restart(t, gamma, alpha, beta) })
+
+	t.Run("leave", func(t *testing.T) {
+		_, err := gamma.Meshctl(bounded(t), "leave")
+		must(t, err)
+		must(t, gamma.Process().Wait(bounded(t)))
+		if left := leftovers(t, gamma); len(left) > 0 {
+			t.Errorf("left on the host: %v", left)
+		}
+		belongsToService(t, gamma.StateDir())
+		// And again, by root's hand in the service's directory.
+		token, err := alpha.Token(t.Context())
+		must(t, err)
+		must(t, gamma.Join(t.Context(), token))
+		belongsToService(t, gamma.StateDir())
+		start(t, c, gamma)
+	})
+	t.Run("down", func(t *testing.T) {
+		_, err := beta.Meshctl(bounded(t), "down")
+		must(t, err)
+		must(t, beta.Process().Wait(bounded(t)))
+		if left := leftovers(t, beta); len(left) > 0 {
+			t.Errorf("left on the host: %v", left)
+		}
+	})
+}
+
+// confined checks that a daemon has the rights of the unit and no others.
+func confined(t *testing.T, n *cluster.Node) {
+	t.Helper()
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", n.Process().Pid()))
+	must(t, err)
+	has := map[string]string{}
+	for line := range strings.Lines(string(raw)) {
+		key, value, _ := strings.Cut(line, ":")
+		has[key] = strings.Join(strings.Fields(value), " ")
+	}
+	const only = "0000000000001000" // bit 12, CAP_NET_ADMIN
+	for key, want := range map[string]string{
+		"Uid": "64000 64000 64000 64000", "Gid": "64001 64001 64001 64001", "Groups": "", "NoNewPrivs": "1",
+		"CapEff": only, "CapPrm": only, "CapInh": only, "CapBnd": only, "CapAmb": only,
+	} {
+		if has[key] != want {
+			t.Errorf("%s of the daemon of %s is %q, want %q", key, n.Name, has[key], want)
+		}
+	}
+}
+
+func belongsToService(t *testing.T, dir string) {
+	t.Helper()
+	must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // replaced meanwhile
+		}
+		want := fs.FileMode(0o600)
+		if d.IsDir() {
+			want = 0o700
+		}
+		if stat := info.Sys().(*syscall.Stat_t); stat.Uid != serviceUID || info.Mode().Perm() != want {
+			t.Errorf("%s belongs to user %d with mode %v, want %d and %v", path, stat.Uid, info.Mode().Perm(), serviceUID, want)
+		}
+		return err
+	}))
+}
+
+func socketIsTheGroups(t *testing.T, n *cluster.Node) {
+	t.Helper()
+	info, err := os.Stat(filepath.Join(n.Dir, "meshd.sock"))
+	must(t, err)
+	gid := serviceGID
+	if g, err := user.LookupGroup("meshd"); err == nil {
+		// The daemon would give it to that group, but is no member and may not.
+		t.Logf("there is a group meshd with id %s", g.Gid)
+	}
+	if stat := info.Sys().(*syscall.Stat_t); stat.Uid != serviceUID || int(stat.Gid) != gid || info.Mode().Perm() != 0o660 {
+		t.Errorf("the socket belongs to %d:%d with mode %v", stat.Uid, stat.Gid, info.Mode().Perm())
+	}
+	for _, who := range []struct {
+		gid, code int
+	}{{gid, 0}, {gid + 1, exNoPerm}} {
+		cmd := n.Command(bounded(t), "status")
+		must(t, sandbox.Box{UID: serviceUID + 1, GID: who.gid, Writable: n.Dir}.Wrap(cmd))
+		if out, code := finish(t, n, cmd); code != who.code {
+			t.Errorf("meshctl status of group %d exits %d, want %d: %s", who.gid, code, who.code, out)
+		}
+	}
+}
+
+// receiveBuffer gives the size of the largest receive buffer among the sockets of
+// a daemon.
+func receiveBuffer(t *testing.T, n *cluster.Node) int {
+	t.Helper()
+	pid := n.Process().Pid()
+	daemon, err := unix.PidfdOpen(pid, 0)
+	must(t, err)
+	defer unix.Close(daemon)
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	must(t, err)
+	largest := 0
+	for _, e := range entries {
+		fd, err := strconv.Atoi(e.Name())
+		must(t, err)
+		if fd, err = unix.PidfdGetfd(daemon, fd, 0); err != nil {
+			continue // closed meanwhile
+		}
+		if size, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF); err == nil { // a socket
+			largest = max(largest, size)
+		}
+		unix.Close(fd)
+	}
+	return largest
+}
+
+// startNotified starts a daemon and waits until it tells systemd that it is
+// ready.
+func startNotified(t *testing.T, n *cluster.Node) time.Duration {
+	t.Helper()
+	path := filepath.Join(n.Dir, "notify")
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	must(t, err)
+	defer func() {
+		socket.Close()
+		os.Remove(path)
+	}()
+	must(t, os.Chmod(path, 0o666))
+	wrap := n.Wrap
+	defer func() { n.Wrap = wrap }()
+	n.Wrap = func(cmd *exec.Cmd) error {
+		cmd.Env = append(cmd.Environ(), "NOTIFY_SOCKET="+path)
+		return wrap(cmd)
+	}
+	start := time.Now()
+	must(t, n.Start())
+	must(t, socket.SetReadDeadline(start.Add(soon)))
+	message := make([]byte, 4096)
+	for {
+		length, err := socket.Read(message)
+		if err != nil {
+			t.Fatalf("wait for READY=1: %v\n%s", err, n.Log())
+		}
+		if strings.Contains(string(message[:length]), "READY=1") {
+			return time.Since(start)
+		}
+	}
+}
+
+// What preflight does, and what it refuses.
+func TestPreflight(t *testing.T) {
+	c := hosts(t, 1)
+	n := c.Nodes[0]
+	open(t, c.Dir)
+	_, err := n.Meshctl(t.Context(), "init", "--name", "lab")
+	must(t, err)
+	setForwarding(t, n, "0")
+
+	refused := func(name string, box sandbox.Box, code int, about string) {
+		t.Run(name, func(t *testing.T) {
+			before := snapshot(t, n.Dir)
+			out, got, _ := preflight(t, n, box)
+			if got != code {
+				t.Errorf("exit code %d, want %d: %s", got, code, out)
+			}
+			checkLine(t, out, "meshd: ", about)
+			if after := snapshot(t, n.Dir); fmt.Sprint(before) != fmt.Sprint(after) || sysctl(t, n, "net/ipv4/ip_forward") != "0" {
+				t.Error("it changed something all the same")
+			}
+		})
+	}
+	refused("not root", sandbox.Box{UID: serviceUID, GID: serviceGID, Writable: n.Dir}, exNoPerm, "run it as root")
+
+	// As after an init by root and a chown of the directory alone.
+	for _, dir := range []string{n.StateDir(), n.Dir} {
+		must(t, os.Chown(dir, serviceUID, serviceGID))
+	}
+	t.Run("all that is missing", func(t *testing.T) {
+		must(t, n.Host.Do(func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/eth0/accept_ra", []byte("1"), 0) }))
+		out := flown(t, n)
+		for _, change := range []string{
+			"chown 64000:64001 " + filepath.Join(n.StateDir(), "keys"),
+			"sysctl -w net/ipv4/ip_forward=1", "sysctl -w net/ipv6/conf/all/forwarding=1",
+			"sysctl -w net/ipv6/conf/eth0/accept_ra=2 (",
+		} {
+			if !strings.Contains(out, change) {
+				t.Errorf("it does not say %q", change)
+			}
+		}
+		for key, want := range map[string]string{
+			"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1", "net/ipv6/conf/eth0/accept_ra": "2",
+		} {
+			if got := sysctl(t, n, key); got != want {
+				t.Errorf("%s is %s, want %s", key, got, want)
+			}
+		}
+		belongsToService(t, n.StateDir())
+		if out := flown(t, n); out != "nothing to change\n" {
+			t.Errorf("a second time it says: %s", out)
+		}
+	})
+	t.Run("quickly", func(t *testing.T) {
+		var times []time.Duration
+		for range 5 {
+			_, _, took := preflight(t, n, sandbox.Box{})
+			times = append(times, took)
+		}
+		slices.Sort(times)
+		t.Logf("preflight: median %d ms, at most %d ms", times[2].Milliseconds(), times[4].Milliseconds())
+		if times[0] > 500*time.Millisecond {
+			t.Errorf("not even one of five takes less than 500 ms: %v", times)
+		}
+	})
+	setForwarding(t, n, "0")
+	refused("TUN device of root's", sandbox.Box{TUN: 0o600}, exNoPerm, "chmod 0666 /dev/net/tun")
+	must(t, os.Chmod(n.ConfigFile(), 0o600))
+	refused("configuration of root's", sandbox.Box{}, exNoPerm, "config.yaml")
+	must(t, os.Chmod(n.ConfigFile(), 0o644))
+	must(t, n.Configure("colour: blue"))
+	refused("bad configuration", sandbox.Box{}, exConfig, "colour")
+	must(t, n.Configure())
+	must(t, os.Remove(filepath.Join(n.StateDir(), "mesh")))
+	refused("damaged state", sandbox.Box{}, exBadData, "mesh")
+}
+
+func sysctl(t *testing.T, n *cluster.Node, key string) (value string) {
+	t.Helper()
+	must(t, n.Host.Do(func() error {
+		raw, err := os.ReadFile("/proc/sys/" + key)
+		value = strings.TrimSpace(string(raw))
+		return err
+	}))
+	return value
+}
+
+// A daemon that may not switch forwarding on goes on without, and says so; with
+// IPv6 off by default it turns it on for its own link.
+func TestServiceWithoutPreflight(t *testing.T) {
+	c := hosts(t, 2)
+	for _, n := range c.Nodes {
+		service(t, c, n)
+		must(t, n.Host.DisableIPv6())
+		setForwarding(t, n, "0")
+	}
+	must(t, c.Init(t.Context()))
+	for _, n := range c.Nodes {
+		chown(t, n.StateDir(), serviceUID)
+	}
+	must(t, c.Start())
+	must(t, c.WaitAllPairs(bounded(t)))
+	for _, n := range c.Nodes {
+		d, code, err := n.Status(t.Context())
+		must(t, err)
+		if code != 0 || len(d.Health) != 1 || d.Health[0].Code != "no_forwarding" || d.Health[0].Level != "info" {
+			t.Errorf("status of %s exits %d with %+v, want 0 and no_forwarding alone", n.Name, code, d.Health)
+		}
+		if got := sysctl(t, n, "net/ipv4/ip_forward"); got != "0" {
+			t.Errorf("ip_forward is %s", got)
+		}
+	}
+	flown(t, c.Nodes[0])
+	must(t, c.Nodes[0].WaitFor(bounded(t), "to find nothing any more", func(d *status.Document) bool { return len(d.Health) == 0 }))
+}
