@@ -67,8 +67,9 @@ var mayImport = []struct{ pkg, ours string }{
 	// Commands choose the concrete parts.
 	{"cmd/internal/exit", ""},
 	{"cmd/internal/setup", "overlay/config overlay/status mesh/statedir mesh/trust cmd/internal/exit"},
-	// init looks at the host's routes for --ipv4 auto, hence tun/hostnet.
-	{"cmd/meshctl", "overlay/status overlay/config mesh mesh/trust mesh/statedir tun/hostnet cmd/internal/..."},
+	// init and join look at what the host's network has, hence tun/hostnet, and
+	// overlay/plan decides what collides with the mesh.
+	{"cmd/meshctl", "overlay/status overlay/config overlay/plan mesh mesh/trust mesh/statedir tun tun/hostnet cmd/internal/..."},
 	{"cmd/meshd", "* cmd/internal/..."},
 	{"examples/...", "*"},
 	{"overlay/e2e/...", "*"},

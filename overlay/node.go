@@ -51,8 +51,11 @@ type Host interface {
 	Watch(ctx context.Context, changed chan<- struct{}) error
 	// Underlay tells what can carry the tunnels, leaving out the given ranges.
 	Underlay(ctx context.Context, exclude ...netip.Prefix) (tun.Underlay, error)
-	// Routes lists the destinations of routes that are not ours.
-	Routes(ctx context.Context) ([]netip.Prefix, error)
+	// Uses lists what the host has in the given ranges that is not ours: routes,
+	// gateways, addresses.
+	Uses(ctx context.Context, ranges ...netip.Prefix) ([]tun.Use, error)
+	// Connections lists the TCP connections from elsewhere to the given ranges.
+	Connections(ctx context.Context, ranges ...netip.Prefix) ([]tun.Use, error)
 }
 
 // Engine carries packets; see package tunnel for what it must do.
@@ -98,7 +101,7 @@ const lookAround = 10 * time.Second
 // Reasons for which Run ends by itself.
 var (
 	ErrLeft    = errors.New("this node has left the mesh")
-	ErrOverlap = errors.New("the mesh and this host's routes overlap")
+	ErrOverlap = errors.New("the mesh and this host's network overlap")
 	errDown    = errors.New("asked to go down")
 )
 
@@ -119,7 +122,7 @@ type Node struct {
 	stopped  chan struct{} // closed when Run is about to return
 	cleared  error         // what clearing the host came to; set before stopped is closed
 	underlay atomic.Pointer[tun.Underlay]
-	routes   atomic.Pointer[[]netip.Prefix]
+	uses     atomic.Pointer[[]tun.Use] // in the ranges of the mesh; nil until the first view
 	view     atomic.Pointer[mesh.View]
 
 	planMu  sync.Mutex // one plan after the other
@@ -270,7 +273,7 @@ func (n *Node) follow(ctx context.Context) error {
 		case view := <-n.opt.Mesh.Views():
 			n.report(n.view.Swap(view), view)
 			n.prober.SetView(view)
-			if err := n.replan(); err != nil {
+			if err := n.replan(ctx); err != nil {
 				return err
 			}
 		}
@@ -278,26 +281,46 @@ func (n *Node) follow(ctx context.Context) error {
 }
 
 // replan builds the plan from the newest view and underlay. It fails if the
-// first plan would take traffic that this host's other routes carry; what
-// appears later is a finding, and nothing is torn down for it.
-func (n *Node) replan() error {
+// first plan would take traffic that this host has already; what appears later
+// is a finding, and nothing is torn down for it.
+func (n *Node) replan(ctx context.Context) error {
 	n.planMu.Lock()
 	defer n.planMu.Unlock()
 	view := n.view.Load()
 	if view == nil {
 		return nil
 	}
-	overlaps := plan.Overlaps(view, *n.routes.Load())
-	if len(overlaps) > 0 && !n.planned {
-		return fmt.Errorf("%w: %s", ErrOverlap, overlaps[0])
+	if !n.planned {
+		if err := n.refuse(ctx, view); err != nil {
+			return err
+		}
+		n.planned = true
 	}
-	n.planned = true
 	p := plan.Build(view, plan.Options{Link: n.opt.Link, MTU: n.mtu(), NoIPv6: n.underlay.Load().NoIPv6})
-	for _, o := range overlaps {
+	p.Health = append(p.Health, plan.Stranded(view)...)
+	for _, o := range plan.Overlaps(view.Ranges(), plan.Own(view), *n.uses.Load()) {
 		p.Health = append(p.Health, mesh.Finding{Level: "error", Code: "overlap", Message: o.String()})
 	}
 	n.health.Store(&p.Health)
 	n.loop.Set(&p)
+	return nil
+}
+
+// refuse fails if the mesh would take traffic that this host has already.
+func (n *Node) refuse(ctx context.Context, view *mesh.View) error {
+	uses, err := n.opt.Host.Uses(ctx, view.Ranges()...)
+	if err != nil {
+		return err
+	}
+	n.uses.Store(&uses)
+	connections, err := n.opt.Host.Connections(ctx, view.Ranges()...)
+	if err != nil {
+		n.opt.Log.Warn("TCP connections not read, not looking whether one would be cut off", "err", err)
+	}
+	overlaps := plan.Overlaps(view.Ranges(), plan.Own(view), append(uses, connections...))
+	if len(overlaps) > 0 {
+		return fmt.Errorf("%w: %s", ErrOverlap, overlaps[0])
+	}
 	return nil
 }
 
@@ -317,14 +340,22 @@ func (n *Node) report(old, now *mesh.View) {
 func (n *Node) watch(ctx context.Context, events <-chan struct{}) error {
 	ticker := time.NewTicker(lookAround)
 	defer ticker.Stop()
+	var p pace
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-events:
-			n.loop.Kick()
+			if !pause(ctx, p.next(time.Now())) {
+				return nil
+			}
+			select {
+			case <-events: // came meanwhile
+			default:
+			}
+			n.loop.Repair()
 		case <-n.changed:
-			if err := n.replan(); err != nil {
+			if err := n.replan(ctx); err != nil {
 				return err
 			}
 		case <-ticker.C:
@@ -332,6 +363,15 @@ func (n *Node) watch(ctx context.Context, events <-chan struct{}) error {
 		if err := n.lookAtUnderlay(ctx); err != nil && ctx.Err() == nil {
 			n.opt.Log.Warn("underlay not read, will be tried again", "err", err)
 		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
 	}
 }
 
@@ -345,11 +385,15 @@ func (n *Node) lookAtUnderlay(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	routes, err := n.opt.Host.Routes(ctx)
-	if err != nil {
-		return err
+	old, moved := n.underlay.Swap(&u), false
+	if len(ranges) > 0 {
+		uses, err := n.opt.Host.Uses(ctx, ranges...)
+		if err != nil {
+			return err
+		}
+		was := n.uses.Swap(&uses)
+		moved = was != nil && !slices.Equal(*was, uses)
 	}
-	old, oldRoutes := n.underlay.Swap(&u), n.routes.Swap(&routes)
 	n.opt.Mesh.SetEndpoints(n.endpoints(u))
 	if addr, ok := n.gossipAddress(u); ok {
 		n.opt.Mesh.SetAddress(addr)
@@ -359,10 +403,10 @@ func (n *Node) lookAtUnderlay(ctx context.Context) error {
 	}
 	if old.MTU != u.MTU || old.NoIPv6 != u.NoIPv6 {
 		n.opt.Log.Info("underlay changed", "mtu", u.MTU)
-	} else if slices.Equal(*oldRoutes, routes) {
+	} else if !moved {
 		return nil
 	}
-	return n.replan()
+	return n.replan(ctx)
 }
 
 // endpoints are where peers reach the tunnel.

@@ -314,7 +314,9 @@ func TestPeerThatLeft(t *testing.T) {
 }
 
 func TestRefusesToStartOverHostRoutes(t *testing.T) {
-	overlap := func(_ *testing.T, w *world) { w.kernel.SetRoutes(netip.MustParsePrefix("10.86.80.0/24")) }
+	overlap := func(_ *testing.T, w *world) {
+		w.kernel.SetUses(tun.Use{Prefix: netip.MustParsePrefix("10.86.80.0/24"), What: "the route to 10.86.80.0/24"})
+	}
 	inWorld(t, overlap, func(t *testing.T, w *world) {
 		w.mesh.views <- view(self, beta)
 		if err := <-w.done; !errors.Is(err, overlay.ErrOverlap) || !strings.Contains(err.Error(), "10.86.80.0/24") {
@@ -331,7 +333,7 @@ func TestLaterOverlapIsAFinding(t *testing.T) {
 		w.mesh.views <- view(self, beta)
 		settle()
 		before := w.kernel.String()
-		w.kernel.SetRoutes(netip.MustParsePrefix("10.86.80.0/24"))
+		w.kernel.SetUses(tun.Use{Prefix: netip.MustParsePrefix("10.86.80.0/24"), What: "the route to 10.86.80.0/24"})
 		settle()
 		if doc := w.node.Status(); len(doc.Health) != 1 || doc.Health[0].Code != "overlap" || doc.ExitCode() != 1 {
 			t.Errorf("health %+v, exit code %d", doc.Health, doc.ExitCode())
@@ -339,7 +341,7 @@ func TestLaterOverlapIsAFinding(t *testing.T) {
 		if after := w.kernel.String(); after != before {
 			t.Errorf("something was torn down:\n%s", after)
 		}
-		w.kernel.SetRoutes()
+		w.kernel.SetUses()
 		settle()
 		if h := w.node.Status().Health; len(h) != 0 {
 			t.Errorf("health %+v after the route has gone", h)

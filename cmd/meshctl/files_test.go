@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,21 +20,24 @@ import (
 	"meshd/mesh/trust"
 	"meshd/overlay/config"
 	"meshd/overlay/status"
+	"meshd/tun"
 )
 
-func route(prefix string) obstacle { return obstacle{netip.MustParsePrefix(prefix), "a route"} }
+func route(prefix string) tun.Use {
+	return tun.Use{Prefix: netip.MustParsePrefix(prefix), What: "the route to " + prefix}
+}
 
 func TestAutoIPv4(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
-		routes []obstacle
+		routes []tun.Use
 		want   string // empty: refused
 	}{
 		{"nothing in the way", nil, "10.86.0.0/16"},
-		{"something else", []obstacle{route("192.168.1.0/24"), route("fd00::/8")}, "10.86.0.0/16"},
-		{"a part of the first", []obstacle{route("10.86.255.0/24")}, "10.113.0.0/16"},
-		{"the first two", []obstacle{route("10.64.0.0/10")}, "10.171.0.0/16"},
-		{"all", []obstacle{route("10.0.0.0/8")}, ""},
+		{"something else", []tun.Use{route("192.168.1.0/24"), route("fd00::/8")}, "10.86.0.0/16"},
+		{"a part of the first", []tun.Use{route("10.86.255.0/24")}, "10.113.0.0/16"},
+		{"the first two", []tun.Use{route("10.64.0.0/10")}, "10.171.0.0/16"},
+		{"all", []tun.Use{route("10.0.0.0/8")}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := chooseIPv4("auto", tt.routes)
@@ -51,17 +55,17 @@ func TestAutoIPv4(t *testing.T) {
 }
 
 func TestExplicitRangeMustBeFree(t *testing.T) {
-	_, err := chooseIPv4("10.99.0.0/16", []obstacle{route("10.99.7.0/24")})
-	if exit.Code(err) != exit.Usage {
+	_, err := chooseIPv4("10.99.0.0/16", []tun.Use{route("10.99.7.0/24")})
+	if exit.Code(err) != exit.Config || !strings.Contains(err.Error(), "10.99.7.0/24") {
 		t.Errorf("IPv4: %v", err)
 	}
-	_, err = chooseIPv6("fd12::/48", netip.Prefix{}, []obstacle{route("fd12::/16")})
-	if exit.Code(err) != exit.Usage {
+	_, err = chooseIPv6("fd12::/48", netip.Prefix{}, []tun.Use{route("fd12::/16")})
+	if exit.Code(err) != exit.Config {
 		t.Errorf("IPv6: %v", err)
 	}
 }
 
-func TestSSHObstacles(t *testing.T) {
+func TestSSHUses(t *testing.T) {
 	for env, want := range map[string]string{
 		"":                                     "[]",
 		"10.1.2.3 50000 192.0.2.1 22":          "[10.1.2.3/32 192.0.2.1/32]",
@@ -70,8 +74,8 @@ func TestSSHObstacles(t *testing.T) {
 		"junk":                                 "[]",
 	} {
 		got := []netip.Prefix{}
-		for _, o := range sshObstacles(env) {
-			got = append(got, o.prefix)
+		for _, o := range sshUses(env) {
+			got = append(got, o.Prefix)
 		}
 		if fmt.Sprint(got) != want {
 			t.Errorf("%q: %v, want %s", env, got, want)

@@ -20,6 +20,7 @@ import (
 	"meshd/mesh/statedir"
 	"meshd/mesh/trust"
 	"meshd/overlay/config"
+	"meshd/tun"
 )
 
 const initHelp = `Make a new mesh, with this host as its first node.
@@ -29,7 +30,7 @@ node; and, where there is none yet, a commented config file. It needs no network
 and changes nothing but files.
 
 --ipv4 auto takes the first of 10.86.0.0/16, 10.113.0.0/16 and 10.171.0.0/16
-that overlaps no route of this host. Each node gets a subnet of it. --ipv6 auto
+that means nothing to this host already. Each node gets a subnet of it. --ipv6 auto
 takes a unique local /48, with a /64 per node.`
 
 const (
@@ -86,7 +87,7 @@ func (c *cli) runInit(ctx context.Context, f initFlags) error {
 		return err
 	}
 	defer place.release()
-	all, err := obstacles(ctx)
+	all, err := uses(ctx, candidates(f)...)
 	if err != nil {
 		return err
 	}
@@ -127,7 +128,7 @@ func checkName(flag, name string) error {
 }
 
 // chooseNetwork makes the network "default". The ID decides its IPv6 range.
-func chooseNetwork(f initFlags, id mesh.ID, all []obstacle) (mesh.Network, error) {
+func chooseNetwork(f initFlags, id mesh.ID, all []tun.Use) (mesh.Network, error) {
 	n := mesh.Network{Name: "default"}
 	var err error
 	if n.IPv4, err = chooseIPv4(f.ipv4, all); err != nil {

@@ -15,6 +15,7 @@ import (
 	"meshd/cmd/internal/exit"
 	"meshd/mesh/statedir"
 	"meshd/mesh/trust"
+	"meshd/overlay/plan"
 )
 
 const joinHelp = `Make this host a member of the mesh that a token invites to.
@@ -56,7 +57,7 @@ func (c *cli) runJoin(ctx context.Context, arg, node string) error {
 		return err
 	}
 	defer place.release()
-	if err := c.checkRanges(ctx, token.Charter); err != nil {
+	if err := checkRanges(ctx, token); err != nil {
 		return err
 	}
 	keys := statedir.NewKeys()
@@ -86,22 +87,17 @@ Next, before %s, so that a member sees it while the token is valid:
 	return nil
 }
 
-// checkRanges refuses a mesh that would cut the session off, and warns of one
-// that the daemon will not start with.
-func (c *cli) checkRanges(ctx context.Context, charter *trust.Charter) error {
-	for _, r := range charter.Ranges() {
-		if o, taken := firstOverlap(r, sshObstacles(os.Getenv("SSH_CONNECTION"))); taken {
-			return exit.With(exit.BadData, fmt.Errorf("range %s of mesh %s covers %s, which is %s and would be cut off", r, charter.Name, o.prefix.Addr(), o.what))
-		}
-	}
-	all, err := obstacles(ctx)
+// checkRanges refuses a mesh whose ranges mean something to this host already:
+// the daemon would not start, or cut off whoever starts it.
+func checkRanges(ctx context.Context, token *trust.Token) error {
+	ranges := token.Charter.Ranges()
+	all, err := uses(ctx, ranges...)
 	if err != nil {
-		return nil // the daemon will look again, and join works without
+		return err
 	}
-	for _, r := range charter.Ranges() {
-		if o, taken := firstOverlap(r, all); taken {
-			fmt.Fprintf(c.stderr, "Warning: range %s of mesh %s overlaps %s, which is %s: the daemon does not start until one of them is gone.\n", r, charter.Name, o.prefix, o.what)
-		}
+	all = append(all, plan.Named("the token's seed", token.Seeds...)...)
+	if overlaps := plan.Overlaps(ranges, nil, all); len(overlaps) > 0 {
+		return exit.With(exit.Config, fmt.Errorf("join mesh %s: %s", token.Charter.Name, overlaps[0]))
 	}
 	return nil
 }

@@ -143,22 +143,3 @@ func TestHostWithoutIPv6(t *testing.T) {
 	p := plan.Build(view(mesh.Ready, node(1, "alpha", 17, mesh.Held), node(2, "beta", 80, mesh.Held)), plan.Options{Link: "mesh0", MTU: 1420, NoIPv6: true})
 	golden(t, filepath.Join("testdata", "no_ipv6.txt"), text(p))
 }
-
-func TestOverlaps(t *testing.T) {
-	v := view(mesh.Ready, node(1, "alpha", 17, mesh.Held), node(2, "beta", 80, mesh.Held))
-	for route, collides := range map[string]bool{
-		"192.168.1.0/24":                   false,
-		"10.85.0.0/16":                     false,
-		"10.0.0.0/8":                       true, // the mesh would take a part of it
-		"10.86.80.0/24":                    true, // it would take a part of the mesh
-		"10.86.17.0/24":                    false,
-		"10.86.17.128/25":                  false, // a bridge in our own lease
-		"fd00:86::/40":                     true,
-		"fd00:87::/48":                     false,
-		mesh.ControlRange(meshID).String(): true,
-	} {
-		if got := plan.Overlaps(v, []netip.Prefix{netip.MustParsePrefix(route)}); (len(got) > 0) != collides {
-			t.Errorf("%s: %v, want a collision: %v", route, got, collides)
-		}
-	}
-}

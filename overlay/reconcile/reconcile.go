@@ -2,13 +2,15 @@
 //
 // It keeps the newest plan and hands it to each adapter until that one has
 // applied it. An adapter that fails is tried again with back-off, and does not
-// hold up the other. Adapters are idempotent, so whoever suspects that the host
-// has changed behind our back may [Loop.Kick] at any time.
+// hold up the other. Adapters are idempotent, so whoever suspects that one of
+// them was changed behind our back may call [Loop.Kick] or [Loop.Repair] at any
+// time; how often is worth the work is for the caller to say.
 package reconcile
 
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,21 +36,26 @@ const (
 	// again is when everything is applied even if nothing called for it: an event
 	// may have been lost.
 	again = 30 * time.Second
-	// settle lets a burst of kernel events, such as our own changes, pass as one.
-	settle = 50 * time.Millisecond
 )
 
 // Loop is the reconciler.
 type Loop struct {
 	adapters []*adapter // fixed at construction, in the order of application
 	log      *slog.Logger
-	kick     chan struct{}
+	kick     chan struct{} // everything is due
+	repair   chan struct{} // the host is due
 
 	mu      sync.Mutex // guards all below, and the adapters' err
 	want    *plan.Plan
 	version uint64 // of want
 	changed chan struct{}
 }
+
+// The names of the adapters.
+const (
+	tunnelName = "tunnel"
+	hostName   = "host network"
+)
 
 // adapter is one thing to keep as planned.
 type adapter struct {
@@ -67,11 +74,11 @@ type adapter struct {
 // New builds the loop.
 func New(t Tunnel, h Host, log *slog.Logger) *Loop {
 	return &Loop{
-		log: log, kick: make(chan struct{}, 1), changed: make(chan struct{}, 1),
+		log: log, changed: make(chan struct{}, 1), kick: make(chan struct{}, 1), repair: make(chan struct{}, 1),
 		adapters: []*adapter{
 			// The tunnel first, so that no route leads to a peer it does not know.
-			{name: "tunnel", apply: func(ctx context.Context, p *plan.Plan) error { return t.Apply(ctx, p.Tunnel) }},
-			{name: "host network", apply: func(ctx context.Context, p *plan.Plan) error { return h.Apply(ctx, p.Host) }},
+			{name: tunnelName, apply: func(ctx context.Context, p *plan.Plan) error { return t.Apply(ctx, p.Tunnel) }},
+			{name: hostName, apply: func(ctx context.Context, p *plan.Plan) error { return h.Apply(ctx, p.Host) }},
 		},
 	}
 }
@@ -84,8 +91,12 @@ func (l *Loop) Set(p *plan.Plan) {
 	l.signal(l.changed)
 }
 
-// Kick applies the plan again: the host may have changed.
+// Kick applies the plan again: the engine is another one.
 func (l *Loop) Kick() { l.signal(l.kick) }
+
+// Repair applies the host's part of the plan again: the kernel has changed,
+// which the tunnel does not see.
+func (l *Loop) Repair() { l.signal(l.repair) }
 
 func (l *Loop) signal(c chan struct{}) {
 	select {
@@ -135,28 +146,21 @@ func (l *Loop) Run(ctx context.Context) error {
 			return nil
 		case <-l.changed:
 		case <-l.kick:
-			if !sleep(ctx, settle) {
-				return nil
-			}
-			l.allDue()
+			l.due(tunnelName, hostName)
+		case <-l.repair:
+			l.due(hostName)
 		case <-timer.C:
 		}
 		timer.Reset(l.round(ctx))
 	}
 }
 
-func sleep(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
-	}
-}
-
-func (l *Loop) allDue() {
+// due has adapters applied in the next round, whenever they were last.
+func (l *Loop) due(names ...string) {
 	for _, a := range l.adapters {
-		a.due = time.Time{}
+		if slices.Contains(names, a.name) {
+			a.due = time.Time{}
+		}
 	}
 }
 

@@ -110,17 +110,23 @@ func TestFailureDoesNotStopTheOther(t *testing.T) {
 	})
 }
 
-func TestKickRepairs(t *testing.T) {
+func TestKickAndRepair(t *testing.T) {
 	run(t, 0, 0, func(l *reconcile.Loop, tunnels *fake[tunnel.Config], host *fake[tun.HostState]) {
 		l.Set(planFor("mesh0"))
 		synctest.Wait()
-		for range 100 {
-			l.Kick()
-		}
-		time.Sleep(time.Second)
-		synctest.Wait()
-		if n := host.count(); n < 2 || n > 3 {
-			t.Errorf("%d host calls after a burst of events, want one or two more than before", n)
+		for _, c := range []struct {
+			what        string
+			do          func()
+			tunnel, all int
+		}{
+			{"a repair", l.Repair, 1, 2},
+			{"a kick", l.Kick, 2, 3},
+		} {
+			c.do()
+			synctest.Wait()
+			if tunnels.count() != c.tunnel || host.count() != c.all {
+				t.Errorf("%d tunnel and %d host calls after %s, want %d and %d", tunnels.count(), host.count(), c.what, c.tunnel, c.all)
+			}
 		}
 		before := tunnels.count()
 		time.Sleep(time.Minute)

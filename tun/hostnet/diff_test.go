@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -241,31 +240,5 @@ func TestDump(t *testing.T) {
 	calls := 0
 	if _, err := dump("things", func() (int, error) { calls++; return 0, unix.EPERM }); !errors.Is(err, unix.EPERM) || calls != 1 {
 		t.Errorf("another error: %v after %d calls, want it at once", err, calls)
-	}
-}
-
-// script is a netlink socket whose Receive returns the errors in turn.
-type script []error
-
-func (s *script) Receive() ([]syscall.NetlinkMessage, *unix.SockaddrNetlink, error) {
-	err := (*s)[0]
-	*s = (*s)[1:]
-	return nil, nil, err
-}
-
-func (s *script) Close() {}
-
-func TestReceive(t *testing.T) {
-	changed := make(chan struct{}, 10)
-	err := receive(&script{nil, unix.ENOBUFS, nil, os.ErrClosed}, changed)
-	if !errors.Is(err, os.ErrClosed) {
-		t.Errorf("receive = %v, want os.ErrClosed", err)
-	}
-	if len(changed) != 4 { // the start, two messages, one overflow
-		t.Errorf("%d signals, want 4", len(changed))
-	}
-	// A receiver that does not look must not hold it up.
-	if err := receive(&script{nil, nil, os.ErrClosed}, make(chan struct{})); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("receive = %v, want os.ErrClosed", err)
 	}
 }

@@ -5,6 +5,7 @@ package hostnet
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -40,22 +41,56 @@ func (k kernel) addrs(link netlink.Link) ([]netlink.Addr, error) {
 	})
 }
 
-// routes lists the routes of every table, of both families, that match.
-func (k kernel) routes(match *netlink.Route, mask uint64) ([]netlink.Route, error) {
-	return dump("routes", func() ([]netlink.Route, error) {
-		return k.RouteListFiltered(netlink.FAMILY_ALL, match, mask)
+// routes lists the routes of both families that match. The kernel leaves out
+// the others itself, as far as it can: a router has a million of them.
+func (k kernel) routes(match netlink.Route, mask uint64) ([]netlink.Route, error) {
+	// For this list alone: the library asks for others in ways that a strict
+	// kernel refuses. One older than 4.20 knows no strictness, and lists all.
+	_ = k.SetStrictCheck(true)
+	defer func() { _ = k.SetStrictCheck(false) }()
+	return dump("routes", func() (all []netlink.Route, err error) {
+		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			some, err := k.RouteListFiltered(family, &match, mask)
+			if err != nil && !errors.Is(err, unix.ENOENT) { // no such table
+				return nil, err
+			}
+			all = append(all, some...)
+		}
+		return all, nil
 	})
 }
 
 // ourRoutes lists the routes that carry our protocol, whichever table they are in.
 func (k kernel) ourRoutes() ([]netlink.Route, error) {
-	return k.routes(&netlink.Route{Protocol: RouteProtocol, Table: unix.RT_TABLE_UNSPEC},
+	return k.routes(netlink.Route{Protocol: RouteProtocol, Table: unix.RT_TABLE_UNSPEC},
 		netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 }
 
+// tableRoutes lists everybody's routes in a table.
+func (k kernel) tableRoutes(table int) ([]netlink.Route, error) {
+	return k.routes(netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+}
+
 // mainRoutes lists everybody's routes in the main table.
-func (k kernel) mainRoutes() ([]netlink.Route, error) {
-	return k.routes(&netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+func (k kernel) mainRoutes() ([]netlink.Route, error) { return k.tableRoutes(unix.RT_TABLE_MAIN) }
+
+// rules lists the rules that say which tables the kernel looks into.
+func (k kernel) rules() ([]netlink.Rule, error) {
+	return dump("rules", func() ([]netlink.Rule, error) { return k.RuleList(netlink.FAMILY_ALL) })
+}
+
+// connections lists the established TCP connections of both families.
+func (k kernel) connections() ([]*netlink.Socket, error) {
+	return dump("TCP connections", func() (all []*netlink.Socket, err error) {
+		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+			some, err := k.SocketDiagTCP(family)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, some...)
+		}
+		return slices.DeleteFunc(all, func(s *netlink.Socket) bool { return s.State != netlink.TCP_ESTABLISHED }), nil
+	})
 }
 
 // linkByName finds a link, nil if there is none.

@@ -23,6 +23,7 @@ import (
 	"log/slog"
 	"math"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -73,6 +74,7 @@ type Net struct {
 	log    *slog.Logger             // fixed at construction
 	sysctl sysctlDir                // fixed at construction
 	mu     sync.Mutex               // held while the kernel is changed
+	tables atomic.Pointer[[]int]    // that matter; nil until they were read
 }
 
 // New builds a Net; it touches nothing.

@@ -192,25 +192,3 @@ func ourLinks(routes []netlink.Route) map[int]bool {
 	}
 	return ours
 }
-
-// Routes lists the destinations of the main table's routes that are not ours,
-// sorted. Default routes are left out, and so are the two halves of everything
-// (0.0.0.0/1, 128.0.0.0/1, ::/1, 8000::/1) by which VPNs override them.
-func (n *Net) Routes(ctx context.Context) ([]netip.Prefix, error) {
-	var out []netip.Prefix
-	err := n.with(func(k kernel) error {
-		routes, err := k.mainRoutes()
-		if err != nil {
-			return err
-		}
-		ours := ourLinks(routes)
-		for _, r := range routes {
-			if dst := destination(r); dst.Bits() > 1 && r.Protocol != RouteProtocol && !ours[r.LinkIndex] {
-				out = append(out, dst)
-			}
-		}
-		return ctx.Err()
-	})
-	slices.SortFunc(out, netip.Prefix.Compare)
-	return slices.Compact(out), err
-}
