@@ -6,6 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -25,7 +29,8 @@ The state directory is made beforehand, by "meshctl init" on the first host and
 "meshctl join TOKEN" on every other one. See "meshctl status" for how it goes.
 
 On SIGTERM it stops and leaves unreachable routes for the mesh behind, so that
-nothing travels in clear text meanwhile; --cleanup removes those as well.
+nothing travels in clear text meanwhile; --cleanup removes those as well. On SIGHUP
+it reads the configuration again, as "meshctl config reload" does.
 
 It runs as any user that has CAP_NET_ADMIN and owns the state directory. What
 takes more, root does before with --preflight: IP forwarding, the module tun, the
@@ -58,7 +63,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			case pre:
 				return preflight(cfg, path, stdout)
 			}
-			return serve(cmd.Context(), cfg, stderr)
+			if abs, err := filepath.Abs(path); err == nil {
+				path = abs // it is read again, and told to those who ask from elsewhere
+			}
+			return serve(cmd.Context(), cfg, path, stderr)
 		},
 	}
 	cmd.Flags().StringVar(&path, "config", config.DefaultPath, "configuration `FILE`")
@@ -80,21 +88,32 @@ func noArguments(args []string) error {
 }
 
 // serve runs the node and its control socket until ctx is done or the node ends.
-func serve(ctx context.Context, cfg *config.Config, stderr io.Writer) error {
-	log := slog.New(cfg.Log.Handler(stderr))
+// path is where the configuration is read again.
+func serve(ctx context.Context, cfg *config.Config, path string, stderr io.Writer) error {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP) // from the first moment on: else it would end the process
+	defer signal.Stop(hangup)
+	logs := newLogSwitch(cfg.Log, stderr)
+	log := slog.New(logs)
 	release, err := lock(cfg.StateDir)
 	if err != nil {
 		return err
 	}
 	defer release()
-	node, err := assemble(cfg, log)
+	parts, err := assemble(cfg, log)
 	if err != nil {
 		return err
 	}
+	node := parts.node
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 
-	server := status.NewServer(status.Options{Control: cfg.Control, HTTP: httpAddress(cfg), Daemon: node, Log: log})
+	settings := newSettings(path, cfg, log)
+	server := status.NewServer(status.Options{
+		Control: cfg.Control, HTTP: httpAddress(cfg), Daemon: served{node, settings}, Settings: settings, Log: log,
+	})
+	settings.check, settings.apply = parts.check, parts.appliers(server, logs)
+	settings.notify = func(reloading bool) { notifyReload(log, node, reloading) }
 	serving := make(chan error, 1)
 	serverCtx, stopServer := context.WithCancel(context.WithoutCancel(ctx)) // outlives the node, to tell of its end
 	defer stopServer()
@@ -108,6 +127,14 @@ func serve(ctx context.Context, cfg *config.Config, stderr io.Writer) error {
 		case <-node.Ready():
 			log.Info("ready")
 			notify(log, daemon.SdNotifyReady)
+		case <-ctx.Done():
+		}
+	}()
+
+	go func() {
+		select {
+		case <-server.Ready():
+			settings.obey(ctx, hangup)
 		case <-ctx.Done():
 		}
 	}()
@@ -133,6 +160,21 @@ func serve(ctx context.Context, cfg *config.Config, stderr io.Writer) error {
 func notify(log *slog.Logger, state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
 		log.Warn("systemd not notified", "err", err)
+	}
+}
+
+// notifyReload tells systemd that a reload begins or has ended. A node that is not
+// ready yet says neither: the end of a reload is not the end of its start.
+func notifyReload(log *slog.Logger, node *overlay.Node, reloading bool) {
+	select {
+	case <-node.Ready():
+	default:
+		return
+	}
+	if reloading {
+		notify(log, daemon.SdNotifyReloading+"\n"+daemon.SdNotifyMonotonicUsec())
+	} else {
+		notify(log, daemon.SdNotifyReady)
 	}
 }
 

@@ -29,9 +29,17 @@ import (
 	"meshd/tun/hostnet"
 )
 
+// parts are those of a node that a reload changes.
+type parts struct {
+	node   *overlay.Node
+	gossip *gossip.Gossip
+	core   *member.Member // gossip's, once it runs: see Gossip.Do
+	dir    *statedir.Dir
+}
+
 // assemble chooses the concrete parts of a node and puts them together. It
 // raises the epoch, so each call is a new start.
-func assemble(cfg *config.Config, log *slog.Logger) (*overlay.Node, error) {
+func assemble(cfg *config.Config, log *slog.Logger) (*parts, error) {
 	dir, err := openState(cfg.StateDir)
 	if err != nil {
 		return nil, err
@@ -55,7 +63,7 @@ func assemble(cfg *config.Config, log *slog.Logger) (*overlay.Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	return overlay.New(overlay.Options{
+	node := overlay.New(overlay.Options{
 		Self: core.ID(), Name: core.Name(), Version: version, Log: log,
 		Mesh: membership, Host: hostnet.New(hostnet.Options{Log: log}),
 		NewEngine:  func() (overlay.Engine, error) { return newEngine(cfg, dir, log) },
@@ -64,7 +72,44 @@ func assemble(cfg *config.Config, log *slog.Logger) (*overlay.Node, error) {
 		TunnelPort: cfg.Listen.Tunnel.Port(),
 		GossipPort: cfg.Listen.Gossip.Port(),
 		Advertise:  cfg.Advertise,
-	}), nil
+	})
+	return &parts{node, membership, core, dir}, nil
+}
+
+// check is what a start would check of a configuration beyond the file itself.
+func (p *parts) check(file *config.Config) error {
+	return checkSeeds(seeds(file, p.dir), p.dir.Membership().Charter)
+}
+
+// appliers says for each key that can change while the daemon runs how to make
+// it so.
+func (p *parts) appliers(server *status.Server, logs *logSwitch) map[string]func(context.Context, *config.Config) error {
+	core := func(ctx context.Context, change func(now time.Time) error) error {
+		var err error
+		if missed := p.gossip.Do(ctx, func(now time.Time) { err = change(now) }); missed != nil {
+			return missed
+		}
+		return err
+	}
+	toLogs := func(_ context.Context, c *config.Config) error { logs.Set(c.Log); return nil }
+	return map[string]func(context.Context, *config.Config) error{
+		"node.labels": func(ctx context.Context, c *config.Config) error {
+			return core(ctx, func(now time.Time) error { return p.core.SetLabels(now, c.Node.Labels) })
+		},
+		"seeds": func(ctx context.Context, c *config.Config) error {
+			all := seeds(c, p.dir)
+			p.gossip.SetSeeds(all)
+			return core(ctx, func(time.Time) error { p.core.SetHasSeeds(len(all) > 0); return nil })
+		},
+		"advertise":     func(_ context.Context, c *config.Config) error { p.node.SetAdvertise(c.Advertise); return nil },
+		"http":          func(ctx context.Context, c *config.Config) error { return server.SetHTTP(ctx, httpAddress(c)) },
+		"interface.mtu": func(_ context.Context, c *config.Config) error { p.node.SetMTU(c.Interface.MTU); return nil },
+		"lease.on_conflict": func(ctx context.Context, c *config.Config) error {
+			return core(ctx, func(time.Time) error { p.core.SetOnConflict(lease.OnConflict(c.Lease.OnConflict)); return nil })
+		},
+		"log.level":  toLogs,
+		"log.format": toLogs,
+	}
 }
 
 func openState(path string) (*statedir.Dir, error) {
