@@ -41,6 +41,8 @@ type Mesh interface {
 	SetAddress(netip.AddrPort)
 	// Leave gives up membership for good and tells the others.
 	Leave(ctx context.Context) error
+	// Findings tells what is wrong with how it runs.
+	Findings() []mesh.Finding
 }
 
 // Host is this host's kernel.
@@ -496,7 +498,7 @@ func (n *Node) Version() string { return n.opt.Version }
 
 // findings lists everything that is wrong, from all parts.
 func (n *Node) findings(view *mesh.View) []status.Finding {
-	var all []mesh.Finding
+	all := n.opt.Mesh.Findings()
 	if view != nil {
 		all = append(all, view.Health...)
 	}

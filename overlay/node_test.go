@@ -33,6 +33,7 @@ func (m *fakeMesh) Run(ctx context.Context) error   { <-ctx.Done(); return nil }
 func (m *fakeMesh) Views() <-chan *mesh.View        { return m.views }
 func (m *fakeMesh) SetAddress(a netip.AddrPort)     { m.mu.Lock(); m.address = a; m.mu.Unlock() }
 func (m *fakeMesh) SetEndpoints(e []netip.AddrPort) { m.mu.Lock(); m.endpoints = e; m.mu.Unlock() }
+func (m *fakeMesh) Findings() []mesh.Finding        { return nil }
 func (m *fakeMesh) Leave(context.Context) error {
 	m.mu.Lock()
 	m.left = true

@@ -50,6 +50,8 @@ type Store interface {
 	SaveState(member.State) error
 	SaveTable([][]byte) error
 	SavePeers([]netip.AddrPort) error
+	// Check tells whether the state could be saved now. It is cheap.
+	Check() error
 }
 
 // Options are the parts and settings. Those that do not say what their zero
@@ -79,9 +81,6 @@ const (
 )
 
 const (
-	// inboxSize holds a burst while the core verifies: 50 us each, so 256 are
-	// worked off in about 13 ms.
-	inboxSize = 256
 	// batch is how many messages are taken in before the core may act on them.
 	batch = 64
 	// maxSpread is how many new objects of one exchange are relayed. A partition
@@ -106,7 +105,7 @@ type Gossip struct {
 	opt     Options
 	say     *limiter
 	views   chan *mesh.View
-	inbox   chan message
+	inbox   *inbox
 	moved   chan struct{} // the live members changed; capacity 1
 	poke    chan struct{} // wish changed; capacity 1
 	leave   chan chan error
@@ -114,6 +113,7 @@ type Gossip struct {
 	stopped chan struct{}            // closed when Run returns
 	table   atomic.Pointer[[]byte]   // encoded objects, for LocalState
 	running atomic.Pointer[instance] // what Run's loop uses, for tests to see
+	unsaved atomic.Pointer[error]    // why the state cannot be saved; nil: it can
 
 	mu   sync.Mutex
 	wish wish
@@ -148,7 +148,7 @@ func New(opt Options) (*Gossip, error) {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
 	g := &Gossip{
-		opt: opt, say: newLimiter(opt.Log), views: make(chan *mesh.View, 1), inbox: make(chan message, inboxSize),
+		opt: opt, say: newLimiter(opt.Log), views: make(chan *mesh.View, 1), inbox: newInbox(),
 		moved: make(chan struct{}, 1), poke: make(chan struct{}, 1), leave: make(chan chan error), calls: make(chan call), stopped: make(chan struct{}),
 	}
 	g.table.Store(new([]byte))
@@ -157,6 +157,16 @@ func New(opt Options) (*Gossip, error) {
 
 // Views delivers what is known of the mesh, the newest only.
 func (g *Gossip) Views() <-chan *mesh.View { return g.views }
+
+// Findings tells what is wrong with how it runs.
+func (g *Gossip) Findings() []mesh.Finding {
+	why := g.unsaved.Load()
+	if why == nil {
+		return nil
+	}
+	return []mesh.Finding{{Level: "error", Code: "state_unsaved", Message: fmt.Sprintf(
+		"the state cannot be saved, so this node says nothing new to the others: make room, or the file system writable: %v", *why)}}
+}
 
 // SetEndpoints says where peers can reach this node's tunnel, best first.
 func (g *Gossip) SetEndpoints(endpoints []netip.AddrPort) {

@@ -477,6 +477,9 @@ func TestSaveComesFirst(t *testing.T) {
 		if b.core.knows(id(1).Short()) {
 			t.Fatal("said before it was saved")
 		}
+		if found := a.Findings(); len(found) != 1 || found[0].Code != "state_unsaved" || !strings.Contains(found[0].Message, meshtest.ErrStore.Error()) {
+			t.Errorf("findings are %+v", found)
+		}
 		b.SetEndpoints(nil)
 		within(t, time.Second, "it goes on listening", a.knows(id(2).Short()))
 		a.store.Fail(false)
@@ -484,6 +487,24 @@ func TestSaveComesFirst(t *testing.T) {
 		if state, _, _ := a.store.Saved(); state.Epoch != 1 {
 			t.Error("said, and not saved")
 		}
+		if found := a.Findings(); len(found) != 0 {
+			t.Errorf("findings are still %+v", found)
+		}
+	})
+}
+
+// That nothing could be saved is told before anything must be.
+func TestStoreIsChecked(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		a := start(t, meshtest.NewNetwork(13), 1, nil)
+		time.Sleep(time.Minute)
+		if found := a.Findings(); len(found) != 0 {
+			t.Errorf("findings are %+v", found)
+		}
+		a.store.Fail(true)
+		within(t, 15*time.Second, "it is noticed", func() bool { return len(a.Findings()) == 1 })
+		a.store.Fail(false)
+		within(t, 2*time.Second, "and that it is over", func() bool { return len(a.Findings()) == 0 })
 	})
 }
 

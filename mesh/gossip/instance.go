@@ -28,7 +28,7 @@ type instance struct {
 	name    string
 	address netip.AddrPort
 	list    *memberlist.Memberlist
-	inbox   chan<- message
+	inbox   *inbox
 	objects *atomic.Pointer[[]byte] // the encoded table
 	say     *limiter
 	ctx     context.Context // done when the instance is shut down
@@ -45,10 +45,6 @@ type instance struct {
 // maxQueued bounds what waits to be broadcast. At three packets every 100 ms
 // this is half a minute's worth; a longer queue would spread stale news.
 const maxQueued = 1024
-
-// mergeWait bounds how long an exchange waits for room in the inbox. memberlist
-// holds one goroutine for each exchange, and the other side is done already.
-const mergeWait = 5 * time.Second
 
 func (g *Gossip) newInstance(address netip.AddrPort, t memberlist.Transport) (*instance, error) {
 	i := &instance{
@@ -194,10 +190,8 @@ func (i *instance) NotifyMsg(raw []byte) {
 		i.refuse(err)
 		return
 	}
-	select {
-	case i.inbox <- m:
-	case <-i.ctx.Done():
-	default:
+	if i.ctx.Err() == nil {
+		i.inbox.put(m)
 	}
 }
 
@@ -209,7 +203,7 @@ func (i *instance) LocalState(bool) []byte {
 // MergeRemoteState implements [memberlist.Delegate]. An exchange is worth a
 // wait, since the other side counts on its having been heard.
 func (i *instance) MergeRemoteState(raw []byte, _ bool) {
-	m, err := parseMessage(bytes.Clone(raw))
+	m, err := parseMessage(raw)
 	if err != nil || m.kind != msgState {
 		i.refuse(err)
 		return
@@ -217,12 +211,11 @@ func (i *instance) MergeRemoteState(raw []byte, _ bool) {
 	if m.from == i.name {
 		return // we joined ourselves, through an address that we did not know as ours
 	}
-	timer := time.NewTimer(mergeWait)
-	defer timer.Stop()
-	select {
-	case i.inbox <- m:
-	case <-i.ctx.Done():
-	case <-timer.C:
+	copied := func() message {
+		m, _ := parseMessage(bytes.Clone(raw)) // it was right just now
+		return m
+	}
+	if !i.inbox.putTable(i.ctx, copied) && i.ctx.Err() == nil {
 		i.say.say(slog.LevelWarn, "too busy to take in a table, the next exchange will")
 	}
 }

@@ -33,6 +33,9 @@ const (
 	maxAnswer = 1 << 20
 	// maxHashes is the number of certificates in one want.
 	maxHashes = 32
+	// maxObjects is far above what a full table has: 2000 members with three
+	// each. Of tiny ones, memory would take ten times what came.
+	maxObjects = 16 << 10
 	// maxName is longer than any instance name: 32 + 1 + 8 characters.
 	maxName = 64
 )
@@ -42,6 +45,7 @@ var errMessage = errors.New("malformed message")
 // message is any of the three.
 type message struct {
 	kind    byte
+	size    int    // in bytes, as it came
 	from    string // instance name; of a want and a state
 	objects [][]byte
 	hashes  []trust.Hash
@@ -52,7 +56,7 @@ func parseMessage(raw []byte) (message, error) {
 	if len(raw) == 0 || len(raw) > maxState {
 		return message{}, fmt.Errorf("%w: %d bytes", errMessage, len(raw))
 	}
-	m, rest := message{kind: raw[0]}, raw[1:]
+	m, rest := message{kind: raw[0], size: len(raw)}, raw[1:]
 	if m.kind == msgWant || m.kind == msgState {
 		name, after, ok := cut(rest, maxName)
 		if !ok {
@@ -71,7 +75,7 @@ func parseMessage(raw []byte) (message, error) {
 	case msgObjects, msgState:
 		for len(rest) > 0 {
 			object, after, ok := cut(rest, trust.MaxObject)
-			if !ok || len(object) == 0 {
+			if !ok || len(object) == 0 || len(m.objects) == maxObjects {
 				return message{}, fmt.Errorf("%w: object %d", errMessage, len(m.objects))
 			}
 			m.objects, rest = append(m.objects, object), after

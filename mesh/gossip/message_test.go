@@ -38,6 +38,7 @@ func TestMalformedMessages(t *testing.T) {
 		"object too large":  encodeObjects(math.MaxInt, make([]byte, trust.MaxObject+1)),
 		"length overflow":   {msgObjects, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01},
 		"endless length":    append([]byte{msgObjects}, bytes.Repeat([]byte{0xff}, 20)...),
+		"too many objects":  append([]byte{msgObjects}, bytes.Repeat([]byte{1, 1}, maxObjects+1)...),
 		"no name":           {msgState},
 		"name too long":     encodeState(strings.Repeat("n", maxName+1), nil),
 		"half a hash":       append(encodeWant("n", nil), 1),

@@ -58,7 +58,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 		Gossip: g, ctx: ctx, slots: make(chan struct{}, sending), joins: make(chan error, 1), stale: true,
 		book: newBook(g.opt.Peers, now), seeds: g.opt.Seeds, wants: wants{},
 	}
-	l.saver = &saver{store: g.opt.Store, table: g.opt.Core.Table, book: l.book, say: g.say, tableAt: now.Add(tableEvery)}
+	l.saver = &saver{store: g.opt.Store, table: g.opt.Core.Table, book: l.book, say: g.say, unsaved: &g.unsaved, tableAt: now.Add(tableEvery), checkAt: now.Add(checkEvery)}
 	if g.opt.Transport == nil {
 		s, err := listen(g.opt.Bind)
 		if err != nil {
@@ -84,7 +84,7 @@ func (l *loop) run() {
 		select {
 		case <-l.ctx.Done():
 			return
-		case m := <-l.inbox:
+		case m := <-l.inbox.waiting:
 			l.receive(m)
 		case <-l.poke:
 			l.obey()
@@ -107,6 +107,7 @@ func (l *loop) run() {
 		l.join(now)
 		l.ask(now)
 		l.saver.saveCaches(now)
+		l.saver.check(now)
 		timer.Reset(l.wait(time.Now()))
 	}
 }
@@ -115,7 +116,7 @@ func (l *loop) run() {
 func (l *loop) drain() {
 	for range batch {
 		select {
-		case m := <-l.inbox:
+		case m := <-l.inbox.waiting:
 			l.receive(m)
 		default:
 			return
@@ -231,6 +232,7 @@ func (l *loop) look() {
 
 // receive hands one message to the core.
 func (l *loop) receive(m message) {
+	defer l.inbox.done(m)
 	switch m.kind {
 	case msgObjects:
 		for _, o := range m.objects {

@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"meshd/mesh/member"
@@ -14,6 +15,9 @@ const (
 	tableEvery = time.Minute
 	// peersEvery bounds how old the saved addresses are.
 	peersEvery = time.Second
+	// checkEvery is how often it is tried whether the state could be saved, or a
+	// full disk would be noticed on the day that something must be.
+	checkEvery = 10 * time.Second
 )
 
 // saver writes what must survive a restart, and tries again what failed. Run's
@@ -25,11 +29,14 @@ type saver struct {
 	book  *book
 	say   *limiter
 
+	unsaved *atomic.Pointer[error] // what Findings tells
+
 	state        *member.State // not saved yet; nil: it is
 	stateAt      time.Time     // when to try, as below
 	tableChanged bool
 	tableAt      time.Time
 	peersAt      time.Time
+	checkAt      time.Time
 }
 
 // keep takes the state to save at once, in place of any before.
@@ -43,7 +50,9 @@ func (s *saver) saveState(now time.Time) bool {
 	if now.Before(s.stateAt) {
 		return false
 	}
-	if err := s.store.SaveState(*s.state); err != nil {
+	err := s.store.SaveState(*s.state)
+	s.note(err, now)
+	if err != nil {
 		s.stateAt = now.Add(saveAgain)
 		s.say.say(slog.LevelError, "state is not saved, so nothing new is said; trying on", "err", err)
 		return false
@@ -51,6 +60,29 @@ func (s *saver) saveState(now time.Time) bool {
 	s.state = nil
 	s.tableAt = now // has the admission, without which a lease counts for nothing after a restart alone
 	return true
+}
+
+// check tries whether the state could be saved, if it is time.
+func (s *saver) check(now time.Time) {
+	if now.Before(s.checkAt) {
+		return
+	}
+	err := s.store.Check()
+	if err != nil {
+		s.say.say(slog.LevelError, "state could not be saved now; trying on", "err", err)
+	}
+	s.note(err, now)
+}
+
+// note keeps how the last try went. One that failed is soon followed by another.
+func (s *saver) note(err error, now time.Time) {
+	if err == nil {
+		s.unsaved.Store(nil)
+		s.checkAt = now.Add(checkEvery)
+		return
+	}
+	s.unsaved.Store(&err)
+	s.checkAt = now.Add(saveAgain)
 }
 
 // saveCaches writes the table and the addresses, if they have changed and it is
@@ -90,6 +122,7 @@ func (s *saver) next() (at time.Time, ok bool) {
 	due(s.stateAt, s.state != nil)
 	due(s.tableAt, s.tableChanged)
 	due(s.peersAt, s.book.changed)
+	due(s.checkAt, true)
 	return at, ok
 }
 

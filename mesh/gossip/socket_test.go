@@ -84,6 +84,7 @@ type nowhere struct{}
 func (nowhere) SaveState(member.State) error     { return nil }
 func (nowhere) SaveTable([][]byte) error         { return nil }
 func (nowhere) SavePeers([]netip.AddrPort) error { return nil }
+func (nowhere) Check() error                     { return nil }
 
 // onLoopback runs a gossip on real sockets until the test ends.
 func onLoopback(t *testing.T, n byte, log *logbook, seeds ...string) (*Gossip, *talker, netip.AddrPort) {

@@ -146,6 +146,9 @@ func (s *Store) Saved() (member.State, [][]byte, []netip.AddrPort) {
 	return s.state, s.table, s.peers
 }
 
+// Check tells whether saving would fail.
+func (s *Store) Check() error { return s.save(func() {}) }
+
 func (s *Store) save(set func()) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
