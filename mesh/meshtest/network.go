@@ -25,6 +25,9 @@ import (
 // dropped.
 const queue = 1024
 
+// dialTimeout is how long a stream may take to open, as with gossip's sockets.
+const dialTimeout = 3 * time.Second
+
 // Network connects the hosts of a test. It is safe for concurrent use.
 type Network struct {
 	mu        sync.Mutex
@@ -234,7 +237,7 @@ func (h *host) DialTimeout(addr string, timeout time.Duration) (net.Conn, error)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(h.ctx, timeout)
+	ctx, cancel := context.WithTimeout(h.ctx, min(timeout, dialTimeout))
 	defer cancel()
 	n := h.network
 	n.mu.Lock()

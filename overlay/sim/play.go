@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -76,36 +77,60 @@ func (w *World) members() []*Host {
 	})
 }
 
+// Bound is how soon all must be well when all faults have ended: a partition
+// heals within 10 s; who has yet to join, perhaps through a seed that was down,
+// is given 15 s.
+func (w *World) Bound() time.Duration {
+	for _, h := range w.members() {
+		claims := w.truth.claims(h)
+		if n := len(claims); n == 0 || !claims[n-1].until.IsZero() || claims[n-1].State != mesh.Held {
+			return 15 * time.Second
+		}
+	}
+	return 10 * time.Second
+}
+
 // Settle waits until every member is ready with a subnet of its own, all see the
-// same owners, and all pairs reach each other. It tells how long that took, and
-// what was missing last if it took longer than the bound.
-func (w *World) Settle(bound time.Duration) (took time.Duration, missing string) {
-	begin := time.Now()
+// same owners, and all pairs reach each other. It fails if that takes longer than
+// the bound, and tells what was missing then, and whether it came later.
+func (w *World) Settle(bound time.Duration) (took time.Duration, err error) {
+	begin, missing := time.Now(), ""
 	for {
 		if w.Failed() {
-			return time.Since(begin), "a violation"
+			return time.Since(begin), errors.New("not well: a violation")
 		}
 		took = time.Since(begin)
-		if missing = w.unsettled(); missing == "" {
-			missing = w.unreached(w.members(), 100*time.Millisecond)
+		now := w.unsettled()
+		if now == "" {
+			now = w.unreached(w.members(), 100*time.Millisecond)
 		}
-		if missing == "" || took > bound {
-			return took, missing
+		switch {
+		case now == "" && took <= bound:
+			return took, nil
+		case now == "":
+			return took, fmt.Errorf("not well within %s, but after %s: at first, %s", bound, took, missing)
+		case took > forEver:
+			return took, fmt.Errorf("not well within %s, nor in %s: %s", bound, took, now)
+		case took <= bound:
+			missing = now
 		}
 		w.Pass(tick)
 	}
 }
 
+// forEver is how long the world looks on, to tell late from never.
+const forEver = 2 * time.Minute
+
 // Quiet lets time pass in which nothing may change any more, and in which every
 // node comes to see its peers as they are.
-func (w *World) Quiet(d time.Duration) (wrong string) {
+func (w *World) Quiet(d time.Duration) error {
 	before := w.owners()
 	w.Pass(d)
-	if wrong = w.unsettled(); wrong != "" {
-		return wrong
+	if wrong := w.unsettled(); wrong != "" {
+		return fmt.Errorf("not well for good: %s", wrong)
 	}
 	if after := w.owners(); !slices.Equal(before, after) {
-		return fmt.Sprintf("owners change from %s to %s although all is well", before, after)
+		return fmt.Errorf("owners change from %s to %s although all is well", before, after)
 	}
 	for _, h := range w.members() {
 		for _, p := range h.life.node.Status().Peers {
@@ -116,11 +141,14 @@ func (w *World) Quiet(d time.Duration) (wrong string) {
 				fine = p.State == status.PeerLeft || p.State == status.PeerDown
 			}
 			if !fine {
-				return fmt.Sprintf("%s sees %s %s", h, p.Name, p.State)
+				return fmt.Errorf("all is well, and %s sees %s %s", h, p.Name, p.State)
 			}
 		}
 	}
-	return w.unreached(w.members(), 100*time.Millisecond)
+	if lost := w.unreached(w.members(), 100*time.Millisecond); lost != "" {
+		return fmt.Errorf("not well for good: %s", lost)
+	}
+	return nil
 }
 
 // owners prints who has what.

@@ -376,9 +376,6 @@ func (d *drawer) twoSides() {
 	d.at += length
 }
 
-// Bound is how soon all must be well when all faults have ended.
-const Bound = 10 * time.Second
-
 // controlPlaneCut lets all gossip fail while all else is well, for minutes.
 func (d *drawer) controlPlaneCut() {
 	for _, s := range d.Steps {
@@ -387,8 +384,8 @@ func (d *drawer) controlPlaneCut() {
 	length := d.between(time.Minute, 3*time.Minute)
 	d.add(time.Second, func(w *World) {
 		w.heal()
-		if took, missing := w.Settle(Bound); missing != "" {
-			w.violate("heal", "not well %s after all faults ended: %s", took, missing)
+		if _, err := w.Settle(w.Bound()); err != nil {
+			w.violate("heal", "%v", err)
 			return
 		}
 		w.say("", "nothing of gossip gets through for %s", length)
