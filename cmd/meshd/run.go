@@ -61,7 +61,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			case check:
 				return checkStart(cfg, path, stdout)
 			case pre:
-				return preflight(cfg, path, stdout)
+				return preflight(cmd.Context(), cfg, path, stdout)
 			}
 			if abs, err := filepath.Abs(path); err == nil {
 				path = abs // it is read again, and told to those who ask from elsewhere

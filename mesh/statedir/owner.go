@@ -7,8 +7,11 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // ServiceUser is the user that the service runs as. Where there is one, a new
@@ -64,6 +67,31 @@ func lookup(name string) (Owner, error) {
 	}
 	o.GID, err = strconv.Atoi(u.Gid)
 	return o, err
+}
+
+// Do runs fn with the owner's access to files. So the kernel itself says what it
+// allows, also where lists of access rights and parent directories decide.
+func (o Owner) Do(fn func() error) error {
+	if o.UID == 0 {
+		return fn()
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		done <- o.do(fn)
+	}()
+	return <-done
+}
+
+func (o Owner) do(fn func() error) error {
+	// For this thread alone, unlike [unix.Setgroups].
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
+		return fmt.Errorf("drop groups: %w", errno)
+	}
+	if err := errors.Join(unix.Setfsgid(o.GID), unix.Setfsuid(o.UID)); err != nil {
+		return fmt.Errorf("become user %d: %w", o.UID, err)
+	}
+	return fn()
 }
 
 func ownerOf(info fs.FileInfo) Owner {

@@ -1,6 +1,8 @@
 package statedir
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -143,4 +145,27 @@ func TestGive(t *testing.T) {
 		t.Errorf("a second time it changes %q, %v", again, err)
 	}
 	open(t, path)
+}
+
+func TestOwnerDo(t *testing.T) {
+	_, nobody := somebody(t)
+	path := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	read := func() error {
+		_, err := os.ReadFile(path)
+		return err
+	}
+	if err := nobody.Do(read); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("nobody reads a file of root's: %v", err)
+	}
+	for range 20 { // on whatever threads there are
+		if err := read(); err != nil {
+			t.Fatalf("root does not any more: %v", err)
+		}
+	}
+	if err := (Owner{}).Do(read); err != nil {
+		t.Errorf("Do as root: %v", err)
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/user"
@@ -397,6 +398,10 @@ func TestPreflight(t *testing.T) {
 	})
 	setForwarding(t, n, "0")
 	refused("TUN device of root's", sandbox.Box{TUN: 0o600}, exNoPerm, "chmod 0666 /dev/net/tun")
+	route := &netlink.Route{LinkIndex: loopback, Dst: ipNet(netip.MustParsePrefix("10.86.64.0/24")), Scope: netlink.SCOPE_LINK}
+	must(t, n.Host.Do(func() error { return netlink.RouteAdd(route) }))
+	refused("overlap", sandbox.Box{}, exConfig, "10.86.64.0/24")
+	must(t, n.Host.Do(func() error { return netlink.RouteDel(route) }))
 	must(t, os.Chmod(n.ConfigFile(), 0o600))
 	refused("configuration of root's", sandbox.Box{}, exNoPerm, "config.yaml")
 	must(t, os.Chmod(n.ConfigFile(), 0o644))
