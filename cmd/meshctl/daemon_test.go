@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"meshd/mesh"
+	"meshd/overlay/config"
 	"meshd/overlay/status"
 )
 
@@ -23,6 +25,9 @@ type daemon struct {
 	pings int
 	calls []string
 	fail  error
+
+	inForce status.ConfigReply
+	reload  status.ReloadReply
 }
 
 func (d *daemon) Status() status.Document {
@@ -46,6 +51,12 @@ func (d *daemon) Leave(context.Context) error { return d.called("leave") }
 func (d *daemon) Down(context.Context) error  { return d.called("down") }
 func (d *daemon) Version() string             { return "v9.9" }
 
+func (d *daemon) Config() status.ConfigReply { return d.inForce }
+
+func (d *daemon) Reload(context.Context) (status.ReloadReply, error) {
+	return d.reload, d.called("reload")
+}
+
 func (d *daemon) called(what string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -64,7 +75,7 @@ func healthy() status.Document {
 func serve(t *testing.T, d *daemon) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
-	server := status.NewServer(status.Options{Control: path, Daemon: d})
+	server := status.NewServer(status.Options{Control: path, Daemon: d, Settings: d})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- server.Run(ctx) }()
@@ -214,6 +225,113 @@ func TestLeaveAndDown(t *testing.T) {
 				t.Errorf("got %+v", got)
 			}
 		})
+	}
+}
+
+// daemonFile writes the config file of the daemon d and gives its path.
+func daemonFile(t *testing.T, d *daemon, lines ...string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	text := strings.Join(append(lines, "control: "+serve(t, d), ""), "\n")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestConfigReload(t *testing.T) {
+	d := &daemon{}
+	file := daemonFile(t, d)
+	other := status.ReloadReply{File: "/etc/other.yaml"}
+	all := status.ReloadReply{
+		File:    file,
+		Applied: []status.Change{{Key: "log.level", Old: "info", New: "debug"}, {Key: "seeds", Old: "[]", New: `["a:1"]`}},
+		Restart: []status.Change{{Key: "listen.tunnel", Old: `":51880"`, New: `":4000"`}},
+		Rejoin:  []status.Change{{Key: "node.name", Old: `"alpha"`, New: `"beta"`}},
+	}
+	failed := status.ReloadReply{
+		File: file, Applied: []status.Change{{Key: "log.level", Old: "info", New: "debug"}},
+		Failed: []status.Change{{Key: "http", Old: `""`, New: `":80"`, Error: "listen for HTTP on :80: already in use"}},
+	}
+	for name, tt := range map[string]struct {
+		answer status.ReloadReply
+		err    error
+		want   result
+	}{
+		"nothing": {status.ReloadReply{File: file}, nil, result{stdout: "Nothing to change: the daemon has in force what " + file + " says.\n"}},
+		"all": {all, nil, result{stdout: `Applied:
+  log.level: info -> debug
+  seeds: [] -> ["a:1"]
+Counts when the daemon is restarted:
+  listen.tunnel: ":51880" -> ":4000"
+Counts when this host joins a mesh anew:
+  node.name: "alpha" -> "beta"
+`}},
+		"failed": {failed, nil, result{
+			code: 1, stdout: "Applied:\n  log.level: info -> debug\n",
+			stderr: "meshctl: http stays \"\": listen for HTTP on :80: already in use\n",
+		}},
+		"bad file": {status.ReloadReply{}, fmt.Errorf("%w:\n/f:1: a\n/f:2: b", status.ErrBadConfig), result{
+			code: 78, stderr: "meshctl: the configuration stays as it is:\n/f:1: a\n/f:2: b\n",
+		}},
+		"another file": {other, nil, result{
+			stdout: "Nothing to change: the daemon has in force what /etc/other.yaml says.\n",
+			stderr: "Note: the running daemon reads /etc/other.yaml, not " + file + "\n",
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d.reload, d.fail = tt.answer, tt.err
+			if got := meshctl(t.Context(), "--config", file, "config", "reload"); got != tt.want {
+				t.Errorf("got  %+v\nwant %+v", got, tt.want)
+			}
+		})
+	}
+	d.reload, d.fail = all, nil
+	if got := meshctl(t.Context(), "--config", file, "config", "reload", "-f", "{{range .restart}}{{.key}}{{end}}"); got != (result{stdout: "listen.tunnel\n"}) {
+		t.Errorf("-f: %+v", got)
+	}
+	d.calls = nil
+	if err := os.WriteFile(file, []byte("colour: blue\nseeds: 3\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := meshctl(t.Context(), "--config", file, "config", "reload")
+	if got.code != 78 || len(d.calls) > 0 || !strings.Contains(got.stderr, "was not asked") ||
+		!strings.Contains(got.stderr, file+":1: colour") || !strings.Contains(got.stderr, file+":2: seeds") {
+		t.Errorf("a file that names no socket: %+v, asked %v", got, d.calls)
+	}
+}
+
+func TestConfigShowComparesWithTheDaemon(t *testing.T) {
+	d := &daemon{}
+	file := daemonFile(t, d, "node: {name: beta}", "log: {level: debug}", "listen: {tunnel: ':4000'}")
+	cfg, err := config.Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	show := func() result {
+		t.Helper()
+		got := meshctl(t.Context(), "--config", file, "config", "show")
+		if got.code != 0 || got.stdout != string(config.Show(cfg)) {
+			t.Errorf("code %d, shows\n%s", got.code, got.stdout)
+		}
+		return got
+	}
+	d.inForce = status.ConfigReply{File: file, Config: string(config.Show(cfg))}
+	if got := show(); got.stderr != "" {
+		t.Errorf("the same: %s", got.stderr)
+	}
+	old := config.Default()
+	old.Node.Name, old.Control, old.Log.Level = "alpha", cfg.Control, 0
+	d.inForce.Config = string(config.Show(old))
+	want := `Note: the running daemon has node.name: "alpha"; it counts when this host joins a mesh anew
+Note: the running daemon has listen.tunnel: ":51880"; restart the daemon to change it
+Note: the running daemon has log.level: info; ` + "`meshctl --config " + file + " config reload` changes it\n"
+	if got := show(); got.stderr != want {
+		t.Errorf("says\n%s\nwant\n%s", got.stderr, want)
+	}
+	d.inForce.Config = "colour: blue\n" // of a later version
+	if got := show(); !strings.HasPrefix(got.stderr, "Note: not compared with the running daemon: ") {
+		t.Errorf("says %s", got.stderr)
 	}
 }
 

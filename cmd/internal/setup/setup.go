@@ -35,6 +35,7 @@ var codes = []struct {
 }{
 	{status.ErrNoDaemon, exit.NotReady},
 	{status.ErrInUse, exit.Unavailable},
+	{status.ErrBadConfig, exit.Config},
 	{trust.ErrToken, exit.BadData},
 	{statedir.ErrNoState, exit.NoInput},
 	{statedir.ErrCAKey, exit.BadData},
