@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -62,8 +63,22 @@ func TestBadFiles(t *testing.T) {
 	}
 }
 
+// checkWritten reads again what is written of a configuration.
+func checkWritten(t *testing.T, c *config.Config) {
+	t.Helper()
+	for name, text := range map[string][]byte{"template": config.Template(c), "show": config.Show(c)} {
+		again, err := config.Parse(name, text)
+		if err != nil {
+			t.Fatalf("what is written is refused: %v", err)
+		}
+		if !reflect.DeepEqual(c, again) {
+			t.Errorf("what is written means\n%+v, want\n%+v; it is\n%s", again, c, text)
+		}
+	}
+}
+
 // Each good file beside the whole configuration that it gives, printed by the
-// template; the printed one must mean the same.
+// template.
 func TestGoodFiles(t *testing.T) {
 	for _, file := range yamlFiles(t, "ok") {
 		t.Run(filepath.Base(file), func(t *testing.T) {
@@ -71,15 +86,8 @@ func TestGoodFiles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			text := config.Template(c)
-			again, err := config.Parse("again", text)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !reflect.DeepEqual(c, again) {
-				t.Errorf("the printed file means\n%+v, want\n%+v", again, c)
-			}
-			golden(t, strings.TrimSuffix(file, ".yaml")+".golden", text)
+			checkWritten(t, c)
+			golden(t, strings.TrimSuffix(file, ".yaml")+".golden", config.Template(c))
 		})
 	}
 }
@@ -172,13 +180,6 @@ func TestLoadWithoutRegularFile(t *testing.T) {
 	}
 }
 
-func TestLargestFileIsRead(t *testing.T) {
-	text := append([]byte("engine: auto\n"), bytes.Repeat([]byte("#"), 1<<20-13)...)
-	if _, err := config.Parse("large", text); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestErrorsAreInOrderAndComplete(t *testing.T) {
 	_, err := config.Parse("f", []byte("log: {level: loud}\nengine: native\nnope: 1\n"))
 	got := strings.Split(err.Error(), "\n")
@@ -232,6 +233,14 @@ func FuzzParse(f *testing.F) {
 			f.Add(text)
 		}
 	}
+	for path, edge := range edges {
+		for _, value := range slices.Concat(edge.good, edge.bad) {
+			f.Add(file(path, value))
+		}
+	}
+	for _, text := range []string{"a: &a [*a]", "---\n---", "\xff\xfe", "{", "<<: {a: b}", "!x y", "? [a]\n: b", "a: |\n b"} {
+		f.Add([]byte(text))
+	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c, err := config.Parse("fuzz", text)
 		if err != nil {
@@ -241,12 +250,8 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		again, err := config.Parse("again", config.Template(c))
-		if err != nil {
-			t.Fatalf("what the template prints is refused: %v", err)
-		}
-		if !reflect.DeepEqual(c, again) {
-			t.Fatalf("printed and parsed:\n%+v\nwant\n%+v", again, c)
-		}
+		checkWritten(t, c)
+		checkReload(t, config.Default(), c)
+		checkReload(t, c, config.Default())
 	})
 }

@@ -179,6 +179,7 @@ func syntaxError(data []byte, err error) (line int, text string) {
 	if m := yamlAnchor.FindStringSubmatch(text); m != nil {
 		before, _, _ := bytes.Cut(data, []byte("*"+m[1]))
 		line = 1 + bytes.Count(before, []byte("\n"))
+		text = "unknown anchor " + printable(m[1])
 	}
 	return line, text
 }
@@ -213,7 +214,7 @@ func (p *parser) plain(key string, n *yaml.Node) bool {
 	case n.Anchor != "":
 		p.fail(n.Line, key, "has an anchor; expected a value without one")
 	case n.Style&yaml.TaggedStyle != 0:
-		p.fail(n.Line, key, "has the tag %s; expected a value without one", n.Tag)
+		p.fail(n.Line, key, "has the tag %s; expected a value without one", printable(n.Tag))
 	default:
 		return true
 	}
@@ -281,7 +282,7 @@ func (p *parser) mapping(path string, n *yaml.Node, each func(name, key string, 
 	}
 }
 
-// printable keeps a foreign key from filling the terminal or steering it.
+// printable keeps a foreign name from filling the terminal or steering it.
 func printable(s string) string {
 	const most = 64
 	if len(s) > most {
