@@ -157,20 +157,32 @@ func listenUnix(path string, log *slog.Logger) (*net.UnixListener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if group, err := user.LookupGroup("meshd"); err == nil {
-		gid, err := strconv.Atoi(group.Gid)
-		if err == nil {
-			err = os.Chown(path, -1, gid)
-		}
-		if err != nil {
-			log.Warn("control socket stays with this process's group", "path", path, "err", err)
-		}
+	if err := giveToGroup(path, "meshd"); err != nil {
+		log.Warn("control socket stays with this process's group", "path", path, "err", err)
 	}
 	if err := os.Chmod(path, 0o660); err != nil {
 		listener.Close()
 		return nil, err
 	}
 	return listener, nil
+}
+
+// giveToGroup gives a file to a group, if there is one of that name. The service
+// runs with that group, and its sandbox has no chown.
+func giveToGroup(path, name string) error {
+	group, err := user.LookupGroup(name)
+	if err != nil {
+		return nil // no such group: nobody but root and our own user may come in
+	}
+	gid, err := strconv.Atoi(group.Gid)
+	if err != nil {
+		return err
+	}
+	info, err := os.Lstat(path)
+	if err != nil || int(info.Sys().(*syscall.Stat_t).Gid) == gid {
+		return err
+	}
+	return os.Chown(path, -1, gid)
 }
 
 // bindUnix binds the socket with mode 0600: on Linux bind takes the mode from
