@@ -4,6 +4,7 @@ package examples
 import (
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/unit"
 
+	"meshd/mesh/statedir"
 	"meshd/overlay/config"
 )
 
@@ -27,6 +29,7 @@ func TestEveryExample(t *testing.T) {
 			}
 		case ".service":
 			checkUnit(t, path)
+		case ".conf": // TestUserOfTheService
 		case ".md", ".go":
 		default:
 			t.Errorf("%s: no test loads it", path)
@@ -57,8 +60,19 @@ func checkUnit(t *testing.T, path string) {
 	if got["Type"] != "notify" || !strings.Contains(got["ExecStart"], "meshd --config "+config.DefaultPath) {
 		t.Errorf("%s: Type=%s, ExecStart=%s", path, got["Type"], got["ExecStart"])
 	}
-	if want := filepath.Base(config.Default().StateDir); got["StateDirectory"] != want {
-		t.Errorf("%s: StateDirectory=%s, the daemon uses %s", path, got["StateDirectory"], want)
+	// The + is what gives it the rights that the daemon lacks.
+	if want := "+/usr/bin/meshd --preflight --config " + config.DefaultPath; got["ExecStartPre"] != want {
+		t.Errorf("%s: ExecStartPre=%s, want %s", path, got["ExecStartPre"], want)
+	}
+	for key, want := range map[string]string{
+		"User": statedir.ServiceUser, "Group": statedir.ServiceUser,
+		"AmbientCapabilities": "CAP_NET_ADMIN", "CapabilityBoundingSet": "CAP_NET_ADMIN",
+		"StateDirectory":   filepath.Base(config.Default().StateDir),
+		"RuntimeDirectory": filepath.Base(filepath.Dir(config.Default().Control)),
+	} {
+		if got[key] != want {
+			t.Errorf("%s: %s=%s, want %s", path, key, got[key], want)
+		}
 	}
 	if got["Restart"] != "on-failure" {
 		t.Errorf("%s: Restart=%s would undo meshctl down, which ends the daemon with success", path, got["Restart"])
@@ -67,6 +81,69 @@ func checkUnit(t *testing.T, path string) {
 	for _, code := range []string{"64", "65", "66", "77", "78"} {
 		if !slices.Contains(strings.Fields(got["RestartPreventExitStatus"]), code) {
 			t.Errorf("%s: restarts after exit code %s", path, code)
+		}
+	}
+}
+
+const unitFile = "systemd/meshd.service"
+
+// run runs a program of systemd's that looks at files and changes nothing.
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		if os.Getenv("MESHD_REQUIRE_ROOT") == "1" {
+			t.Fatalf("%v: make test-deps", err)
+		}
+		t.Skip(err)
+	}
+	cmd := exec.CommandContext(t.Context(), name, args...)
+	cmd.Env = append(cmd.Environ(), "SYSTEMD_PAGER=", "SYSTEMD_COLORS=0", "LC_ALL=C")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, out)
+	}
+	return string(out)
+}
+
+func TestUnitIsSandboxed(t *testing.T) {
+	out := run(t, "systemd-analyze", "security", "--offline=true", "--threshold=20", unitFile) // 2.0
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	t.Log(lines[len(lines)-1])
+}
+
+func TestUnitIsGood(t *testing.T) {
+	// It wants the programs to be there, and they are not before the installation.
+	raw, err := os.ReadFile(unitFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.NewReplacer("/usr/bin/meshd ", program+" ", "/usr/bin/meshctl ", program+" ").Replace(string(raw))
+	path := filepath.Join(t.TempDir(), "meshd.service")
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out := run(t, "systemd-analyze", "verify", "--man=no", path); strings.Contains(out, path) {
+		t.Error(out) // a warning, of which it does not think less
+	}
+}
+
+func TestUserOfTheService(t *testing.T) {
+	root := t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	conf, err := filepath.Abs("systemd/sysusers.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := run(t, "systemd-sysusers", "--dry-run", "--root="+root, conf)
+	for _, want := range []string{"group '" + statedir.ServiceUser + "'", "user '" + statedir.ServiceUser + "'"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("it does not create %s: %s", want, out)
 		}
 	}
 }
