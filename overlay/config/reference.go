@@ -11,9 +11,9 @@ const referenceHead = `<!-- Written by "make golden" from overlay/config/keys.go
 # Configuration
 
 The daemon and ` + "`meshctl`" + ` read ` + "`" + DefaultPath + "`" + `, or the file after
-` + "`--config`" + `. Every key may be left out; ` + "`meshctl init`" + ` and ` + "`join`" + ` write the file with
-all keys, their meaning and their defaults. [examples/two-hosts](../examples/two-hosts)
-has shorter ones.
+` + "`--config`" + `. Every key may be left out. If there is no file yet, ` + "`meshctl init`" + ` and
+` + "`join`" + ` write one with all keys, their meaning and their defaults;
+[examples/two-hosts](../examples/two-hosts) has shorter ones.
 
     meshctl config check     what is wrong with the file, if anything
     meshctl config show      the file with every default filled in
