@@ -1,7 +1,7 @@
 # Everything that CI does, anybody can do with the same words; `make` lists them.
 
 # Go 1.26 or newer, also where root's PATH lacks it.
-ifneq ($(filter-out help clean test-deps,$(or $(MAKECMDGOALS),help)),)
+ifneq ($(filter-out help clean test-deps uninstall,$(or $(MAKECMDGOALS),help)),)
   ifndef GO
     GO := $(shell .ci/find-go)
   endif
@@ -17,6 +17,14 @@ endif
 export GOFLAGS := $(strip $(GOFLAGS) -buildvcs=false)
 VERSION ?= $(or $(shell git -c safe.directory='$(CURDIR)' describe --tags --always --dirty 2>/dev/null),unknown)
 
+# Where install puts what; DESTDIR is a tree to pack, and then nothing on this
+# host changes.
+PREFIX ?= /usr
+DESTDIR ?=
+UNITDIR ?= /lib/systemd/system
+SYSUSERSDIR ?= /usr/lib/sysusers.d
+BIN ?= bin
+
 FUZZTIME ?= 30s
 BENCH ?= .
 N ?= 50
@@ -26,7 +34,7 @@ PKG ?= ./...
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 LINT = $(GO) tool -modfile=.ci/tools.mod golangci-lint
 # Under sudo, what is built still belongs to the caller.
-GIVE_BACK = @if [ -n "$$SUDO_UID" ] && [ "$$(id -u)" = 0 ]; then chown -R "$$SUDO_UID:$$SUDO_GID" bin; fi
+GIVE_BACK = @if [ -n "$$SUDO_UID" ] && [ "$$(id -u)" = 0 ]; then chown -R "$$SUDO_UID:$$SUDO_GID" $(BIN); fi
 
 .PHONY: help
 help: ## list the targets
@@ -34,8 +42,40 @@ help: ## list the targets
 
 .PHONY: build
 build: ## bin/meshd and bin/meshctl, static
-	$(BUILD) -o bin/ ./cmd/meshd ./cmd/meshctl
+	$(BUILD) -o $(BIN)/ ./cmd/meshd ./cmd/meshctl
 	$(GIVE_BACK)
+
+SHARE = $(PREFIX)/share
+INSTALLED = $(PREFIX)/bin/meshd $(PREFIX)/bin/meshctl $(UNITDIR)/meshd.service $(SYSUSERSDIR)/meshd.conf \
+	$(SHARE)/bash-completion/completions/meshctl $(SHARE)/zsh/site-functions/_meshctl $(SHARE)/fish/vendor_completions.d/meshctl.fish
+define COMPLETION # SHELL FILE
+@mkdir -p '$(DESTDIR)$(dir $(2))' && $(BIN)/meshctl completion $(1) >'$(DESTDIR)$(2)' && chmod 0644 '$(DESTDIR)$(2)'
+endef
+
+.PHONY: install
+install: build ## programs, service, its user, shell completion (root); PREFIX=/usr DESTDIR=
+	install -d -m 0755 '$(DESTDIR)/etc/meshd'
+	install -D -m 0755 -t '$(DESTDIR)$(PREFIX)/bin' $(BIN)/meshd $(BIN)/meshctl
+	@install -d -m 0755 '$(DESTDIR)$(UNITDIR)'
+	sed 's|/usr/bin/|$(PREFIX)/bin/|' examples/systemd/meshd.service >'$(DESTDIR)$(UNITDIR)/meshd.service'
+	@chmod 0644 '$(DESTDIR)$(UNITDIR)/meshd.service'
+	install -D -m 0644 examples/systemd/sysusers.conf '$(DESTDIR)$(SYSUSERSDIR)/meshd.conf'
+	$(call COMPLETION,bash,$(SHARE)/bash-completion/completions/meshctl)
+	$(call COMPLETION,zsh,$(SHARE)/zsh/site-functions/_meshctl)
+	$(call COMPLETION,fish,$(SHARE)/fish/vendor_completions.d/meshctl.fish)
+	@if [ -n '$(DESTDIR)' ]; then exit; fi; \
+	if command -v systemd-sysusers >/dev/null; then systemd-sysusers '$(SYSUSERSDIR)/meshd.conf'; \
+	elif ! getent passwd meshd >/dev/null; then useradd --system --user-group --no-create-home --home-dir /var/lib/meshd --shell /usr/sbin/nologin meshd; fi; \
+	if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi; \
+	echo 'Next: meshctl init or meshctl join, then systemctl enable --now meshd'
+
+.PHONY: uninstall
+uninstall: ## stop the service and remove what install put there; configuration, state and user stay
+	@if [ -n '$(DESTDIR)' ]; then exit; fi; \
+	if [ -d /run/systemd/system ]; then systemctl disable --now meshd; fi; \
+	if [ -x '$(PREFIX)/bin/meshd' ]; then '$(PREFIX)/bin/meshd' --cleanup; fi
+	rm -f $(INSTALLED:%='$(DESTDIR)%')
+	@if [ -z '$(DESTDIR)' ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 
 .PHONY: demo
 demo: build ## three hosts in network namespaces: a mesh in a minute (root, through sudo)
