@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -26,10 +27,33 @@ type book struct {
 	changed bool             // since the owner saved it
 
 	alone time.Time // since when nobody else is live
+	live  int       // how many addresses are live
+
+	// Where a table was exchanged, and when. A member has more addresses than
+	// the one that it tells: a seed's IPv6 address, or a name for several hosts.
+	reached map[netip.AddrPort]time.Time
+}
+
+// reachedFor is how long an address that was reached is not tried again while
+// nobody goes away. Else every member would exchange its table with the seed
+// every few seconds, through another of its addresses.
+const reachedFor = 10 * time.Minute
+
+// reach notes where a table was exchanged.
+func (b *book) reach(addresses []netip.AddrPort, now time.Time) {
+	for _, a := range addresses {
+		b.reached[a] = now
+	}
+}
+
+// recent lists the addresses that were reached not long ago.
+func (b *book) recent(now time.Time) []netip.AddrPort {
+	maps.DeleteFunc(b.reached, func(_ netip.AddrPort, at time.Time) bool { return now.Sub(at) >= reachedFor })
+	return slices.Collect(maps.Keys(b.reached))
 }
 
 func newBook(known []netip.AddrPort, now time.Time) *book {
-	b := &book{alone: now}
+	b := &book{alone: now, reached: map[netip.AddrPort]time.Time{}}
 	for _, a := range known {
 		if usable(a) && !slices.Contains(b.known, a) && len(b.known) < maxPeers {
 			b.known = append(b.known, a)
@@ -50,6 +74,10 @@ func plain(a netip.AddrPort) netip.AddrPort {
 
 // see notes which addresses are live now.
 func (b *book) see(live []netip.AddrPort, now time.Time) {
+	if len(live) < b.live {
+		clear(b.reached) // whoever has gone may be back at any of them
+	}
+	b.live = len(live)
 	if len(live) > 0 {
 		b.alone = time.Time{}
 	} else if b.alone.IsZero() {

@@ -32,6 +32,7 @@ func (l *loop) join(now time.Time) {
 			own = append(own, netip.AddrPortFrom(a, l.sockets.port()))
 		}
 	}
+	live = append(live, l.book.recent(now)...)
 	l.tasks.Go(func() {
 		seeds := l.resolveSeeds(named, alone)
 		l.joins <- inst.join(targets(alone, seeds, known, live, own))
@@ -59,21 +60,27 @@ func (l *loop) resolveSeeds(seeds []string, all bool) []netip.AddrPort {
 	return slices.Concat(found...)
 }
 
+// joined is what came of a round.
+type joined struct {
+	reached []netip.AddrPort // where a table was exchanged
+	err     error            // of one address, if none was reached
+}
+
 // joined ends a round.
-func (l *loop) joined(err error) {
+func (l *loop) joined(j joined) {
 	now := time.Now()
+	l.book.reach(j.reached, now)
 	if l.round == l.inst && !l.again { // else a new instance begins, or new seeds are tried, at once
 		l.joinAt = now.Add(l.book.pause(now))
 	}
 	l.round, l.again = nil, false
-	if err != nil && !l.book.alone.IsZero() {
-		l.say.say(slog.LevelInfo, "no member answers yet, trying on", "err", err)
+	if j.err != nil && !l.book.alone.IsZero() {
+		l.say.say(slog.LevelInfo, "no member answers yet, trying on", "err", j.err)
 	}
 }
 
-// join exchanges tables with each address, all at the same time. The error is
-// one of them, if none answered.
-func (i *instance) join(addresses []netip.AddrPort) error {
+// join exchanges tables with each address, all at the same time.
+func (i *instance) join(addresses []netip.AddrPort) joined {
 	results := make([]error, len(addresses))
 	var wait sync.WaitGroup
 	for n, a := range addresses {
@@ -86,10 +93,16 @@ func (i *instance) join(addresses []netip.AddrPort) error {
 		})
 	}
 	wait.Wait()
-	if len(results) == 0 || slices.Contains(results, nil) {
-		return nil
+	var out joined
+	for n, err := range results {
+		if err == nil {
+			out.reached = append(out.reached, addresses[n])
+		}
 	}
-	return results[0]
+	if len(results) > 0 && len(out.reached) == 0 {
+		out.err = results[0]
+	}
+	return out
 }
 
 // splitSeed takes "host:port" apart.

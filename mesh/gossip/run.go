@@ -29,15 +29,18 @@ type loop struct {
 
 	known map[[sha256.Size]byte]bool // hashes of the table's objects
 	seen  recent                     // objects that came, for relaying each once
+	fresh map[[sha256.Size]byte]bool // hashes of what was taken in since the table was encoded
 	stale bool                       // the encoded table is
-	said  [][]byte                   // our last few objects
+
+	encodeAt time.Time // not before, however stale
+	said     [][]byte  // our last few objects
 
 	book   *book
 	seeds  []string
 	joinAt time.Time
-	round  *instance  // that joins others now; nil: none does
-	joins  chan error // result of a round; one at a time
-	again  bool       // there are new seeds, which that round does not know
+	round  *instance   // that joins others now; nil: none does
+	joins  chan joined // result of a round; one at a time
+	again  bool        // there are new seeds, which that round does not know
 	wants  wants
 
 	saver   *saver
@@ -55,8 +58,9 @@ func (g *Gossip) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l := &loop{
-		Gossip: g, ctx: ctx, slots: make(chan struct{}, sending), joins: make(chan error, 1), stale: true,
-		book: newBook(g.opt.Peers, now), seeds: g.opt.Seeds, wants: wants{},
+		Gossip: g, ctx: ctx, slots: make(chan struct{}, sending), joins: make(chan joined, 1), stale: true,
+		fresh: map[[sha256.Size]byte]bool{},
+		book:  newBook(g.opt.Peers, now), seeds: g.opt.Seeds, wants: wants{},
 	}
 	l.saver = &saver{store: g.opt.Store, table: g.opt.Core.Table, book: l.book, say: g.say, unsaved: &g.unsaved, tableAt: now.Add(tableEvery), checkAt: now.Add(checkEvery)}
 	if g.opt.Transport == nil {
@@ -94,8 +98,8 @@ func (l *loop) run() {
 		case c := <-l.calls:
 			c.do(time.Now())
 			close(c.done)
-		case err := <-l.joins:
-			l.joined(err)
+		case j := <-l.joins:
+			l.joined(j)
 		case <-l.moved:
 			l.look()
 		case <-timer.C:
@@ -134,6 +138,7 @@ func (l *loop) wait(now time.Time) time.Duration {
 	}
 	due(l.opt.Core.Next())
 	due(l.saver.next())
+	due(l.encodeAt, l.stale && l.saver.state == nil)
 	due(l.createAt, l.inst == nil && l.address.IsValid())
 	due(l.joinAt, l.inst != nil && !l.left && l.round == nil)
 	if l.inst != nil && l.inst.count() > 0 {
@@ -257,14 +262,14 @@ func (l *loop) receive(m message) {
 // take gives one object to the core, and tells whether it is news.
 func (l *loop) take(object []byte) bool {
 	hash := sha256.Sum256(object)
-	if l.known[hash] {
+	if l.known[hash] || l.fresh[hash] {
 		return false
 	}
 	if err := l.opt.Core.Receive(time.Now(), object); err != nil {
 		l.say.say(slog.LevelWarn, "object refused", "err", err)
 		return false
 	}
-	l.stale = true
+	l.stale, l.fresh[hash] = true, true
 	return l.seen.add(hash)
 }
 
@@ -275,5 +280,6 @@ func (l *loop) finish() {
 		l.inst.shutdown()
 	}
 	l.tasks.Wait()
+	l.saver.tableChanged = l.saver.tableChanged || l.stale
 	l.saver.finish()
 }

@@ -27,14 +27,15 @@ func (l *loop) step(now time.Time) {
 		l.show(out.View)
 	}
 	if l.saver.saveState(now) {
-		l.speak()
+		l.speak(now)
 	}
 }
 
 // speak says what was held back until the state was saved.
-func (l *loop) speak() {
-	if l.stale {
+func (l *loop) speak(now time.Time) {
+	if l.stale && !now.Before(l.encodeAt) {
 		l.encode()
+		l.encodeAt = now.Add(encodeEvery)
 	}
 	said := l.held
 	l.held = nil
@@ -54,6 +55,11 @@ func (l *loop) speak() {
 	}
 }
 
+// encodeEvery bounds how often the table is encoded, which takes a millisecond
+// for 200 members, while objects come by the hundred, as when a large mesh
+// starts. An exchange may lack what came since; it is being broadcast.
+const encodeEvery = 250 * time.Millisecond
+
 // encode makes the table that exchanges carry.
 func (l *loop) encode() {
 	table := l.opt.Core.Table()
@@ -67,6 +73,7 @@ func (l *loop) encode() {
 		l.saver.tableChanged = true
 	}
 	l.known, l.stale = known, false
+	clear(l.fresh)
 }
 
 // show publishes a view; a reader that is slow skips one.
