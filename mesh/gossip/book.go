@@ -46,8 +46,8 @@ func (b *book) reach(addresses []netip.AddrPort, now time.Time) {
 	}
 }
 
-// recent lists the addresses that were reached not long ago.
-func (b *book) recent(now time.Time) []netip.AddrPort {
+// skip lists the addresses that were reached not long ago.
+func (b *book) skip(now time.Time) []netip.AddrPort {
 	maps.DeleteFunc(b.reached, func(_ netip.AddrPort, at time.Time) bool { return now.Sub(at) >= reachedFor })
 	return slices.Collect(maps.Keys(b.reached))
 }

@@ -51,6 +51,24 @@ func TestTargets(t *testing.T) {
 			t.Errorf("%d of 10 addresses were ever tried", len(seen))
 		}
 	})
+	t.Run("what was reached is left alone until somebody goes away", func(t *testing.T) {
+		now := time.Unix(1000, 0)
+		b := newBook(nil, now)
+		b.see(all[1:3], now)
+		b.reach(all[9:10], now) // another address of a member
+		b.see(all[1:4], now)    // one more
+		if got := b.skip(now); !slices.Equal(got, all[9:10]) {
+			t.Errorf("skips %s, want %s", got, all[9:10])
+		}
+		if got := b.skip(now.Add(reachedFor)); len(got) > 0 {
+			t.Errorf("skips %s for ever", got)
+		}
+		b.reach(all[9:10], now)
+		b.see(all[1:3], now)
+		if got := b.skip(now); len(got) > 0 {
+			t.Errorf("skips %s, although a member has gone", got)
+		}
+	})
 	t.Run("nobody is left to try", func(t *testing.T) {
 		if got := targets(false, seeds, known, all, own); len(got) != 0 {
 			t.Errorf("targets are %s", got)

@@ -139,20 +139,24 @@ func (i *instance) send(name string, msg []byte) error {
 	return i.list.SendReliable(&memberlist.Node{Name: name, Addr: to.Addr().AsSlice(), Port: to.Port()}, msg)
 }
 
-// publish spreads an object of our own. A newer record takes the place of an
-// older one that is still waiting.
-func (i *instance) publish(object []byte) {
+// publish spreads an object of our own.
+func (i *instance) publish(object []byte) { i.news.QueueBroadcast(newBroadcast(object)) }
+
+// relay passes on what somebody else has said.
+func (i *instance) relay(object []byte) {
+	i.relayed.QueueBroadcast(newBroadcast(object))
+	i.relayed.Prune(maxQueued)
+}
+
+// newBroadcast makes the message of one object. A record takes the place of the
+// same node's that is still waiting, which is older: the core passes on nothing
+// that is outdated.
+func newBroadcast(object []byte) broadcast {
 	name := string(object)
 	if r, err := trust.ParseRecord(object); err == nil {
 		name = "record " + string(r.Certificate[:])
 	}
-	i.news.QueueBroadcast(broadcast{name, encodeObjects(math.MaxInt, object)})
-}
-
-// relay passes on what somebody else has said.
-func (i *instance) relay(object []byte) {
-	i.relayed.QueueBroadcast(broadcast{string(object), encodeObjects(math.MaxInt, object)})
-	i.relayed.Prune(maxQueued)
+	return broadcast{name, encodeObjects(math.MaxInt, object)}
 }
 
 // broadcast is one queued message. Of two with one name the later one counts.

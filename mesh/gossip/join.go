@@ -32,7 +32,7 @@ func (l *loop) join(now time.Time) {
 			own = append(own, netip.AddrPortFrom(a, l.sockets.port()))
 		}
 	}
-	live = append(live, l.book.recent(now)...)
+	live = append(live, l.book.skip(now)...)
 	l.tasks.Go(func() {
 		seeds := l.resolveSeeds(named, alone)
 		l.joins <- inst.join(targets(alone, seeds, known, live, own))

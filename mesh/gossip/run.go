@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+
+	"meshd/mesh/registry"
 )
 
 // loop is everything that Run's goroutine owns.
@@ -29,7 +31,7 @@ type loop struct {
 
 	known map[[sha256.Size]byte]bool // hashes of the table's objects
 	seen  recent                     // objects that came, for relaying each once
-	fresh map[[sha256.Size]byte]bool // hashes of what was taken in since the table was encoded
+	taken taken                      // what the core was given of late
 	stale bool                       // the encoded table is
 
 	encodeAt time.Time // not before, however stale
@@ -59,8 +61,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 	defer cancel()
 	l := &loop{
 		Gossip: g, ctx: ctx, slots: make(chan struct{}, sending), joins: make(chan joined, 1), stale: true,
-		fresh: map[[sha256.Size]byte]bool{},
-		book:  newBook(g.opt.Peers, now), seeds: g.opt.Seeds, wants: wants{},
+		book: newBook(g.opt.Peers, now), seeds: g.opt.Seeds, wants: wants{},
 	}
 	l.saver = &saver{store: g.opt.Store, table: g.opt.Core.Table, book: l.book, say: g.say, unsaved: &g.unsaved, tableAt: now.Add(tableEvery), checkAt: now.Add(checkEvery)}
 	if g.opt.Transport == nil {
@@ -262,14 +263,21 @@ func (l *loop) receive(m message) {
 // take gives one object to the core, and tells whether it is news.
 func (l *loop) take(object []byte) bool {
 	hash := sha256.Sum256(object)
-	if l.known[hash] || l.fresh[hash] {
+	now := time.Now()
+	if l.known[hash] || l.taken.has(hash, now) {
 		return false
 	}
-	if err := l.opt.Core.Receive(time.Now(), object); err != nil {
+	err := l.opt.Core.Receive(now, object)
+	if errors.Is(err, registry.ErrStale) {
+		l.taken.add(hash)
+		return false // whoever lacks what is newer gets that
+	}
+	if err != nil {
 		l.say.say(slog.LevelWarn, "object refused", "err", err)
 		return false
 	}
-	l.stale, l.fresh[hash] = true, true
+	l.stale = true
+	l.taken.add(hash)
 	return l.seen.add(hash)
 }
 

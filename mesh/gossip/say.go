@@ -73,7 +73,6 @@ func (l *loop) encode() {
 		l.saver.tableChanged = true
 	}
 	l.known, l.stale = known, false
-	clear(l.fresh)
 }
 
 // show publishes a view; a reader that is slow skips one.
@@ -144,9 +143,30 @@ type recent struct{ young, old map[[sha256.Size]byte]bool }
 // in 300 KB.
 const recentSize = 4096
 
+// has tells whether a hash is remembered.
+func (r *recent) has(h [sha256.Size]byte) bool { return r.young[h] || r.old[h] }
+
+// takenFor is how long an object that the core took in, or found outdated, is not
+// given to it again. Everybody sends an object to everybody about ten times within
+// some seconds. What the core forgets in that time comes again later.
+const takenFor = 10 * time.Second
+
+// taken are the objects that the core has had of late.
+type taken struct {
+	recent
+	since time.Time
+}
+
+func (t *taken) has(h [sha256.Size]byte, now time.Time) bool {
+	if now.Sub(t.since) >= takenFor {
+		*t = taken{since: now}
+	}
+	return t.recent.has(h)
+}
+
 // add tells whether a hash was not remembered.
 func (r *recent) add(h [sha256.Size]byte) bool {
-	if r.young[h] || r.old[h] {
+	if r.has(h) {
 		return false
 	}
 	if r.young == nil || len(r.young) >= recentSize {
