@@ -61,16 +61,24 @@ func createNew(t *testing.T, path string) error {
 // create makes a state directory with every file in it.
 func create(t *testing.T) (string, Keys) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "state")
-	keys, m := newNode(t)
-	if err := Create(path, keys, m); err != nil {
-		t.Fatal(err)
-	}
-	d := open(t, path)
-	if err := errors.Join(d.SaveState(testState()), d.SaveTable([][]byte{{1}, {2}}), d.SavePeers([]netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")})); err != nil {
+	path, keys, err := createAt(t, filepath.Join(t.TempDir(), "state"))
+	if err != nil {
 		t.Fatal(err)
 	}
 	return path, keys
+}
+
+func createAt(t *testing.T, path string) (string, Keys, error) {
+	t.Helper()
+	keys, m := newNode(t)
+	if err := Create(path, keys, m); err != nil {
+		return path, keys, err
+	}
+	d, err := Open(path)
+	if err != nil {
+		return path, keys, err
+	}
+	return path, keys, errors.Join(d.SaveState(testState()), d.SaveTable([][]byte{{1}, {2}}), d.SavePeers([]netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")}))
 }
 
 func testState() member.State {
