@@ -56,7 +56,11 @@ func TestChangeOfEveryKey(t *testing.T) {
 			continue
 		}
 		t.Run(path, func(t *testing.T) {
-			new := parse(t, string(file(path, edges[path].good[0])))
+			good := edges[path].good
+			if len(good) == 0 {
+				t.Fatal("edges has no value of it")
+			}
+			new := parse(t, string(file(path, good[0])))
 			changes := config.Changes(old, new)
 			if len(changes) != 1 || changes[0].Key != path {
 				t.Fatalf("Changes = %+v, want one of %s", changes, path)
