@@ -165,7 +165,7 @@ func (g *Gossip) Findings() []mesh.Finding {
 		return nil
 	}
 	return []mesh.Finding{{Level: "error", Code: "state_unsaved", Message: fmt.Sprintf(
-		"the state cannot be saved, so this node says nothing new to the others: make room, or the file system writable: %v", *why)}}
+		"the state cannot be saved, so this node can neither take another subnet nor leave: make room, or the file system writable: %v", *why)}}
 }
 
 // SetEndpoints says where peers can reach this node's tunnel, best first.
