@@ -3,6 +3,7 @@ package overlay_test
 import (
 	"flag"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -25,14 +26,6 @@ func playSchedule(t *testing.T, seed uint64, verbose bool) (took time.Duration) 
 	meshtest.Bubble(t, func(t *testing.T) {
 		s := sim.Draw(seed)
 		w := sim.New(t, s)
-		defer func() {
-			if t.Failed() || verbose {
-				w.Tell(t.Output(), verbose)
-			}
-			if t.Failed() {
-				fmt.Fprintf(t.Output(), "replay: go test ./overlay -run 'TestSim$' -sim.seed=%d -v\n", seed)
-			}
-		}()
 		w.Play(s)
 		var err error
 		if took, err = w.Settle(w.Bound()); err == nil {
@@ -41,11 +34,23 @@ func playSchedule(t *testing.T, seed uint64, verbose bool) (took time.Duration) 
 		if err != nil && !w.Failed() {
 			t.Error(err)
 		}
-		for _, v := range w.Violations() {
-			t.Error(v)
-		}
+		tell(t, w, fmt.Sprintf("-run 'TestSim$' -sim.seed=%d", seed), verbose)
 	})
 	return took
+}
+
+// tell fails the test for what must never be, and tells the story of a failure.
+func tell(t *testing.T, w *sim.World, replay string, verbose bool) {
+	t.Helper()
+	for _, v := range w.Violations() {
+		t.Error(v)
+	}
+	if t.Failed() || verbose {
+		w.Tell(t.Output(), verbose)
+	}
+	if t.Failed() {
+		fmt.Fprintf(t.Output(), "replay: go test ./overlay %s -v\n", replay)
+	}
 }
 
 // Whole nodes survive whatever a seed draws; see package sim.
@@ -54,17 +59,64 @@ func TestSim(t *testing.T) {
 		playSchedule(t, *simSeed, testing.Verbose())
 		return
 	}
-	begin := time.Now()
-	played, worst := 0, time.Duration(0)
+	runs(t, "schedules", *simTime, func(t *testing.T, seed uint64) time.Duration { return playSchedule(t, seed, false) })
+}
+
+// wishers is how many nodes want one subnet at the same moment.
+const wishers = 20
+
+// Twenty nodes that start together and have the same first wish get subnets of
+// their own, and nobody is ready with one that it then loses.
+func TestSameFirstWish(t *testing.T) {
+	runs(t, "meshes", *simTime/4, func(t *testing.T, seed uint64) (took time.Duration) {
+		meshtest.Bubble(t, func(t *testing.T) {
+			s := sim.DrawWishers(seed, wishers)
+			w := sim.New(t, s)
+			w.Start()
+			var err error
+			if took, err = w.Settle(10 * time.Second); err == nil {
+				err = w.ReadyOnce()
+			}
+			if err != nil && !w.Failed() {
+				t.Error(err)
+			}
+			tell(t, w, fmt.Sprintf("-run 'TestSameFirstWish$' -sim.from=%d -sim.seeds=1", seed), false)
+		})
+		return took
+	})
+}
+
+// runs plays one seed after the other, and tells how they went.
+func runs(t *testing.T, what string, limit time.Duration, play func(*testing.T, uint64) time.Duration) {
+	t.Helper()
+	begin, told := time.Now(), time.Now()
+	var took []time.Duration
 	for seed := *simFrom; ; seed++ {
-		if *simSeeds > 0 && played >= *simSeeds || *simSeeds == 0 && time.Since(begin) > *simTime {
+		done := int(seed - *simFrom)
+		if *simSeeds > 0 && done >= *simSeeds || *simSeeds == 0 && time.Since(begin) > limit {
 			break
 		}
-		ok := t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { worst = max(worst, playSchedule(t, seed, false)) })
-		if !ok && !*simOn {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { took = append(took, play(t, seed)) })
+		if t.Failed() && !*simOn {
 			break
 		}
-		played++
+		if *simSeeds > 0 && time.Since(told) > 5*time.Second {
+			told = time.Now()
+			fmt.Printf("%d of %d %s\n", done+1, *simSeeds, what)
+		}
 	}
-	t.Logf("%d schedules in %s, all well again within %s", played, time.Since(begin).Round(time.Second), worst)
+	if len(took) == 0 {
+		return
+	}
+	slices.Sort(took)
+	at := func(share float64) time.Duration {
+		return took[min(len(took)-1, int(share*float64(len(took))))].Round(time.Millisecond)
+	}
+	summary := fmt.Sprintf("%d %s in %s, well after %s (median), %s (p99), %s (max) of virtual time",
+		len(took), what, time.Since(begin).Round(100*time.Millisecond), at(0.5), at(0.99), at(1))
+	if *simSeeds > 0 {
+		fmt.Println(summary)
+	} else {
+		t.Log(summary)
+	}
 }

@@ -54,6 +54,45 @@ func (w *World) Play(s *Schedule) {
 	w.heal()
 }
 
+// Start lets the first host found the mesh, and then all others join it at one
+// moment.
+func (w *World) Start() {
+	w.hosts[0].come()
+	w.Pass(5 * time.Second)
+	w.say("", "all others join")
+	for _, h := range w.hosts[1:] {
+		h.come()
+	}
+}
+
+// ReadyOnce tells whether each host has held but one subnet, the one it still
+// holds; and that the hosts did collide, or there was nothing to be seen.
+func (w *World) ReadyOnce() error {
+	lost := 0
+	for _, h := range w.members() {
+		var held, claimed []netip.Prefix
+		for _, c := range w.truth.claims(h) {
+			if c.State == mesh.Held && !slices.Contains(held, c.Prefixes[0]) {
+				held = append(held, c.Prefixes[0])
+			}
+			if !slices.Contains(claimed, c.Prefixes[0]) {
+				claimed = append(claimed, c.Prefixes[0])
+			}
+		}
+		if len(held) != 1 {
+			return fmt.Errorf("%s held %s, one after the other", h, held)
+		}
+		if len(claimed) > 1 {
+			lost++
+		}
+	}
+	if lost == 0 {
+		return errors.New("no two hosts have claimed one subnet")
+	}
+	w.say("", "%d hosts had to look for another subnet", lost)
+	return nil
+}
+
 // heal ends all faults: every host that has joined and not left runs.
 func (w *World) heal() {
 	w.say("", "all faults end")
@@ -102,7 +141,7 @@ func (w *World) Settle(bound time.Duration) (took time.Duration, err error) {
 		took = time.Since(begin)
 		now := w.unsettled()
 		if now == "" {
-			now = w.unreached(w.members(), 100*time.Millisecond)
+			now = w.unreached(w.members())
 		}
 		switch {
 		case now == "" && took <= bound:
@@ -145,7 +184,7 @@ func (w *World) Quiet(d time.Duration) error {
 			}
 		}
 	}
-	if lost := w.unreached(w.members(), 100*time.Millisecond); lost != "" {
+	if lost := w.unreached(w.members()); lost != "" {
 		return fmt.Errorf("not well for good: %s", lost)
 	}
 	return nil

@@ -136,6 +136,21 @@ func Draw(seed uint64) *Schedule {
 	return d.Schedule
 }
 
+// DrawWishers makes a mesh of one node and n more that want the same subnet first,
+// of a network of 256. Which one they try next is their own choice.
+func DrawWishers(seed uint64, n int) *Schedule {
+	wide := Small
+	wide.IPv4 = netip.MustParsePrefix("10.86.0.0/16")
+	d := &drawer{Schedule: &Schedule{Seed: seed, Network: wide}, Rand: rand.New(rand.NewPCG(seed, 3))}
+	d.Hosts = []HostPlan{{Wishing(d.Rand, wide, 0), ByCA}}
+	slot := 1 + d.IntN(wide.Slots()-1)
+	for range n {
+		d.Hosts = append(d.Hosts, HostPlan{Wishing(d.Rand, wide, slot), ByToken})
+	}
+	d.Weather = Weather{Latency: d.upTo(60 * time.Millisecond), Jitter: d.upTo(40 * time.Millisecond), Loss: d.Float64() / 20}
+	return d.Schedule
+}
+
 func (d *drawer) chance(p float64) bool { return d.Float64() < p }
 
 func (d *drawer) upTo(most time.Duration) time.Duration {
@@ -392,7 +407,7 @@ func (d *drawer) controlPlaneCut() {
 		w.silence = true
 		w.rewire()
 		for end := time.Now().Add(length); time.Now().Before(end) && !w.Failed(); {
-			if lost := w.unreached(w.members(), 200*time.Millisecond); lost != "" {
+			if lost := w.unreached(w.members()); lost != "" {
 				w.violate("I5", "gossip is silent, and %s", lost)
 			}
 			w.Pass(10 * time.Second)

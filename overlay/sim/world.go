@@ -54,7 +54,8 @@ type World struct {
 	// owned by the test's goroutine
 	random  *rand.Rand
 	cut     map[[2]int]bool // from host, to host
-	silence bool            // gossip does not get through, packets do
+	sky     Weather
+	silence bool // gossip does not get through, packets do
 
 	mu    sync.Mutex // guards all below
 	story []line
@@ -158,6 +159,7 @@ func (x Weather) String() string {
 }
 
 func (w *World) weather(x Weather) {
+	w.sky = x
 	w.net.SetLatency(x.Latency)
 	w.net.SetJitter(x.Jitter)
 	w.net.SetLoss(x.Loss)
