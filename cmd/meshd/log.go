@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 
 	"meshd/overlay/config"
@@ -54,5 +55,5 @@ func (s *logSwitch) WithGroup(name string) slog.Handler {
 }
 
 func (s *logSwitch) derive(how func(slog.Handler) slog.Handler) slog.Handler {
-	return &logSwitch{s.out, s.now, append(s.derived[:len(s.derived):len(s.derived)], how)}
+	return &logSwitch{s.out, s.now, append(slices.Clip(s.derived), how)}
 }
