@@ -11,10 +11,14 @@ import (
 	"meshd/overlay/tunnel"
 )
 
-// Back-off between attempts to rebuild the engine.
+// Back-off between attempts to rebuild the engine. The last pause is short
+// enough that a TUN is back within two seconds however often it is deleted, and
+// that what a person mends works at once.
 const (
 	firstRebuild = 200 * time.Millisecond
-	lastRebuild  = 5 * time.Second
+	lastRebuild  = time.Second
+	calm         = 10 * time.Second // an engine that lived so long did not end for the old reason
+	sayRebuild   = time.Minute      // a reason that stays is logged this often
 )
 
 // errNoEngine says that the data plane is being rebuilt.
@@ -43,6 +47,8 @@ func newDataPlane(build func() (Engine, error), log *slog.Logger) *dataPlane {
 // the reason is one that a person must remove, and Run returns it.
 func (d *dataPlane) Run(ctx context.Context) error {
 	delay := firstRebuild
+	var said time.Time
+	var reason string
 	for first := true; ; first = false {
 		started := time.Now()
 		ready, err := d.runOne(ctx)
@@ -52,10 +58,13 @@ func (d *dataPlane) Run(ctx context.Context) error {
 		if first && !ready {
 			return err
 		}
-		if time.Since(started) > time.Minute {
+		if time.Since(started) > calm {
 			delay = firstRebuild
 		}
-		d.log.Warn("tunnel engine ended, building it again", "err", err, "in", delay)
+		if now := fmt.Sprint(err); now != reason || time.Since(said) >= sayRebuild {
+			d.log.Warn("tunnel engine ended, building it again", "err", err, "in", delay)
+			reason, said = now, time.Now()
+		}
 		select {
 		case <-ctx.Done():
 			return nil

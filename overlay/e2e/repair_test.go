@@ -19,6 +19,9 @@ import (
 
 const link = "mesh0"
 
+// repairWithin is how soon our own part of a host's network is whole again.
+const repairWithin = 2 * time.Second
+
 // Whatever somebody does to our part of a host's network, the daemon repairs,
 // and meanwhile nothing leaves in clear text.
 func TestRepair(t *testing.T) {
@@ -47,25 +50,41 @@ func TestRepair(t *testing.T) {
 	} {
 		t.Run(damage.name, func(t *testing.T) {
 			whole := network(t, alpha.Host)
+			marker := []byte("is this in clear text?")
 			frames := capture(t, c, func() {
-				must(t, alpha.Host.Do(damage.do))
-				start := time.Now()
-				marker := []byte("is this in clear text?")
-				for _, a := range addresses(t, beta) {
-					_ = sendICMP(t.Context(), alpha.Host, a, marker) // it may work or not
-				}
-				err := cluster.Poll(bounded(t), func() (bool, error) {
-					is := network(t, alpha.Host)
-					return slices.Equal(whole, is), fmt.Errorf("want %v, have %v", whole, is)
+				within(t, "repaired", repairWithin, func() time.Duration {
+					must(t, alpha.Host.Do(damage.do))
+					start := time.Now()
+					for _, a := range addresses(t, beta) {
+						_ = sendICMP(t.Context(), alpha.Host, a, marker) // it may work or not
+					}
+					err := cluster.Poll(bounded(t), func() (bool, error) {
+						is := network(t, alpha.Host)
+						return slices.Equal(whole, is), fmt.Errorf("want %v, have %v", whole, is)
+					})
+					must(t, err)
+					return time.Since(start)
 				})
-				must(t, err)
 				must(t, c.WaitAllPairs(bounded(t)))
-				t.Logf("repaired after %.2f s", time.Since(start).Seconds())
 			})
-			if contains(frames, []byte("is this in clear text?")) {
+			if contains(frames, marker) {
 				t.Error("clear text on the underlay")
 			}
 		})
+	}
+}
+
+// within measures how long something takes. The machine may be busy: only who is
+// late a second time fails.
+func within(t *testing.T, what string, bound time.Duration, measure func() time.Duration) {
+	t.Helper()
+	took := measure()
+	t.Logf("%s after %.2f s", what, took.Seconds())
+	if took <= bound {
+		return
+	}
+	if again := measure(); again > bound {
+		t.Errorf("%s after %s, and the second time after %s; want %s", what, took, again, bound)
 	}
 }
 

@@ -73,6 +73,9 @@ func (c *Capture) run() {
 	buf := make([]byte, maxFrame)
 	for {
 		n, err := c.file.Read(buf)
+		if errors.Is(err, unix.ENETDOWN) {
+			continue // said once; nothing passes until the port is up again
+		}
 		if err != nil {
 			if !errors.Is(err, os.ErrDeadlineExceeded) {
 				c.mu.Lock()
