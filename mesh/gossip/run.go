@@ -94,8 +94,7 @@ func (l *loop) run() {
 		case <-l.poke:
 			l.obey()
 		case done := <-l.Gossip.leave:
-			l.opt.Core.Leave(time.Now())
-			l.leaving, l.left = append(l.leaving, done), true
+			l.beginLeave(done)
 		case c := <-l.calls:
 			c.do(time.Now())
 			close(c.done)
@@ -115,6 +114,17 @@ func (l *loop) run() {
 		l.saver.check(now)
 		timer.Reset(l.wait(time.Now()))
 	}
+}
+
+// beginLeave gives up membership, unless that could not be remembered: then all
+// stays as it is.
+func (l *loop) beginLeave(done chan error) {
+	if err := l.opt.Store.Check(); err != nil && !l.left {
+		done <- fmt.Errorf("leave mesh: %w", err)
+		return
+	}
+	l.opt.Core.Leave(time.Now())
+	l.leaving, l.left = append(l.leaving, done), true
 }
 
 // drain takes in what else has come, so that a burst costs one step.
