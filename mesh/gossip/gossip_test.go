@@ -540,9 +540,26 @@ func TestLeave(t *testing.T) {
 			}
 		})
 	})
-	t.Run("not before it is saved", func(t *testing.T) {
+	t.Run("not where it cannot be saved", func(t *testing.T) {
 		meshtest.Bubble(t, func(t *testing.T) {
 			a := start(t, meshtest.NewNetwork(14), 1, func(_ *gossip.Options, c *core) { c.saves = true })
+			a.store.Fail(true)
+			if err := a.Leave(t.Context()); !errors.Is(err, meshtest.ErrStore) {
+				t.Errorf("Leave: %v", err)
+			}
+			a.store.Fail(false)
+			time.Sleep(time.Minute)
+			if state, _, _ := a.store.Saved(); state.Left {
+				t.Error("it left later")
+			}
+			if err := a.Leave(t.Context()); err != nil {
+				t.Errorf("Leave, when it can be saved: %v", err)
+			}
+		})
+	})
+	t.Run("not before it is saved", func(t *testing.T) {
+		meshtest.Bubble(t, func(t *testing.T) {
+			a := start(t, meshtest.NewNetwork(14), 1, func(o *gossip.Options, c *core) { o.Store, c.saves = hopeful{o.Store}, true })
 			a.store.Fail(true)
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
@@ -561,6 +578,11 @@ func TestLeave(t *testing.T) {
 		})
 	})
 }
+
+// hopeful is a store that fails only when it comes to it.
+type hopeful struct{ gossip.Store }
+
+func (hopeful) Check() error { return nil }
 
 func TestForeignKeyIsShutOut(t *testing.T) {
 	meshtest.Bubble(t, func(t *testing.T) {
