@@ -61,7 +61,7 @@ func checkUnit(t *testing.T, path string) {
 		t.Errorf("%s: Type=%s, ExecStart=%s", path, got["Type"], got["ExecStart"])
 	}
 	// The + is what gives it the rights that the daemon lacks.
-	if want := "+/usr/bin/meshd --preflight --config " + config.DefaultPath; got["ExecStartPre"] != want {
+	if want := "+-/usr/bin/meshd --preflight --config " + config.DefaultPath; got["ExecStartPre"] != want {
 		t.Errorf("%s: ExecStartPre=%s, want %s", path, got["ExecStartPre"], want)
 	}
 	for key, want := range map[string]string{

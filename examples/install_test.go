@@ -106,7 +106,7 @@ func execs(t *testing.T, unit string) []string {
 	for line := range strings.Lines(string(raw)) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
 		if slices.Contains([]string{"ExecStartPre", "ExecStart", "ExecReload"}, key) {
-			programs = append(programs, strings.TrimPrefix(strings.Fields(value)[0], "+"))
+			programs = append(programs, strings.TrimLeft(strings.Fields(value)[0], "+-"))
 		}
 	}
 	return programs

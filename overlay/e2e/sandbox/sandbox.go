@@ -7,7 +7,8 @@
 //
 // The test binary does it: [Box.Wrap] has a command start this binary again,
 // and [Main], called before anything else, makes the sandbox and becomes the
-// program. What systemd does with seccomp and cgroups is not imitated.
+// program. What systemd does with seccomp and cgroups is not imitated; [Machine]
+// runs the unit under a real one, where that can be.
 package sandbox
 
 import (
@@ -29,8 +30,11 @@ type Box struct {
 	TUN      uint32 // mode of /dev/net/tun; 0: 0666, as udev sets it
 }
 
-// variable carries the sandbox to the process that makes it.
-const variable = "MESHD_E2E_SANDBOX"
+// What carries a box, or the root of a machine, to the process that makes it.
+const (
+	variable        = "MESHD_E2E_SANDBOX"
+	machineVariable = "MESHD_E2E_MACHINE"
+)
 
 // Wrap has a command run in the sandbox.
 func (b Box) Wrap(cmd *exec.Cmd) error {
@@ -54,6 +58,10 @@ func (b Box) Wrap(cmd *exec.Cmd) error {
 // Main becomes the program if the process was started by a wrapped command, and
 // does nothing otherwise.
 func Main() {
+	if root, ok := os.LookupEnv(machineVariable); ok {
+		fmt.Fprintln(os.Stderr, "machine:", boot(root))
+		os.Exit(125)
+	}
 	text, ok := os.LookupEnv(variable)
 	if !ok {
 		return
