@@ -27,6 +27,8 @@ BIN ?= bin
 
 FUZZTIME ?= 30s
 BENCH ?= .
+SEEDS ?= 1000
+FROM ?= 1
 N ?= 50
 IDLE ?= 60s
 PKG ?= ./...
@@ -103,6 +105,10 @@ e2e-large: build ## N=50 daemons on this machine: start, idle for IDLE=60s, rest
 	@if [ "$$(id -u)" != 0 ]; then echo "make e2e-large: needs root: sudo make e2e-large" >&2; exit 77; fi
 	@MESHD_BIN='$(CURDIR)/bin' MESHD_REQUIRE_ROOT=1 MESHD_NODES='$(N)' MESHD_IDLE='$(IDLE)' \
 		$(GO) test -count=1 -v -timeout 30m -run '^TestLarge$$' ./overlay/e2e
+
+.PHONY: sim
+sim: ## whole nodes in virtual time, SEEDS=1000 of each kind from FROM=1, without the race detector
+	@cd overlay && $(GO) test -count=1 -timeout 0 -run '^(TestSim|TestSameFirstWish)$$' -sim.seeds=$(SEEDS) -sim.from=$(FROM)
 
 .PHONY: lint
 lint: ## golangci-lint as pinned in .ci/tools.mod

@@ -61,6 +61,8 @@ var mayImport = []struct{ pkg, ours string }{
 	{"overlay/probe", vocabulary},
 	{"overlay/status", vocabulary},
 	{"overlay/config", "mesh"},
+	// It puts real nodes into a world of fakes.
+	{"overlay/sim", "*"},
 	// The assembled node gets its concrete parts from the command.
 	{"overlay", "mesh tun overlay/..."},
 
@@ -92,7 +94,7 @@ var homes = []struct{ module, homes string }{
 	{"github.com/coreos/go-systemd/v22", "cmd/meshd"},
 	{"github.com/fxamacker/cbor/v2", "mesh/trust"},
 	{"github.com/google/nftables", "overlay/e2e/..."},                // the lab's faults
-	{"github.com/hashicorp/memberlist", "mesh/gossip mesh/meshtest"}, // meshtest is a transport for it
+	{"github.com/hashicorp/memberlist", "mesh/gossip mesh/meshtest overlay/sim"}, // its transport in memory
 	{"github.com/prometheus/client_golang", "overlay/status"},
 	{"github.com/songgao/water", "tun/device"},
 	{"github.com/spf13/cobra", "cmd/meshd cmd/meshctl"},
@@ -108,7 +110,7 @@ var homes = []struct{ module, homes string }{
 // import.
 var (
 	testOnly     = []string{"github.com/rogpeppe/go-internal", "go.uber.org/goleak", "pgregory.net/rapid"}
-	testPackages = []string{"mesh/meshtest", "tun/netns", "tun/tuntest", "overlay/tunnel/tunneltest", "overlay/e2e/..."}
+	testPackages = []string{"mesh/meshtest", "tun/netns", "tun/tuntest", "overlay/tunnel/tunneltest", "overlay/sim", "overlay/e2e/..."}
 )
 
 // goPackage is what `go list -json` prints, as far as it matters here.

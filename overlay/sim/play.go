@@ -117,14 +117,17 @@ func (w *World) members() []*Host {
 }
 
 // Bound is how soon all must be well when all faults have ended: a partition
-// heals within 10 s; who has yet to join, perhaps through a seed that was down,
-// is given 15 s.
+// heals within 10 s. Who has yet to join, perhaps through a seed that was down,
+// and who has to look for another subnet then, is given 15 s.
 func (w *World) Bound() time.Duration {
+	owners := map[netip.Prefix]bool{}
 	for _, h := range w.members() {
 		claims := w.truth.claims(h)
-		if n := len(claims); n == 0 || !claims[n-1].until.IsZero() || claims[n-1].State != mesh.Held {
+		n := len(claims)
+		if n == 0 || !claims[n-1].until.IsZero() || claims[n-1].State != mesh.Held || owners[claims[n-1].Prefixes[0]] {
 			return 15 * time.Second
 		}
+		owners[claims[n-1].Prefixes[0]] = true
 	}
 	return 10 * time.Second
 }
