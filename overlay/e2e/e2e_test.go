@@ -42,7 +42,9 @@ var built struct {
 }
 
 func TestMain(m *testing.M) {
-	sandbox.Main()
+	if err := sandbox.Main(); err != nil {
+		panic(err)
+	}
 	m.Run()
 	if built.dir != "" {
 		os.RemoveAll(built.dir)

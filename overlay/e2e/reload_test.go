@@ -34,7 +34,7 @@ func TestReload(t *testing.T) {
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	for _, n := range c.Nodes {
 		service(t, c, n) // so that a file can be kept from the daemon
-		setForwarding(t, n, "0")
+		forwardNothing(t, n)
 	}
 	_, err := alpha.Meshctl(t.Context(), "init", "--name", "lab")
 	must(t, err)

@@ -72,7 +72,7 @@ func services(t *testing.T, n int, extra ...string) *cluster.Cluster {
 	c := hosts(t, n, extra...)
 	for _, n := range c.Nodes {
 		service(t, c, n)
-		setForwarding(t, n, "0")
+		forwardNothing(t, n)
 	}
 	must(t, c.Init(t.Context()))
 	for _, n := range c.Nodes {
@@ -83,12 +83,12 @@ func services(t *testing.T, n int, extra ...string) *cluster.Cluster {
 	return c
 }
 
-func setForwarding(t *testing.T, n *cluster.Node, value string) {
+func forwardNothing(t *testing.T, n *cluster.Node) {
 	t.Helper()
 	must(t, n.Host.Do(func() error {
 		return errors.Join(
-			os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte(value), 0),
-			os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte(value), 0))
+			os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0),
+			os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("0"), 0))
 	}))
 }
 
@@ -339,7 +339,7 @@ func TestPreflight(t *testing.T) {
 	open(t, c.Dir)
 	_, err := n.Meshctl(t.Context(), "init", "--name", "lab")
 	must(t, err)
-	setForwarding(t, n, "0")
+	forwardNothing(t, n)
 
 	refused := func(name string, box sandbox.Box, code int, about string) {
 		t.Run(name, func(t *testing.T) {
@@ -396,7 +396,7 @@ func TestPreflight(t *testing.T) {
 			t.Errorf("not even one of five takes less than 500 ms: %v", times)
 		}
 	})
-	setForwarding(t, n, "0")
+	forwardNothing(t, n)
 	refused("TUN device of root's", sandbox.Box{TUN: 0o600}, exNoPerm, "chmod 0666 /dev/net/tun")
 	route := &netlink.Route{LinkIndex: loopback, Dst: ipNet(netip.MustParsePrefix("10.86.64.0/24")), Scope: netlink.SCOPE_LINK}
 	must(t, n.Host.Do(func() error { return netlink.RouteAdd(route) }))
@@ -429,7 +429,7 @@ func TestServiceWithoutPreflight(t *testing.T) {
 	for _, n := range c.Nodes {
 		service(t, c, n)
 		must(t, n.Host.DisableIPv6())
-		setForwarding(t, n, "0")
+		forwardNothing(t, n)
 	}
 	must(t, c.Init(t.Context()))
 	for _, n := range c.Nodes {

@@ -56,25 +56,22 @@ func (b Box) Wrap(cmd *exec.Cmd) error {
 }
 
 // Main becomes the program if the process was started by a wrapped command, and
-// does nothing otherwise.
-func Main() {
+// does nothing otherwise. It returns an error if it should and cannot.
+func Main() error {
 	if root, ok := os.LookupEnv(machineVariable); ok {
-		fmt.Fprintln(os.Stderr, "machine:", boot(root))
-		os.Exit(125)
+		return fmt.Errorf("boot machine: %w", boot(root))
 	}
 	text, ok := os.LookupEnv(variable)
 	if !ok {
-		return
+		return nil
 	}
 	runtime.LockOSThread() // what follows is this thread's until it becomes the program
 	os.Unsetenv(variable)
 	var b Box
-	err := json.Unmarshal([]byte(text), &b)
-	if err == nil {
-		err = b.become(os.Args[1:])
+	if err := json.Unmarshal([]byte(text), &b); err != nil {
+		return fmt.Errorf("make sandbox: %w", err)
 	}
-	fmt.Fprintln(os.Stderr, "sandbox:", err)
-	os.Exit(125)
+	return fmt.Errorf("make sandbox: %w", b.become(os.Args[1:]))
 }
 
 // become runs the program in place of this process.
