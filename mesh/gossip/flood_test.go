@@ -30,7 +30,7 @@ var junk = sync.OnceValue(func() []byte {
 // flood fills a stream short of its announced end and holds it. It opens anew
 // what is closed on it, until ctx is done, and counts that.
 func flood(ctx context.Context, from string, to netip.AddrPort, closed *atomic.Int64) {
-	const announced = 16 << 20
+	const announced = maxSealedSize
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
 	one := func() {
 		conn, err := dialer.DialContext(ctx, "tcp", to.String())

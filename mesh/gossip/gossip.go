@@ -104,6 +104,7 @@ type Gossip struct {
 	// fixed at construction
 	opt     Options
 	say     *limiter
+	seals   sealer
 	views   chan *mesh.View
 	inbox   *inbox
 	moved   chan struct{} // the live members changed; capacity 1
@@ -136,19 +137,15 @@ type call struct {
 
 // New builds it; nothing happens before Run.
 func New(opt Options) (*Gossip, error) {
-	if len(opt.Keys) == 0 {
-		return nil, errors.New("gossip: no key")
-	}
-	for _, k := range opt.Keys {
-		if err := memberlist.ValidateKey(k); err != nil {
-			return nil, fmt.Errorf("gossip: key of %d bytes: %w", len(k), err)
-		}
+	seals, err := newSealer(opt.Keys)
+	if err != nil {
+		return nil, fmt.Errorf("gossip: %w", err)
 	}
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
 	g := &Gossip{
-		opt: opt, say: newLimiter(opt.Log), views: make(chan *mesh.View, 1), inbox: newInbox(),
+		opt: opt, say: newLimiter(opt.Log), seals: seals, views: make(chan *mesh.View, 1), inbox: newInbox(),
 		moved: make(chan struct{}, 1), poke: make(chan struct{}, 1), leave: make(chan chan error), calls: make(chan call), stopped: make(chan struct{}),
 	}
 	g.table.Store(new([]byte))

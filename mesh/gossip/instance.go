@@ -3,6 +3,7 @@ package gossip
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"log/slog"
@@ -56,12 +57,10 @@ func (g *Gossip) newInstance(address netip.AddrPort, t memberlist.Transport) (*i
 		q.RetransmitMult = retransmitMult
 		q.NumNodes = func() int { return i.count() + 1 }
 	}
-	ring, err := memberlist.NewKeyring(g.opt.Keys, g.opt.Keys[0])
-	if err != nil {
-		return nil, fmt.Errorf("gossip keys: %w", err)
-	}
-	if i.list, err = memberlist.Create(config(i, ring, t, newLines(g.say))); err != nil {
-		return nil, fmt.Errorf("start memberlist: %w", err)
+	sealed := newSealedTransport(t, g.seals, g.say)
+	var err error
+	if i.list, err = memberlist.Create(config(i, sealed, newLines(g.say))); err != nil {
+		return nil, errors.Join(fmt.Errorf("start memberlist: %w", err), sealed.Shutdown())
 	}
 	return i, nil
 }
@@ -74,11 +73,10 @@ func (g *Gossip) newInstance(address netip.AddrPort, t memberlist.Transport) (*i
 const retransmitMult = 8
 
 // config is memberlist's preset for a LAN, with these changes.
-func config(i *instance, ring *memberlist.Keyring, t memberlist.Transport, log *log.Logger) *memberlist.Config {
+func config(i *instance, t memberlist.Transport, log *log.Logger) *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
 	c.Name = i.name
 	c.Transport = t
-	c.Keyring = ring
 	c.Logger = log
 	c.Delegate, c.Events, c.Alive = i, i, i
 	c.BindPort = int(i.address.Port())
@@ -98,7 +96,7 @@ func config(i *instance, ring *memberlist.Keyring, t memberlist.Transport, log *
 	c.EnableCompression = false
 	// 1400 is the preset. It must stay above trust.MaxBroadcast and all
 	// framing, and below the smallest MTU that IPv6 allows less a tunnel's.
-	c.UDPBufferSize = 1400
+	c.UDPBufferSize = 1400 - sealOverhead
 	// It serves a warning that we do not read.
 	c.QueueCheckInterval = 10 * time.Minute
 	// Names are never used again, so there is nothing to reclaim; we resolve

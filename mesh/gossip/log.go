@@ -62,6 +62,8 @@ var strangers = []string{
 	"UDP packet too short", "msg type", "missing message type",
 }
 
+const strangersText = "junk on the gossip port, or a host with another gossip key"
+
 // lines takes memberlist's log, a line at a time.
 type lines struct{ out *limiter }
 
@@ -78,10 +80,10 @@ func (w lines) Write(line []byte) (int, error) {
 	text = strings.TrimPrefix(text, "memberlist: ")
 	for _, beginning := range strangers {
 		if strings.HasPrefix(text, beginning) {
-			w.out.say(slog.LevelWarn, "junk on the gossip port, or a host with another gossip key", "text", text)
+			w.out.say(slog.LevelWarn, strangersText, "message", text)
 			return len(line), nil
 		}
 	}
-	w.out.say(slog.LevelDebug, "memberlist", "text", text)
+	w.out.say(slog.LevelDebug, "memberlist", "message", text)
 	return len(line), nil
 }

@@ -223,11 +223,7 @@ func (l *loop) create(address netip.AddrPort) (*instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	inst, err := l.newInstance(address, t)
-	if err != nil {
-		return nil, errors.Join(err, t.Shutdown())
-	}
-	return inst, nil
+	return l.newInstance(address, t)
 }
 
 // look notes who is live.

@@ -1,0 +1,245 @@
+package gossip
+
+import (
+	"bytes"
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+)
+
+// Everything between members is sealed with AES-GCM, in memberlist's format:
+//
+//	packet       1 │ nonce, 12 bytes │ sealed message, tag
+//	stream  10 │ length, 4 bytes │ 1 │ nonce, 12 bytes │ sealed message, tag
+//	        └── additional data ─┘
+//
+// memberlist could do so itself. But it takes whoever has the key for a friend:
+// an empty message ends its process, and a few bytes make it take 100 MB. Here a
+// message is opened, looked at (see checkPacket), and only then handed on.
+const (
+	sealedStream  = 10
+	sealVersion   = 1
+	nonceBytes    = 12
+	sealOverhead  = 1 + nonceBytes + 16
+	streamHeader  = 1 + 4
+	maxSealedSize = maxStreamBytes - streamHeader
+	// maxPacketSize is above what any version sends (UDPBufferSize). memberlist
+	// keeps 2048 packets while it is busy.
+	maxPacketSize = 2 << 10
+)
+
+var errSealed = errors.New("not sealed with a key of this mesh")
+
+// sealer has the keys, newest first; it seals with the first.
+type sealer []cipher.AEAD
+
+func newSealer(keys [][]byte) (sealer, error) {
+	var s sealer
+	for _, key := range keys {
+		block, err := aes.NewCipher(key)
+		if err != nil {
+			return nil, fmt.Errorf("gossip key of %d bytes: %w", len(key), err)
+		}
+		aead, err := cipher.NewGCM(block)
+		if err != nil {
+			return nil, fmt.Errorf("gossip key: %w", err)
+		}
+		s = append(s, aead)
+	}
+	if len(s) == 0 {
+		return nil, errors.New("no gossip key")
+	}
+	return s, nil
+}
+
+// seal appends a sealed message.
+func (s sealer) seal(out, message, additional []byte) []byte {
+	var nonce [nonceBytes]byte
+	_, _ = rand.Read(nonce[:]) // never fails since Go 1.24
+	out = append(append(out, sealVersion), nonce[:]...)
+	return s[0].Seal(out, nonce[:], message, additional)
+}
+
+// open gives the message that is sealed. It may use the same memory.
+func (s sealer) open(sealed, additional []byte) ([]byte, error) {
+	if len(sealed) < sealOverhead || sealed[0] != sealVersion {
+		return nil, errSealed
+	}
+	nonce, body := sealed[1:1+nonceBytes], sealed[1+nonceBytes:]
+	for i, key := range s {
+		var into []byte
+		if i == len(s)-1 {
+			into = body[:0] // a failure destroys it
+		}
+		if message, err := key.Open(into, nonce, body, additional); err == nil {
+			return message, nil
+		}
+	}
+	return nil, errSealed
+}
+
+// sealedTransport seals what memberlist sends through another transport, and
+// opens and checks what comes.
+type sealedTransport struct {
+	// fixed at construction
+	memberlist.Transport
+	seals   sealer
+	say     *limiter
+	packets chan *memberlist.Packet
+	streams chan net.Conn
+	ctx     context.Context // done on Shutdown
+	stop    context.CancelFunc
+	tasks   sync.WaitGroup
+}
+
+func newSealedTransport(t memberlist.Transport, seals sealer, say *limiter) *sealedTransport {
+	s := &sealedTransport{
+		Transport: t, seals: seals, say: say, packets: make(chan *memberlist.Packet), streams: make(chan net.Conn),
+	}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.tasks.Go(s.receive)
+	s.tasks.Go(s.accept)
+	return s
+}
+
+// PacketCh implements [memberlist.Transport].
+func (t *sealedTransport) PacketCh() <-chan *memberlist.Packet { return t.packets }
+
+// StreamCh implements [memberlist.Transport].
+func (t *sealedTransport) StreamCh() <-chan net.Conn { return t.streams }
+
+// WriteTo implements [memberlist.Transport].
+func (t *sealedTransport) WriteTo(message []byte, addr string) (time.Time, error) {
+	return t.Transport.WriteTo(t.seals.seal(make([]byte, 0, len(message)+sealOverhead), message, nil), addr)
+}
+
+// DialTimeout implements [memberlist.Transport].
+func (t *sealedTransport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
+	conn, err := t.Transport.DialTimeout(addr, timeout)
+	if err != nil {
+		return nil, err
+	}
+	return &sealedConn{Conn: conn, seals: t.seals}, nil
+}
+
+// Shutdown implements [memberlist.Transport].
+func (t *sealedTransport) Shutdown() error {
+	t.stop()
+	err := t.Transport.Shutdown()
+	t.tasks.Wait()
+	return err
+}
+
+func (t *sealedTransport) receive() {
+	for {
+		select {
+		case p := <-t.Transport.PacketCh():
+			message, err := t.openPacket(p.Buf)
+			if err != nil {
+				t.say.say(slog.LevelWarn, strangersText, "text", err.Error(), "address", p.From)
+				continue
+			}
+			p.Buf = message
+			select {
+			case t.packets <- p:
+			case <-t.ctx.Done():
+				return
+			}
+		case <-t.ctx.Done():
+			return
+		}
+	}
+}
+
+func (t *sealedTransport) openPacket(sealed []byte) ([]byte, error) {
+	if len(sealed) > maxPacketSize {
+		return nil, errSealed
+	}
+	message, err := t.seals.open(sealed, nil)
+	if err != nil {
+		return nil, err
+	}
+	return message, checkPacket(message)
+}
+
+func (t *sealedTransport) accept() {
+	for {
+		select {
+		case conn := <-t.Transport.StreamCh():
+			select {
+			case t.streams <- &sealedConn{Conn: conn, seals: t.seals}:
+			case <-t.ctx.Done():
+				_ = conn.Close()
+				return
+			}
+		case <-t.ctx.Done():
+			return
+		}
+	}
+}
+
+// sealedConn is a stream with one message each way, as memberlist uses them.
+type sealedConn struct {
+	net.Conn
+	seals sealer
+
+	message *bytes.Reader // what came; nil: not read yet. Only the reader uses it
+}
+
+// Read implements [net.Conn]. It waits for the whole message, since nothing of
+// it counts before its seal is seen to be right.
+func (c *sealedConn) Read(b []byte) (int, error) {
+	if c.message == nil {
+		message, err := c.receive()
+		if err != nil {
+			return 0, err
+		}
+		c.message = bytes.NewReader(message)
+	}
+	return c.message.Read(b)
+}
+
+func (c *sealedConn) receive() ([]byte, error) {
+	var header [streamHeader]byte
+	if _, err := io.ReadFull(c.Conn, header[:]); err != nil {
+		return nil, err
+	}
+	n := binary.BigEndian.Uint32(header[1:])
+	if header[0] != sealedStream || n > maxSealedSize {
+		return nil, errSealed
+	}
+	// It grows with what comes, not with what was announced.
+	var sealed bytes.Buffer
+	if _, err := io.CopyN(&sealed, c.Conn, int64(n)); err != nil {
+		return nil, err
+	}
+	message, err := c.seals.open(sealed.Bytes(), header[:])
+	if err != nil {
+		return nil, err
+	}
+	return message, checkStream(message)
+}
+
+// Write implements [net.Conn]. Each call sends one message.
+func (c *sealedConn) Write(message []byte) (int, error) {
+	if len(message)+sealOverhead > maxSealedSize {
+		return 0, fmt.Errorf("message of %d bytes", len(message))
+	}
+	header := binary.BigEndian.AppendUint32([]byte{sealedStream}, uint32(len(message)+sealOverhead))
+	out := append(make([]byte, 0, streamHeader+len(message)+sealOverhead), header...)
+	if _, err := c.Conn.Write(c.seals.seal(out, message, header)); err != nil {
+		return 0, err
+	}
+	return len(message), nil
+}
