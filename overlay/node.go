@@ -48,16 +48,12 @@ type Mesh interface {
 // Host is this host's kernel.
 type Host interface {
 	reconcile.Host
+	Network
 	// Watch signals whenever links, addresses or routes have changed, until ctx
 	// is done. It never blocks on the channel, so give it a buffer of one.
 	Watch(ctx context.Context, changed chan<- struct{}) error
 	// Underlay tells what can carry the tunnels, leaving out the given ranges.
 	Underlay(ctx context.Context, exclude ...netip.Prefix) (tun.Underlay, error)
-	// Uses lists what the host has in the given ranges that is not ours: routes,
-	// gateways, addresses.
-	Uses(ctx context.Context, ranges ...netip.Prefix) ([]tun.Use, error)
-	// Connections lists the TCP connections from elsewhere to the given ranges.
-	Connections(ctx context.Context, ranges ...netip.Prefix) ([]tun.Use, error)
 }
 
 // Engine carries packets; see package tunnel for what it must do.
@@ -293,7 +289,10 @@ func (n *Node) replan(ctx context.Context) error {
 		return nil
 	}
 	if !n.planned {
-		if err := n.refuse(ctx, view); err != nil {
+		if err := CheckHost(ctx, n.opt.Host, view, n.opt.Log); err != nil {
+			return err
+		}
+		if _, err := n.lookAtUses(ctx, view); err != nil {
 			return err
 		}
 		n.planned = true
@@ -305,24 +304,6 @@ func (n *Node) replan(ctx context.Context) error {
 	}
 	n.health.Store(&p.Health)
 	n.loop.Set(&p)
-	return nil
-}
-
-// refuse fails if the mesh would take traffic that this host has already.
-func (n *Node) refuse(ctx context.Context, view *mesh.View) error {
-	uses, err := n.opt.Host.Uses(ctx, view.Ranges()...)
-	if err != nil {
-		return err
-	}
-	n.uses.Store(&uses)
-	connections, err := n.opt.Host.Connections(ctx, view.Ranges()...)
-	if err != nil {
-		n.opt.Log.Warn("TCP connections not read, not looking whether one would be cut off", "err", err)
-	}
-	overlaps := plan.Overlaps(view.Ranges(), plan.Own(view), append(uses, connections...))
-	if len(overlaps) > 0 {
-		return fmt.Errorf("%w: %s", ErrOverlap, overlaps[0])
-	}
 	return nil
 }
 
@@ -379,23 +360,22 @@ func pause(ctx context.Context, d time.Duration) bool {
 
 // lookAtUnderlay learns how this host can be reached, and passes it on.
 func (n *Node) lookAtUnderlay(ctx context.Context) error {
+	view := n.view.Load()
 	var ranges []netip.Prefix
-	if view := n.view.Load(); view != nil {
+	if view != nil {
 		ranges = view.Ranges()
 	}
 	u, err := n.opt.Host.Underlay(ctx, ranges...)
 	if err != nil {
 		return err
 	}
-	old, moved := n.underlay.Swap(&u), false
-	if len(ranges) > 0 {
-		uses, err := n.opt.Host.Uses(ctx, ranges...)
-		if err != nil {
+	moved := false
+	if view != nil {
+		if moved, err = n.lookAtUses(ctx, view); err != nil {
 			return err
 		}
-		was := n.uses.Swap(&uses)
-		moved = was != nil && !slices.Equal(*was, uses)
 	}
+	old := n.underlay.Swap(&u)
 	n.opt.Mesh.SetEndpoints(n.endpoints(u))
 	if addr, ok := n.gossipAddress(u); ok {
 		n.opt.Mesh.SetAddress(addr)

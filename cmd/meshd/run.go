@@ -59,7 +59,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			case cleanup:
 				return cleanUp(cmd.Context(), cfg, stdout)
 			case check:
-				return checkStart(cfg, path, stdout)
+				return checkStart(cmd.Context(), cfg, path, stdout)
 			case pre:
 				return preflight(cmd.Context(), cfg, path, stdout)
 			}
@@ -139,7 +139,7 @@ func serve(ctx context.Context, cfg *config.Config, path string, stderr io.Write
 		}
 	}()
 
-	log.Info("starting", "version", version, "state", cfg.StateDir)
+	log.Info("starting", "version", version, "state_dir", cfg.StateDir)
 	err = node.Run(ctx)
 	notify(log, daemon.SdNotifyStopping)
 	stopServer()

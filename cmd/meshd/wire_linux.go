@@ -2,13 +2,10 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -22,6 +19,7 @@ import (
 	"meshd/mesh/trust"
 	"meshd/overlay"
 	"meshd/overlay/config"
+	"meshd/overlay/plan"
 	"meshd/overlay/status"
 	"meshd/overlay/tunnel"
 	"meshd/overlay/tunnel/wggo"
@@ -78,7 +76,7 @@ func assemble(cfg *config.Config, log *slog.Logger) (*parts, error) {
 
 // check is what a start would check of a configuration beyond the file itself.
 func (p *parts) check(file *config.Config) error {
-	return checkSeeds(seeds(file, p.dir), p.dir.Membership().Charter)
+	return checkAddresses(file, seeds(file, p.dir), p.dir.Membership().Charter)
 }
 
 // appliers says for each key that can change while the daemon runs how to make
@@ -129,48 +127,35 @@ func newMember(cfg *config.Config, dir *statedir.Dir, state member.State, log *s
 	if err != nil {
 		log.Warn("table of the mesh not read, it will be fetched", "err", err)
 	}
-	keys, membership := dir.Keys(), dir.Membership()
-	m, err := member.New(time.Now(), member.Config{
-		Identity: keys.Identity, Charter: membership.Charter, Certificate: membership.Certificate,
-		TunnelKey: keys.Tunnel.Public(), Nonce: randomNonce(),
-		Founder: membership.Founder, HasSeeds: len(seeds(cfg, dir)) > 0,
-		OnConflict: lease.OnConflict(cfg.Lease.OnConflict), Labels: cfg.Node.Labels,
-		Suites: []string{tunnel.ChaCha20Poly1305},
-	}, state, table)
+	of := dir.Member()
+	of.HasSeeds = len(seeds(cfg, dir)) > 0
+	of.OnConflict, of.Labels = lease.OnConflict(cfg.Lease.OnConflict), cfg.Node.Labels
+	of.Suites = []string{tunnel.ChaCha20Poly1305}
+	m, err := member.New(time.Now(), of, state, table)
 	if err != nil {
 		return nil, exit.With(exit.BadData, fmt.Errorf("state in %s: %w", cfg.StateDir, err))
 	}
-	if err := checkSeeds(seeds(cfg, dir), membership.Charter); err != nil {
+	if err := checkAddresses(cfg, seeds(cfg, dir), membership.Charter); err != nil {
 		return nil, exit.With(exit.Config, err)
 	}
 	return m, nil
 }
 
-// checkSeeds refuses seeds that could be reached only through the mesh that they
-// are to lead to.
-func checkSeeds(seeds []string, rawCharter []byte) error {
+// checkAddresses refuses seeds that could be reached only through the mesh that
+// they are to lead to, and our own addresses that nobody could.
+func checkAddresses(cfg *config.Config, seeds []string, rawCharter []byte) error {
 	charter, err := trust.ParseCharter(rawCharter, mesh.ID{})
 	if err != nil {
 		return err
 	}
-	for _, seed := range seeds {
-		a, err := netip.ParseAddrPort(seed)
-		if err != nil {
-			continue // a name: it is looked up at each try
-		}
-		for _, r := range charter.Ranges() {
-			if r.Contains(a.Addr()) {
-				return fmt.Errorf("seed %s lies in the mesh's own range %s: name an address outside of the mesh", seed, r)
-			}
-		}
+	named := plan.Named("the seed", seeds...)
+	for _, a := range cfg.Advertise {
+		named = append(named, plan.Named("the address to advertise", config.Address(a))...)
+	}
+	if overlaps := plan.Overlaps(charter.Ranges(), nil, named); len(overlaps) > 0 {
+		return errors.New(overlaps[0].String())
 	}
 	return nil
-}
-
-func randomNonce() uint64 {
-	var raw [8]byte
-	rand.Read(raw[:])
-	return binary.BigEndian.Uint64(raw[:])
 }
 
 // seeds are those of the file, then those of the token.
@@ -192,10 +177,16 @@ func newEngine(cfg *config.Config, dir *statedir.Dir, log *slog.Logger) (overlay
 // checkStart says whether configuration and state are good for a start, without
 // changing anything. It tries neither ports nor the TUN device: a daemon that
 // runs has them.
-func checkStart(cfg *config.Config, path string, stdout io.Writer) error {
+func checkStart(ctx context.Context, cfg *config.Config, path string, stdout io.Writer) error {
 	core, err := dryMember(cfg)
 	if err != nil {
 		return err
+	}
+	if view := core.Step(time.Now()).View; view != nil {
+		log := slog.New(slog.DiscardHandler)
+		if err := overlay.CheckHost(ctx, hostnet.New(hostnet.Options{}), view, log); err != nil {
+			return withCode(err)
+		}
 	}
 	fmt.Fprintf(stdout, "%s and the state in %s are good: node %s\n", path, cfg.StateDir, core.Name())
 	return nil

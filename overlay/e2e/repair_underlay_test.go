@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -115,7 +116,7 @@ func survive(t *testing.T, c *cluster.Cluster, f fault) {
 				d, err := p.Flows(bounded(t), over)
 				must(t, err)
 				if d > time.Second {
-					t.Logf("%s: %s waited %s", f.name, p, d)
+					t.Logf("%s: %s waited %s; now %s", f.name, p, d, endpoints(t, c))
 				}
 				worst = max(worst, d)
 				p.Stop()
@@ -132,6 +133,20 @@ func survive(t *testing.T, c *cluster.Cluster, f fault) {
 		t.Errorf("%s: the daemon was %d and is %d", f.name, pid, now)
 	}
 	must(t, cluster.WaitPairs(bounded(t), c.Nodes...))
+}
+
+// endpoints tells by which way the nodes reach each other.
+func endpoints(t *testing.T, c *cluster.Cluster) string {
+	t.Helper()
+	var all []string
+	for _, n := range c.Nodes {
+		for _, p := range document(t, n).Peers {
+			if p.Endpoint != nil {
+				all = append(all, fmt.Sprintf("%s reaches %s at %s", n.Name, p.Name, p.Endpoint))
+			}
+		}
+	}
+	return strings.Join(all, ", ")
 }
 
 // allPings begins pings between two nodes, in both directions and families.
