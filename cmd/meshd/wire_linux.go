@@ -135,7 +135,7 @@ func newMember(cfg *config.Config, dir *statedir.Dir, state member.State, log *s
 	if err != nil {
 		return nil, exit.With(exit.BadData, fmt.Errorf("state in %s: %w", cfg.StateDir, err))
 	}
-	if err := checkAddresses(cfg, seeds(cfg, dir), membership.Charter); err != nil {
+	if err := checkAddresses(cfg, seeds(cfg, dir), dir.Membership().Charter); err != nil {
 		return nil, exit.With(exit.Config, err)
 	}
 	return m, nil
