@@ -22,7 +22,7 @@ func Diff(old, now *View) []Change {
 	}
 	for _, f := range now.Health {
 		if !slices.Contains(old.Health, f) {
-			say("health finding", "level", f.Level, "code", f.Code, "message", f.Message)
+			say("health finding", "severity", f.Level, "code", f.Code, "message", f.Message)
 			out[len(out)-1].Serious = f.Level != "info"
 		}
 	}
