@@ -1,0 +1,229 @@
+package examples
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"meshd/overlay/e2e/cluster"
+	"meshd/overlay/e2e/lab"
+	"meshd/overlay/status"
+	"meshd/tun/netns"
+)
+
+// build makes the programs, and the embedding example.
+func build(t *testing.T) (cluster.Binaries, string) {
+	t.Helper()
+	netns.RequireRoot(t)
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		if os.Getenv("MESHD_REQUIRE_ROOT") == "1" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	dir := t.TempDir()
+	bin, err := cluster.Build(t.Context(), dir, false)
+	must(t, err)
+	embed := filepath.Join(dir, "embed")
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", embed, "./embed").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return bin, embed
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func bounded(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// TestEmbed has the program that embeds a node and a real daemon reach each other.
+func TestEmbed(t *testing.T) {
+	bin, embed := build(t)
+	c, err := cluster.New(t.Context(), bin, []string{"alpha", "worker"})
+	must(t, err)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(c.Logs(100))
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	alpha, worker := c.Nodes[0], c.Nodes[1]
+	must(t, c.Init(t.Context()))
+	must(t, alpha.Start())
+
+	cmd := exec.Command(embed, "--state", worker.StateDir())
+	stdout, theirs, err := os.Pipe()
+	must(t, err)
+	defer stdout.Close()
+	log, err := os.Create(filepath.Join(worker.Dir, "meshd.log")) // where the cluster looks for it
+	must(t, err)
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = theirs, log
+	process, err := worker.Host.Start(cmd)
+	theirs.Close()
+	must(t, err)
+
+	line := make(chan string, 1)
+	go func() {
+		text, _ := bufio.NewReader(stdout).ReadString('\n')
+		line <- text
+	}()
+	var own []netip.Addr
+	select {
+	case text := <-line:
+		for field := range strings.FieldsSeq(strings.Trim(strings.TrimPrefix(strings.TrimSpace(text), "ready: "), "[]")) {
+			a, err := netip.ParseAddr(field)
+			if err != nil {
+				t.Fatalf("it printed %q: %v", text, err)
+			}
+			own = append(own, a)
+		}
+	case <-bounded(t).Done():
+		t.Fatal("the program did not say that it is ready")
+	}
+	if len(own) != 2 {
+		t.Fatalf("the program has the addresses %v, want one of each family", own)
+	}
+	must(t, alpha.WaitReady(bounded(t)))
+	others, err := alpha.Addresses(bounded(t))
+	must(t, err)
+	for i := range own {
+		_, err := alpha.Host.Await(bounded(t), own[i])
+		must(t, err)
+		_, err = worker.Host.Await(bounded(t), others[i])
+		must(t, err)
+	}
+	if err := process.Stop(bounded(t)); err != nil {
+		t.Errorf("after SIGTERM it ends with %v", err)
+	}
+	if _, err := worker.Host.Ping(t.Context(), others[0]); err == nil {
+		t.Error("the mesh is still reached: somebody else carried that ping")
+	}
+}
+
+// machine is a host of a lab with directories of its own where the configuration
+// files of the example look for them.
+type machine struct {
+	*lab.Host
+	dir string
+	bin string
+}
+
+// command runs a line of shell there.
+func (m machine) command(ctx context.Context, line string) *exec.Cmd {
+	const private = `mount --bind "$0/lib" /var/lib && mount --bind "$0/run" /run && cd "$0" && exec sh -c "$1"`
+	cmd := exec.CommandContext(ctx, "unshare", "--mount", "sh", "-c", private, m.dir, "exec "+line)
+	cmd.Env = append(os.Environ(), "PATH="+m.bin+":"+os.Getenv("PATH"))
+	return cmd
+}
+
+// commands are those that a configuration file says in its comment.
+func commands(t *testing.T, file string) []string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	must(t, err)
+	var out []string
+	for _, m := range regexp.MustCompile(`(?m)^#   (meshctl .*?)(?:  .*)?$`).FindAllStringSubmatch(string(text), -1) {
+		out = append(out, m[1])
+	}
+	return out
+}
+
+// TestTwoHosts types what the files say, on two hosts with the addresses that they
+// name. The router that forwards to beta is left out: beta itself has its address.
+func TestTwoHosts(t *testing.T) {
+	bin, _ := build(t)
+	l, err := lab.New(t.Context(), "alpha", "beta")
+	must(t, err)
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	var machines []machine
+	for i, address := range []string{"203.0.113.7/4", "198.51.100.20/4"} { // so wide that each finds the other on the link
+		h := l.Hosts()[i]
+		must(t, h.ReplaceAddress(netip.PrefixFrom(h.IPv4, 24), netip.MustParsePrefix(address)))
+		must(t, h.RemoveAddress(netip.PrefixFrom(h.IPv6, 64)))
+		m := machine{h, t.TempDir(), filepath.Dir(bin.Meshd)}
+		for _, dir := range []string{"lib", "run"} {
+			must(t, os.Mkdir(filepath.Join(m.dir, dir), 0o755))
+		}
+		must(t, os.CopyFS(m.dir, os.DirFS("two-hosts")))
+		machines = append(machines, m)
+	}
+	alpha, beta := machines[0], machines[1]
+
+	first, second := commands(t, "two-hosts/alpha.yaml"), commands(t, "two-hosts/beta.yaml")
+	if len(first) != 2 || len(second) != 1 {
+		t.Fatalf("the files say %q and %q", first, second)
+	}
+	_, err = alpha.Run(alpha.command(bounded(t), first[0]))
+	must(t, err)
+	token, err := alpha.Run(alpha.command(bounded(t), first[1]))
+	must(t, err)
+	join := beta.command(bounded(t), second[0])
+	join.Stdin = strings.NewReader(string(token))
+	_, err = beta.Run(join)
+	must(t, err)
+
+	for i, name := range []string{"alpha", "beta"} {
+		m := machines[i]
+		cmd := m.command(context.Background(), "meshd --config "+name+".yaml") //nolint:usetesting // the lab ends it
+		log, err := os.Create(filepath.Join(m.dir, "log"))
+		must(t, err)
+		defer log.Close()
+		cmd.Stdout, cmd.Stderr = io.Discard, log
+		p, err := m.Start(cmd)
+		must(t, err)
+		t.Cleanup(func() {
+			if t.Failed() {
+				text, _ := os.ReadFile(log.Name())
+				t.Logf("log of %s:\n%s", name, text)
+			}
+			if err := p.Stop(context.Background()); err != nil { //nolint:usetesting // the test's own is done
+				t.Errorf("%s ends with %v", name, err)
+			}
+		})
+	}
+	ask := func(m machine) *status.Document {
+		d, err := status.NewClient(filepath.Join(m.dir, "run/meshd/meshd.sock")).Status(bounded(t))
+		if err != nil {
+			return nil
+		}
+		return d
+	}
+	must(t, cluster.Poll(bounded(t), func() (bool, error) {
+		a, b := ask(alpha), ask(beta)
+		return a != nil && b != nil && a.Healthy() && b.Healthy() && len(a.Peers) == 1 && a.Peers[0].State == status.PeerUp, nil
+	}))
+	peer := ask(alpha).Peers[0]
+	if got, want := peer.Endpoint.String(), "198.51.100.20:51880"; got != want {
+		t.Errorf("alpha reaches beta at %s, want %s, as it advertises", got, want)
+	}
+	if alpha := ask(beta).Peers[0]; alpha.Labels["site"] != "fra" {
+		t.Errorf("beta sees alpha as %+v", alpha)
+	}
+	_, err = alpha.Await(bounded(t), peer.Leases[0].Addresses[0])
+	must(t, err)
+}
