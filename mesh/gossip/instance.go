@@ -39,8 +39,9 @@ type instance struct {
 	// Our own news goes before what we relay, so that nobody's flood delays it.
 	news, relayed memberlist.TransmitLimitedQueue
 
-	mu   sync.Mutex
-	live map[string]netip.AddrPort // by instance name, without our own
+	mu    sync.Mutex
+	live  map[string]netip.AddrPort // by instance name, without our own
+	crowd *crowd                    // of those in live
 }
 
 // maxQueued bounds what waits to be broadcast. At three packets every 100 ms
@@ -50,7 +51,7 @@ const maxQueued = 1024
 func (g *Gossip) newInstance(address netip.AddrPort, t memberlist.Transport) (*instance, error) {
 	i := &instance{
 		self: g.opt.Self, name: newName(g.opt.Self), address: address, inbox: g.inbox, objects: &g.table,
-		say: g.say, moved: g.moved, live: map[string]netip.AddrPort{},
+		say: g.say, moved: g.moved, live: map[string]netip.AddrPort{}, crowd: newCrowd(),
 	}
 	i.ctx, i.stop = context.WithCancel(context.Background())
 	for _, q := range []*memberlist.TransmitLimitedQueue{&i.news, &i.relayed} {
@@ -228,10 +229,23 @@ func (i *instance) refuse(err error) {
 	}
 }
 
-// NotifyAlive implements [memberlist.AliveDelegate].
+// NotifyAlive implements [memberlist.AliveDelegate]. It comes before a name is
+// taken up, and with all that is said of one later.
 func (i *instance) NotifyAlive(n *memberlist.Node) error {
-	if _, ok := parseName(n.Name); !ok {
+	id, ok := parseName(n.Name)
+	if !ok {
 		return fmt.Errorf("%.80q is no instance name", n.Name)
+	}
+	if address, ok := netip.AddrFromSlice(n.Addr); !ok || !usable(netip.AddrPortFrom(address, n.Port)) {
+		return fmt.Errorf("nobody can be at %x", n.Addr)
+	}
+	if n.Name == i.name {
+		return nil
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if _, known := i.live[n.Name]; !known && !i.crowd.room(id, time.Now()) {
+		return errCrowd
 	}
 	return nil
 }
@@ -239,10 +253,14 @@ func (i *instance) NotifyAlive(n *memberlist.Node) error {
 // NotifyJoin implements [memberlist.EventDelegate].
 func (i *instance) NotifyJoin(n *memberlist.Node) {
 	address, ok := netip.AddrFromSlice(n.Addr)
-	if id, _ := parseName(n.Name); !ok || id == i.self {
+	id, _ := parseName(n.Name)
+	if !ok || id == i.self {
 		return // ourselves, or our own past
 	}
 	i.mu.Lock()
+	if _, known := i.live[n.Name]; !known {
+		i.crowd.came(id)
+	}
 	i.live[n.Name] = plain(netip.AddrPortFrom(address, n.Port))
 	i.mu.Unlock()
 	i.signal()
@@ -251,9 +269,20 @@ func (i *instance) NotifyJoin(n *memberlist.Node) {
 // NotifyLeave implements [memberlist.EventDelegate].
 func (i *instance) NotifyLeave(n *memberlist.Node) {
 	i.mu.Lock()
-	delete(i.live, n.Name)
+	if _, known := i.live[n.Name]; known {
+		id, _ := parseName(n.Name)
+		i.crowd.went(id)
+		delete(i.live, n.Name)
+	}
 	i.mu.Unlock()
 	i.signal()
+}
+
+// admit says who is a member.
+func (i *instance) admit(members map[mesh.NodeID]bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.crowd.admit(members)
 }
 
 // NotifyUpdate implements [memberlist.EventDelegate]: there is no metadata.

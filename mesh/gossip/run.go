@@ -14,6 +14,7 @@ import (
 
 	"github.com/hashicorp/memberlist"
 
+	"meshd/mesh"
 	"meshd/mesh/registry"
 )
 
@@ -28,6 +29,8 @@ type loop struct {
 	inst     *instance // nil: none yet
 	address  netip.AddrPort
 	createAt time.Time // not before
+
+	admitted map[mesh.NodeID]bool // by the last view; not to be changed
 
 	known map[[sha256.Size]byte]bool // hashes of the table's objects
 	seen  recent                     // objects that came, for relaying each once
@@ -204,6 +207,7 @@ func (l *loop) connect(now time.Time) {
 		return
 	}
 	l.opt.Log.Debug("gossip runs", "name", inst.name, "address", inst.address)
+	inst.admit(l.admitted)
 	l.inst, l.joinAt = inst, now
 	l.running.Store(inst)
 	for _, o := range l.said {

@@ -82,6 +82,13 @@ func (l *loop) show(view *mesh.View) {
 	default:
 	}
 	l.views <- view // this goroutine is the only sender
+	l.admitted = make(map[mesh.NodeID]bool, len(view.Nodes))
+	for _, n := range view.Nodes {
+		l.admitted[n.ID] = true
+	}
+	if l.inst != nil {
+		l.inst.admit(l.admitted)
+	}
 }
 
 // pass relays an object that is news, so that a broadcast reaches all: its
