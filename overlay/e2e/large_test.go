@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -208,6 +209,21 @@ func (l *large) allPairs(ctx context.Context, from, to []*cluster.Node) error {
 	var wait sync.WaitGroup
 	var once sync.Once
 	var first error
+	var heard, all atomic.Int64
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		tick := time.NewTicker(2 * time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				l.say("%d of %d addresses have answered", heard.Load(), all.Load())
+			case <-done:
+				return
+			}
+		}
+	}()
 	for _, f := range from {
 		var targets []netip.Addr
 		for _, n := range to {
@@ -215,8 +231,9 @@ func (l *large) allPairs(ctx context.Context, from, to []*cluster.Node) error {
 				targets = append(targets, l.own[n]...)
 			}
 		}
+		all.Add(int64(len(targets)))
 		wait.Go(func() {
-			if err := f.Host.Sweep(ctx, targets); err != nil {
+			if err := f.Host.Sweep(ctx, targets, func(netip.Addr) { heard.Add(1) }); err != nil {
 				once.Do(func() { first = err })
 				cancel()
 			}

@@ -28,8 +28,9 @@ const (
 
 // Sweep sends ICMP echo requests from the host to all addresses, again and again
 // to those that are silent, until each has answered. It takes one socket for each
-// family, whatever the number of addresses. The error names some of the silent.
-func (h *Host) Sweep(ctx context.Context, to []netip.Addr) error {
+// family, whatever the number of addresses. Each one's first answer is told to
+// heard, unless that is nil. The error names some of the silent.
+func (h *Host) Sweep(ctx context.Context, to []netip.Addr, heard func(netip.Addr)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var four, six []netip.Addr
@@ -44,7 +45,7 @@ func (h *Host) Sweep(ctx context.Context, to []netip.Addr) error {
 	var wait sync.WaitGroup
 	for i, part := range [][]netip.Addr{four, six} {
 		if len(part) > 0 {
-			wait.Go(func() { errs[i] = h.sweep(ctx, part) })
+			wait.Go(func() { errs[i] = h.sweep(ctx, part, heard) })
 		}
 	}
 	wait.Wait()
@@ -52,7 +53,7 @@ func (h *Host) Sweep(ctx context.Context, to []netip.Addr) error {
 }
 
 // sweep is Sweep in one family.
-func (h *Host) sweep(ctx context.Context, to []netip.Addr) error {
+func (h *Host) sweep(ctx context.Context, to []netip.Addr, heard func(netip.Addr)) error {
 	network, request, reply := "ip4:icmp", byte(echoRequest4), byte(echoReply4)
 	if to[0].Is6() {
 		network, request, reply = "ip6:ipv6-icmp", echoRequest6, echoReply6
@@ -84,10 +85,15 @@ func (h *Host) sweep(ctx context.Context, to []netip.Addr) error {
 				continue
 			}
 			a, _ := netip.AddrFromSlice(from.(*net.IPAddr).IP)
+			a = a.Unmap()
 			mu.Lock()
-			delete(silent, a.Unmap())
+			news := silent[a]
+			delete(silent, a)
 			done := len(silent) == 0
 			mu.Unlock()
+			if news && heard != nil {
+				heard(a)
+			}
 			if done {
 				close(all)
 				return

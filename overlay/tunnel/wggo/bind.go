@@ -31,8 +31,9 @@ type bind struct {
 	mu     sync.Mutex
 	closed chan struct{} // of the current Open; closed by Close
 
-	tries  tries
-	yields atomic.Pointer[map[netip.AddrPort]bool] // endpoints at which the peer goes first
+	crossings crossings
+	tries     tries
+	yields    atomic.Pointer[map[netip.AddrPort]bool] // endpoints of peers, and whether the peer goes first
 }
 
 // A handshake is held back for a random time between these where the peer goes
@@ -40,16 +41,21 @@ type bind struct {
 // forgets its own handshake, so no session comes of it, and both try again 5 s
 // later, at once. Two nodes do that easily: they hear of each other in the same
 // moment. So the end with the smaller key lets the other's initiation arrive
-// first, which works wherever a packet takes less time than that. Random, since
-// others also do things after round times.
+// first, which works wherever a packet takes less time than that; crossings sees to
+// the rest. Random, since others also do things after round times.
 const (
 	minYield = 100 * time.Millisecond // one way to the other side of the world
 	maxYield = 200 * time.Millisecond // first packets wait no longer than a person notices
 )
 
-func newBind() *bind {
-	b := &bind{Bind: conn.NewStdNetBind(), tries: tries{at: map[netip.AddrPort]time.Time{}}}
+// newBind builds a bind; late takes in initiations that were put aside.
+func newBind(late func(packet []byte, from netip.AddrPort)) *bind {
+	b := &bind{
+		Bind: conn.NewStdNetBind(), tries: tries{at: map[netip.AddrPort]time.Time{}},
+		crossings: crossings{late: late, open: map[netip.AddrPort]*crossing{}, held: map[netip.AddrPort]*time.Timer{}},
+	}
 	b.inside.Store(&prefixes{})
+	b.yields.Store(&map[netip.AddrPort]bool{})
 	return b
 }
 
@@ -116,6 +122,9 @@ func (b *bind) keepReceiving(receive conn.ReceiveFunc, closed <-chan struct{}) c
 						continue
 					}
 					endpoints[i].ClearSrc()
+					if b.crosses(bufs[i][:sizes[i]], endpoints[i]) {
+						sizes[i] = 0
+					}
 				}
 				return n, nil
 			}
@@ -131,21 +140,39 @@ func (b *bind) keepReceiving(receive conn.ReceiveFunc, closed <-chan struct{}) c
 func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 	if len(bufs) == 1 && isInitiation(bufs[0]) {
 		b.tries.note(ep)
-		if std, ok := ep.(*conn.StdNetEndpoint); ok && b.yieldsAt(std.AddrPort) {
+		std, ok := ep.(*conn.StdNetEndpoint)
+		if !ok {
+			return b.Bind.Send(bufs, ep)
+		}
+		switch peerFirst, known := (*b.yields.Load())[plain(std.AddrPort)]; {
+		case peerFirst:
 			// Both belong to the device, which goes on to use them.
 			packet, to := bytes.Clone(bufs[0]), &conn.StdNetEndpoint{AddrPort: std.AddrPort}
-			time.AfterFunc(minYield+rand.N(maxYield-minYield), func() {
+			b.crossings.hold(plain(std.AddrPort), minYield+rand.N(maxYield-minYield), func() {
 				_ = b.Bind.Send([][]byte{packet}, to) // lost like any packet if the socket is closed by then
 			})
 			return nil
+		case known:
+			b.crossings.sent(plain(std.AddrPort))
 		}
+	}
+	if std, ok := ep.(*conn.StdNetEndpoint); ok && len(bufs) == 1 && isResponse(bufs[0]) {
+		b.crossings.drop(plain(std.AddrPort))
 	}
 	return b.Bind.Send(bufs, ep)
 }
 
-func (b *bind) yieldsAt(ep netip.AddrPort) bool {
-	at := b.yields.Load()
-	return at != nil && (*at)[plain(ep)]
+// crosses tells whether a packet is an initiation that is put aside.
+func (b *bind) crosses(packet []byte, ep conn.Endpoint) bool {
+	std, ok := ep.(*conn.StdNetEndpoint)
+	switch {
+	case !ok:
+		return false
+	case isResponse(packet):
+		b.crossings.answered(plain(std.AddrPort))
+		return false
+	}
+	return isInitiation(packet) && b.crossings.putAside(packet, plain(std.AddrPort))
 }
 
 // yield says which peers go first: those with a key that is greater than ours.
@@ -162,6 +189,11 @@ func (b *bind) yield(own mesh.Key, peers map[mesh.Key]*peer) {
 func isInitiation(packet []byte) bool {
 	return len(packet) == device.MessageInitiationSize &&
 		binary.LittleEndian.Uint32(packet) == device.MessageInitiationType
+}
+
+func isResponse(packet []byte) bool {
+	return len(packet) == device.MessageResponseSize &&
+		binary.LittleEndian.Uint32(packet) == device.MessageResponseType
 }
 
 // tries remembers to which endpoints handshakes were initiated. That is how the

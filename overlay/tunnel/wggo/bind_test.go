@@ -26,26 +26,26 @@ func TestReceiverSurvivesErrors(t *testing.T) {
 		net.ErrClosed,
 	}
 	calls := 0
-	receive := newBind().keepReceiving(func(_ [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+	receive := newBind(nil).keepReceiving(func(_ [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 		err := errs[calls]
 		calls++
 		sizes[0], eps[0] = 1, &conn.StdNetEndpoint{}
 		return 1, err
 	}, make(chan struct{}))
-	sizes, eps := make([]int, 1), make([]conn.Endpoint, 1)
-	if n, err := receive(nil, sizes, eps); n != 1 || err != nil {
+	bufs, sizes, eps := [][]byte{make([]byte, 1)}, make([]int, 1), make([]conn.Endpoint, 1)
+	if n, err := receive(bufs, sizes, eps); n != 1 || err != nil {
 		t.Fatalf("received %d, %v; want a packet after the errors", n, err)
 	}
 	if calls != 4 {
 		t.Errorf("received after %d calls, want 4", calls)
 	}
-	if _, err := receive(nil, sizes, eps); !errors.Is(err, net.ErrClosed) {
+	if _, err := receive(bufs, sizes, eps); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("received from a closed socket: %v, want %v", err, net.ErrClosed)
 	}
 }
 
 func TestReceiverDropsWhatComesThroughTheMesh(t *testing.T) {
-	b := newBind()
+	b := newBind(nil)
 	b.setInside([]netip.Prefix{netip.MustParsePrefix("10.99.0.0/16"), netip.MustParsePrefix("fd99::/48")})
 	from := []conn.Endpoint{
 		&conn.StdNetEndpoint{AddrPort: netip.MustParseAddrPort("192.0.2.1:9")},
@@ -61,14 +61,14 @@ func TestReceiverDropsWhatComesThroughTheMesh(t *testing.T) {
 		copy(eps, from)
 		return copy(sizes, got), nil
 	}, make(chan struct{}))
-	eps := make([]conn.Endpoint, len(got))
-	if n, err := receive(nil, sizes, eps); n != len(got) || err != nil || !slices.Equal(sizes, want) {
+	bufs, eps := slices.Repeat([][]byte{make([]byte, 148)}, len(got)), make([]conn.Endpoint, len(got))
+	if n, err := receive(bufs, sizes, eps); n != len(got) || err != nil || !slices.Equal(sizes, want) {
 		t.Errorf("received %d with sizes %v, %v; want %v", n, sizes, err, want)
 	}
 	if n := b.dropEndpoint.Load(); n != 3 {
 		t.Errorf("counted %d drops, want 3", n)
 	}
-	if allocs := testing.AllocsPerRun(10, func() { _, _ = receive(nil, sizes, eps) }); allocs != 0 {
+	if allocs := testing.AllocsPerRun(10, func() { _, _ = receive(bufs, sizes, eps) }); allocs != 0 {
 		t.Errorf("%v allocations per batch, want none", allocs)
 	}
 }
@@ -76,7 +76,7 @@ func TestReceiverDropsWhatComesThroughTheMesh(t *testing.T) {
 func TestReceiverEndsWhileItPauses(t *testing.T) {
 	closed := make(chan struct{})
 	failing := make(chan struct{}, 1)
-	receive := newBind().keepReceiving(func([][]byte, []int, []conn.Endpoint) (int, error) {
+	receive := newBind(nil).keepReceiving(func([][]byte, []int, []conn.Endpoint) (int, error) {
 		select {
 		case failing <- struct{}{}:
 		default:
@@ -96,7 +96,7 @@ func TestReceiverEndsWhileItPauses(t *testing.T) {
 }
 
 func TestBindReopens(t *testing.T) {
-	b := newBind()
+	b := newBind(nil)
 	_, port, err := b.Open(0)
 	if err != nil {
 		t.Fatal(err)
@@ -122,7 +122,7 @@ func TestBindReopens(t *testing.T) {
 }
 
 func TestTriesAreForgotten(t *testing.T) {
-	b := newBind()
+	b := newBind(nil)
 	ep, err := b.ParseEndpoint("127.0.0.1:9")
 	if err != nil {
 		t.Fatal(err)
@@ -163,7 +163,7 @@ func (s sentAt) Send([][]byte, conn.Endpoint) error {
 
 func TestGreaterKeyGoesFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBind()
+		b := newBind(nil)
 		socket := sentAt{b.Bind, make(chan time.Time, 1)}
 		b.Bind = socket
 		first, second := netip.MustParseAddrPort("192.0.2.1:9"), netip.MustParseAddrPort("192.0.2.2:9")

@@ -85,15 +85,16 @@ func New(o Options) *Engine {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Engine{
+	e := &Engine{
 		options:  o,
 		log:      log,
-		bind:     newBind(),
 		patience: 10 * time.Second, // two retries of a handshake, 5 s apart
 		up:       make(chan struct{}),
 		down:     make(chan struct{}),
 		peers:    map[mesh.Key]*peer{},
 	}
+	e.bind = newBind(e.takeIn)
+	return e
 }
 
 // Name implements the engine's part of the status document.
