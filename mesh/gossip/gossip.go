@@ -113,6 +113,8 @@ type Gossip struct {
 	calls   chan call
 	stopped chan struct{}            // closed when Run returns
 	table   atomic.Pointer[[]byte]   // encoded objects, for LocalState
+	digest  atomic.Uint64            // of those objects
+	answers chan answer              // digests of others; capacity 1
 	running atomic.Pointer[instance] // what Run's loop uses, for tests to see
 	unsaved atomic.Pointer[error]    // why the state cannot be saved; nil: it can
 
@@ -146,7 +148,7 @@ func New(opt Options) (*Gossip, error) {
 	}
 	g := &Gossip{
 		opt: opt, say: newLimiter(opt.Log), seals: seals, views: make(chan *mesh.View, 1), inbox: newInbox(),
-		moved: make(chan struct{}, 1), poke: make(chan struct{}, 1), leave: make(chan chan error), calls: make(chan call), stopped: make(chan struct{}),
+		moved: make(chan struct{}, 1), poke: make(chan struct{}, 1), leave: make(chan chan error), calls: make(chan call), answers: make(chan answer, 1), stopped: make(chan struct{}),
 	}
 	g.table.Store(new([]byte))
 	return g, nil

@@ -31,6 +31,8 @@ type instance struct {
 	list    *memberlist.Memberlist
 	inbox   *inbox
 	objects *atomic.Pointer[[]byte] // the encoded table
+	digest  *atomic.Uint64          // of the table
+	answers chan<- answer           // to our probes; capacity 1
 	say     *limiter
 	ctx     context.Context // done when the instance is shut down
 	stop    context.CancelFunc
@@ -51,6 +53,7 @@ const maxQueued = 1024
 func (g *Gossip) newInstance(address netip.AddrPort, t memberlist.Transport) (*instance, error) {
 	i := &instance{
 		self: g.opt.Self, name: newName(g.opt.Self), address: address, inbox: g.inbox, objects: &g.table,
+		digest: &g.digest, answers: g.answers,
 		say: g.say, moved: g.moved, live: map[string]netip.AddrPort{}, crowd: newCrowd(),
 	}
 	i.ctx, i.stop = context.WithCancel(context.Background())
@@ -79,7 +82,7 @@ func config(i *instance, t memberlist.Transport, log *log.Logger) *memberlist.Co
 	c.Name = i.name
 	c.Transport = t
 	c.Logger = log
-	c.Delegate, c.Events, c.Alive = i, i, i
+	c.Delegate, c.Events, c.Alive, c.Ping = i, i, i, i
 	c.BindPort = int(i.address.Port())
 	c.AdvertiseAddr, c.AdvertisePort = i.address.Addr().String(), int(i.address.Port())
 	// Members may be in several clouds: half a second is short for a round trip

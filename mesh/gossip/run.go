@@ -48,6 +48,8 @@ type loop struct {
 	again  bool        // there are new seeds, which that round does not know
 	wants  wants
 
+	differs comparison // of tables
+
 	saver   *saver
 	held    [][]byte // to be said when the state is saved
 	leaving []chan error
@@ -105,6 +107,8 @@ func (l *loop) run() {
 			l.joined(j)
 		case <-l.moved:
 			l.look()
+		case a := <-l.answers:
+			l.compare(a)
 		case <-timer.C:
 		}
 		l.drain()

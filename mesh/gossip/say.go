@@ -73,6 +73,7 @@ func (l *loop) encode() {
 		l.saver.tableChanged = true
 	}
 	l.known, l.stale = known, false
+	l.digest.Store(digestOf(known))
 }
 
 // show publishes a view; a reader that is slow skips one.
