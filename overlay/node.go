@@ -288,8 +288,10 @@ func (n *Node) replan(ctx context.Context) error {
 	if view == nil {
 		return nil
 	}
+	self, _ := view.Node(view.Self)
+	own := plan.Own(self.Control, self.Leases)
 	if !n.planned {
-		if err := CheckHost(ctx, n.opt.Host, view, n.opt.Log); err != nil {
+		if err := CheckHost(ctx, n.opt.Host, view.Ranges(), own, n.opt.Log); err != nil {
 			return err
 		}
 		if _, err := n.lookAtUses(ctx, view); err != nil {
@@ -299,7 +301,7 @@ func (n *Node) replan(ctx context.Context) error {
 	}
 	p := plan.Build(view, plan.Options{Link: n.opt.Link, MTU: n.mtu(), NoIPv6: n.underlay.Load().NoIPv6})
 	p.Health = append(p.Health, plan.Stranded(view)...)
-	for _, o := range plan.Overlaps(view.Ranges(), plan.Own(view), *n.uses.Load()) {
+	for _, o := range plan.Overlaps(view.Ranges(), own, *n.uses.Load()) {
 		p.Health = append(p.Health, mesh.Finding{Level: "error", Code: "overlap", Message: o.String()})
 	}
 	n.health.Store(&p.Health)

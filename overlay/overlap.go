@@ -20,18 +20,19 @@ type Network interface {
 	Connections(ctx context.Context, ranges ...netip.Prefix) ([]tun.Use, error)
 }
 
-// CheckHost fails with [ErrOverlap] if a start would take traffic that the host
-// has already.
-func CheckHost(ctx context.Context, host Network, view *mesh.View, log *slog.Logger) error {
-	uses, err := host.Uses(ctx, view.Ranges()...)
+// CheckHost fails with [ErrOverlap] if a node with these ranges and own addresses
+// would take traffic that the host has already. Run does the same before it
+// touches the host; whoever knows the ranges earlier can spare the rest.
+func CheckHost(ctx context.Context, host Network, ranges, own []netip.Prefix, log *slog.Logger) error {
+	uses, err := host.Uses(ctx, ranges...)
 	if err != nil {
 		return err
 	}
-	connections, err := host.Connections(ctx, view.Ranges()...)
+	connections, err := host.Connections(ctx, ranges...)
 	if err != nil {
 		log.Warn("TCP connections not read, not looking whether one would be cut off", "err", err)
 	}
-	overlaps := plan.Overlaps(view.Ranges(), plan.Own(view), slices.Concat(uses, connections))
+	overlaps := plan.Overlaps(ranges, own, slices.Concat(uses, connections))
 	if len(overlaps) > 0 {
 		return fmt.Errorf("%w: %s", ErrOverlap, overlaps[0])
 	}

@@ -11,13 +11,10 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-	"time"
 
 	"meshd/cmd/internal/exit"
 	"meshd/mesh/statedir"
-	"meshd/overlay"
 	"meshd/overlay/config"
-	"meshd/overlay/plan"
 	"meshd/tun/hostnet"
 )
 
@@ -28,7 +25,7 @@ func preflight(ctx context.Context, cfg *config.Config, configPath string, stdou
 	if os.Geteuid() != 0 {
 		return exit.With(exit.NoPerm, errors.New("--preflight sets sysctls and owners of files: run it as root, as the systemd unit does"))
 	}
-	if err := checkOverlaps(ctx, cfg); err != nil {
+	if _, err := dryStart(ctx, cfg); err != nil {
 		return err
 	}
 	owner, err := statedir.OwnerOf(cfg.StateDir, statedir.ServiceUser)
@@ -49,27 +46,6 @@ func preflight(ctx context.Context, cfg *config.Config, configPath string, stdou
 	}
 	if f.changes == 0 {
 		fmt.Fprintln(stdout, "nothing to change")
-	}
-	return nil
-}
-
-// checkOverlaps refuses what the daemon would refuse: state that is not good,
-// and a mesh over what this host uses. TCP connections are left to the daemon.
-func checkOverlaps(ctx context.Context, cfg *config.Config) error {
-	core, err := dryMember(cfg)
-	if err != nil {
-		return err
-	}
-	view := core.Step(time.Now()).View
-	if view == nil {
-		return nil
-	}
-	uses, err := hostnet.New(hostnet.Options{}).Uses(ctx, view.Ranges()...)
-	if err != nil {
-		return withCode(err)
-	}
-	if overlaps := plan.Overlaps(view.Ranges(), plan.Own(view), uses); len(overlaps) > 0 {
-		return withCode(fmt.Errorf("%w: %s", overlay.ErrOverlap, overlaps[0]))
 	}
 	return nil
 }

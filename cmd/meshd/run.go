@@ -100,7 +100,7 @@ func serve(ctx context.Context, cfg *config.Config, path string, stderr io.Write
 		return err
 	}
 	defer release()
-	parts, err := assemble(cfg, log)
+	parts, err := assemble(ctx, cfg, log)
 	if err != nil {
 		return err
 	}

@@ -37,9 +37,12 @@ type parts struct {
 
 // assemble chooses the concrete parts of a node and puts them together. It
 // raises the epoch, so each call is a new start.
-func assemble(cfg *config.Config, log *slog.Logger) (*parts, error) {
+func assemble(ctx context.Context, cfg *config.Config, log *slog.Logger) (*parts, error) {
 	dir, err := openState(cfg.StateDir)
 	if err != nil {
+		return nil, err
+	}
+	if err := checkHost(ctx, dir, log); err != nil {
 		return nil, err
 	}
 	state, err := dir.BeginEpoch()
@@ -178,22 +181,30 @@ func newEngine(cfg *config.Config, dir *statedir.Dir, log *slog.Logger) (overlay
 // changing anything. It tries neither ports nor the TUN device: a daemon that
 // runs has them.
 func checkStart(ctx context.Context, cfg *config.Config, path string, stdout io.Writer) error {
-	core, err := dryMember(cfg)
+	core, err := dryStart(ctx, cfg)
 	if err != nil {
 		return err
-	}
-	if view := core.Step(time.Now()).View; view != nil {
-		log := slog.New(slog.DiscardHandler)
-		if err := overlay.CheckHost(ctx, hostnet.New(hostnet.Options{}), view, log); err != nil {
-			return withCode(err)
-		}
 	}
 	fmt.Fprintf(stdout, "%s and the state in %s are good: node %s\n", path, cfg.StateDir, core.Name())
 	return nil
 }
 
-// dryMember builds the membership machine as a start would, and saves nothing.
-func dryMember(cfg *config.Config) (*member.Member, error) {
+// checkHost refuses a start that would take traffic which this host has already.
+func checkHost(ctx context.Context, dir *statedir.Dir, log *slog.Logger) error {
+	charter, err := trust.ParseCharter(dir.Membership().Charter, mesh.ID{})
+	if err != nil {
+		return withCode(err)
+	}
+	state, err := dir.State()
+	if err != nil {
+		return withCode(err)
+	}
+	own := plan.Own(mesh.ControlAddr(charter.ID(), dir.Keys().ID()), state.Leases)
+	return withCode(overlay.CheckHost(ctx, hostnet.New(hostnet.Options{}), charter.Ranges(), own, log))
+}
+
+// dryStart refuses what a start would, and saves nothing.
+func dryStart(ctx context.Context, cfg *config.Config) (*member.Member, error) {
 	dir, err := openState(cfg.StateDir)
 	if err != nil {
 		return nil, err
@@ -202,8 +213,13 @@ func dryMember(cfg *config.Config) (*member.Member, error) {
 	if err != nil {
 		return nil, withCode(err)
 	}
+	quiet := slog.New(slog.DiscardHandler)
 	state.Epoch++ // as a start would
-	return newMember(cfg, dir, state, slog.New(slog.DiscardHandler))
+	core, err := newMember(cfg, dir, state, quiet)
+	if err != nil {
+		return nil, err
+	}
+	return core, checkHost(ctx, dir, quiet)
 }
 
 // cleanUp removes what is ours from the host: by way of the daemon if one runs,

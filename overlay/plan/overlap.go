@@ -85,14 +85,15 @@ func Named(what string, addresses ...string) []tun.Use {
 	return out
 }
 
-// Own lists the addresses of the mesh that are this node's.
-func Own(view *mesh.View) []netip.Prefix {
+// Own lists the addresses of the mesh that are a node's, by its control address,
+// if it has one yet, and its leases.
+func Own(control netip.Addr, leases []mesh.Lease) []netip.Prefix {
 	var own []netip.Prefix
-	if self, ok := view.Node(view.Self); ok {
-		own = append(own, netip.PrefixFrom(self.Control, self.Control.BitLen()))
-		for _, l := range self.Leases {
-			own = append(own, l.Prefixes...)
-		}
+	if control.IsValid() {
+		own = append(own, netip.PrefixFrom(control, control.BitLen()))
+	}
+	for _, l := range leases {
+		own = append(own, l.Prefixes...)
 	}
 	return own
 }

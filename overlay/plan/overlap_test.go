@@ -52,7 +52,7 @@ func TestOverlaps(t *testing.T) {
 		{use: v.Nodes[1].Control.String() + "/128", collides: true},
 	} {
 		use := tun.Use{Prefix: netip.MustParsePrefix(c.use), What: "it", Discards: c.discards}
-		if got := plan.Overlaps(v.Ranges(), plan.Own(v), []tun.Use{use}); (len(got) > 0) != c.collides {
+		if got := plan.Overlaps(v.Ranges(), plan.Own(v.Nodes[0].Control, v.Nodes[0].Leases), []tun.Use{use}); (len(got) > 0) != c.collides {
 			t.Errorf("%s, discards %v: %v, want a collision: %v", c.use, c.discards, got, c.collides)
 		}
 	}
