@@ -46,10 +46,10 @@ func tell(t *testing.T, w *sim.World, replay string, verbose bool) {
 		t.Error(v)
 	}
 	if t.Failed() || verbose {
-		w.Tell(t.Output(), verbose)
+		w.Tell(t.Output(), true) // all of it: a replay may go well
 	}
 	if t.Failed() {
-		fmt.Fprintf(t.Output(), "replay: go test ./overlay %s -v\n", replay)
+		fmt.Fprintf(t.Output(), "replay: go test ./overlay %s -v    if it goes well: -count=20\n", replay)
 	}
 }
 

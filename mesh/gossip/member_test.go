@@ -51,7 +51,7 @@ func (h *host) start(t *testing.T, net *meshtest.Network) {
 		t.Fatal(err)
 	}
 	g, err := gossip.New(gossip.Options{
-		Core: meshtest.Member(t, h.keys, h.membership, state, table, h.starts), Store: h.store, Self: h.keys.ID(),
+		Core: meshtest.Member(t, time.Now(), h.keys, h.membership, state, table, h.starts), Store: h.store, Self: h.keys.ID(),
 		Keys: h.membership.GossipKeys, Advertise: h.at, Seeds: []string{address(1).String()}, Peers: peers, Transport: net.Transport,
 	})
 	if err != nil {

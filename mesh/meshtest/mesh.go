@@ -95,10 +95,11 @@ func (m *Mesh) Joined(t testing.TB, name string) (statedir.Keys, statedir.Member
 	return keys, m.Join(t, m.token, keys, name, time.Now())
 }
 
-// Member builds the membership machine of a node from its state.
-func Member(t testing.TB, keys statedir.Keys, m statedir.Membership, state member.State, table [][]byte, nonce uint64) *member.Member {
+// Member builds the membership machine of a node from its state, at a time by its
+// clock.
+func Member(t testing.TB, now time.Time, keys statedir.Keys, m statedir.Membership, state member.State, table [][]byte, nonce uint64) *member.Member {
 	t.Helper()
-	return must(member.New(time.Now(), member.Config{
+	return must(member.New(now, member.Config{
 		Identity: keys.Identity, Charter: m.Charter, Certificate: m.Certificate, TunnelKey: keys.Tunnel.Public(),
 		Nonce: nonce, Founder: m.Founder, HasSeeds: !m.Founder,
 	}, state, table))(t)

@@ -37,6 +37,7 @@ type Host struct {
 	admitted Admitted
 	keys     statedir.Keys
 	kernel   *tuntest.Kernel
+	skew     time.Duration // of its clock
 
 	// owned by the test's goroutine
 	disk    *meshtest.Store
@@ -60,7 +61,7 @@ type Host struct {
 
 func newHost(w *World, number int, plan HostPlan) *Host {
 	h := &Host{
-		w: w, number: number, name: fmt.Sprintf("n%d", number), admitted: plan.Admitted, kernel: new(tuntest.Kernel),
+		w: w, number: number, name: fmt.Sprintf("n%d", number), admitted: plan.Admitted, skew: plan.Skew, kernel: new(tuntest.Kernel),
 		keys: statedir.NewKeys(), disk: new(meshtest.Store), sockets: map[netip.AddrPort]*socket{},
 	}
 	h.keys.Identity = ed25519.NewKeyFromSeed(plan.Identity[:])
@@ -95,7 +96,7 @@ func (h *Host) join() {
 	case ByNobody:
 		m = h.w.mesh.Join(h.w.t, h.w.tokens[ByNobody], h.keys, h.name, time.Now().Add(-2*time.Hour))
 	case ByToken, ByAnother, ByPin:
-		m = h.w.mesh.Join(h.w.t, h.w.tokens[h.admitted], h.keys, h.name, time.Now())
+		m = h.w.mesh.Join(h.w.t, h.w.tokens[h.admitted], h.keys, h.name, time.Now().Add(h.skew))
 	}
 	h.member = &m
 	h.w.truth.join(h, m.Certificate)
@@ -127,7 +128,7 @@ func (h *Host) boot() {
 	}
 	log := storyLog{l}.logger()
 	nonce := uint64(h.number)<<32 | h.starts
-	core := meshtest.Member(h.w.t, h.keys, *h.member, state, table, nonce)
+	core := meshtest.Member(h.w.t, time.Now().Add(h.skew), h.keys, *h.member, state, table, nonce)
 	var seeds []string
 	for _, s := range h.w.hosts[:min(2, len(h.w.hosts))] {
 		if s != h {

@@ -51,6 +51,7 @@ func (w *World) Play(s *Schedule) {
 		w.say("", "%s", step.Text)
 		step.do(w)
 	}
+	w.Pass(s.End - time.Since(w.begin))
 	w.heal()
 }
 

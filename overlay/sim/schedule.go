@@ -23,7 +23,8 @@ type Schedule struct {
 	Pin     int // slot to which the hosts with [ByPin] are pinned
 	Hosts   []HostPlan
 	Weather Weather
-	Steps   []Step // in order of time
+	Steps   []Step        // in order of time
+	End     time.Duration // of all faults
 }
 
 // HostPlan is a host that may join. The first one founds the mesh; the first two
@@ -31,6 +32,7 @@ type Schedule struct {
 type HostPlan struct {
 	Identity [ed25519.SeedSize]byte
 	Admitted Admitted
+	Skew     time.Duration // of its clock
 }
 
 // Admitted says by what a host is a member.
@@ -108,13 +110,17 @@ func Draw(seed uint64) *Schedule {
 		if i > 0 {
 			by = []Admitted{ByToken, ByAnother}[d.IntN(2)]
 		}
-		d.Hosts = append(d.Hosts, HostPlan{Wishing(d.Rand, Small, slot), by})
+		h := HostPlan{Identity: Wishing(d.Rand, Small, slot), Admitted: by}
+		if d.chance(0.3) { // less than what is worth a warning
+			h.Skew = d.upTo(4*time.Minute) - 2*time.Minute
+		}
+		d.Hosts = append(d.Hosts, h)
 	}
 	if d.chance(0.3) {
 		d.Hosts[2+d.IntN(len(d.Hosts)-2)].Admitted = ByPin // only one, or they would have to fight
 	}
 	if d.chance(0.5) {
-		d.Hosts = append(d.Hosts, HostPlan{Wishing(d.Rand, Small, slot), ByNobody})
+		d.Hosts = append(d.Hosts, HostPlan{Identity: Wishing(d.Rand, Small, slot), Admitted: ByNobody})
 		d.join(len(d.Hosts) - 1)
 	}
 	d.Weather = Weather{Latency: d.upTo(60 * time.Millisecond), Jitter: d.upTo(40 * time.Millisecond)}
@@ -129,6 +135,9 @@ func Draw(seed uint64) *Schedule {
 		d.at += d.upTo(10 * time.Second)
 		d.fault()
 	}
+	// What has not ended by then ends all at once.
+	d.End = d.at + d.upTo(15*time.Second)
+	d.Steps = slices.DeleteFunc(d.Steps, func(s Step) bool { return s.At > d.End })
 	if d.chance(0.3) {
 		d.controlPlaneCut()
 	}
@@ -142,10 +151,10 @@ func DrawWishers(seed uint64, n int) *Schedule {
 	wide := Small
 	wide.IPv4 = netip.MustParsePrefix("10.86.0.0/16")
 	d := &drawer{Schedule: &Schedule{Seed: seed, Network: wide}, Rand: rand.New(rand.NewPCG(seed, 3))}
-	d.Hosts = []HostPlan{{Wishing(d.Rand, wide, 0), ByCA}}
+	d.Hosts = []HostPlan{{Identity: Wishing(d.Rand, wide, 0), Admitted: ByCA}}
 	slot := 1 + d.IntN(wide.Slots()-1)
 	for range n {
-		d.Hosts = append(d.Hosts, HostPlan{Wishing(d.Rand, wide, slot), ByToken})
+		d.Hosts = append(d.Hosts, HostPlan{Identity: Wishing(d.Rand, wide, slot), Admitted: ByToken})
 	}
 	d.Weather = Weather{Latency: d.upTo(60 * time.Millisecond), Jitter: d.upTo(40 * time.Millisecond), Loss: d.Float64() / 20}
 	return d.Schedule
@@ -176,7 +185,14 @@ func (d *drawer) joinNext() {
 }
 
 func (d *drawer) join(n int) {
-	d.add(0, func(w *World) { w.hosts[n].come() }, "n%d joins%s", n, map[Admitted]string{ByPin: fmt.Sprintf(", pinned to slot %d", d.Pin), ByNobody: " with an expired token"}[d.Hosts[n].Admitted])
+	d.add(0, func(w *World) { w.hosts[n].come() }, "n%d joins%s%s", n, clockText(d.Hosts[n].Skew), map[Admitted]string{ByPin: fmt.Sprintf(", pinned to slot %d", d.Pin), ByNobody: " with an expired token"}[d.Hosts[n].Admitted])
+}
+
+func clockText(skew time.Duration) string {
+	if skew == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", its clock %s off", skew)
 }
 
 // come makes a host a member, and starts it.
@@ -393,11 +409,9 @@ func (d *drawer) twoSides() {
 
 // controlPlaneCut lets all gossip fail while all else is well, for minutes.
 func (d *drawer) controlPlaneCut() {
-	for _, s := range d.Steps {
-		d.at = max(d.at, s.At)
-	}
+	d.at = d.End
 	length := d.between(time.Minute, 3*time.Minute)
-	d.add(time.Second, func(w *World) {
+	d.add(0, func(w *World) {
 		w.heal()
 		if _, err := w.Settle(w.Bound()); err != nil {
 			w.violate("heal", "%v", err)

@@ -248,19 +248,34 @@ func (t *truth) applied(h *Host, c tunnel.Config) {
 	}
 }
 
-// tap listens to a node's membership.
+// tap listens to a node's membership, and shows it the clock of its host.
 type tap struct {
 	*member.Member
 	l *life
 }
 
+func (t tap) skewed(now time.Time) time.Time { return now.Add(t.l.h.skew) }
+
+func (t tap) Next() (time.Time, bool) {
+	at, ok := t.Member.Next()
+	return at.Add(-t.l.h.skew), ok
+}
+
+func (t tap) Synced(now time.Time) { t.Member.Synced(t.skewed(now)) }
+
+func (t tap) Leave(now time.Time) { t.Member.Leave(t.skewed(now)) }
+
+func (t tap) SetEndpoints(now time.Time, endpoints []netip.AddrPort) {
+	t.Member.SetEndpoints(t.skewed(now), endpoints)
+}
+
 func (t tap) Receive(now time.Time, raw []byte) error {
 	t.l.h.w.truth.heard(t.l.h, raw)
-	return t.Member.Receive(now, raw)
+	return t.Member.Receive(t.skewed(now), raw)
 }
 
 func (t tap) Step(now time.Time) member.Output {
-	out := t.Member.Step(now)
+	out := t.Member.Step(t.skewed(now))
 	if !t.l.dead.Load() {
 		for _, raw := range out.Broadcast {
 			t.l.h.w.truth.signed(t.l.h, raw)
