@@ -147,7 +147,7 @@ func (t *sealedTransport) receive() {
 		case p := <-t.Transport.PacketCh():
 			message, err := t.openPacket(p.Buf)
 			if err != nil {
-				t.say.say(slog.LevelWarn, strangersText, "text", err.Error(), "address", p.From)
+				t.say.say(slog.LevelWarn, strangersText, "err", err, "address", p.From)
 				continue
 			}
 			p.Buf = message
