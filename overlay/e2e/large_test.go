@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -15,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -36,6 +36,8 @@ const (
 	// largePatience bounds each step, so that a mesh which does not form ends
 	// the test.
 	largePatience = 5 * time.Minute
+	// largeProgress is how often a person who watches is told of it.
+	largeProgress = 2 * time.Second
 )
 
 // largeFigures are what TestLarge measures. Times are in seconds.
@@ -206,41 +208,73 @@ func (l *large) learnAddresses(ctx context.Context) error {
 func (l *large) allPairs(ctx context.Context, from, to []*cluster.Node) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var wait sync.WaitGroup
-	var once sync.Once
-	var first error
-	var heard, all atomic.Int64
-	done := make(chan struct{})
-	defer close(done)
-	go func() {
-		tick := time.NewTicker(2 * time.Second)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				l.say("%d of %d addresses have answered", heard.Load(), all.Load())
-			case <-done:
-				return
-			}
-		}
-	}()
+	var pairs silence
+	var sweeps sync.WaitGroup
+	errs := make(chan error, len(from))
 	for _, f := range from {
-		var targets []netip.Addr
+		names := map[netip.Addr]string{}
 		for _, n := range to {
-			if n != f {
-				targets = append(targets, l.own[n]...)
+			for _, a := range l.own[n] {
+				if n != f {
+					names[a] = f.Name + " -> " + n.Name
+					pairs.add(names[a], 1)
+				}
 			}
 		}
-		all.Add(int64(len(targets)))
-		wait.Go(func() {
-			if err := f.Host.Sweep(ctx, targets, func(netip.Addr) { heard.Add(1) }); err != nil {
-				once.Do(func() { first = err })
-				cancel()
+		sweeps.Go(func() {
+			err := f.Host.Sweep(ctx, slices.Collect(maps.Keys(names)), func(a netip.Addr) { pairs.add(names[a], -1) })
+			if err != nil {
+				cancel() // the others
 			}
+			errs <- err
 		})
 	}
-	wait.Wait()
-	return first
+	all := make(chan struct{})
+	go func() {
+		sweeps.Wait()
+		close(all)
+	}()
+	tick := time.NewTicker(largeProgress)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			l.say("%s", &pairs)
+		case <-all:
+			close(errs)
+			for err := range errs {
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+}
+
+// silence counts the addresses that have not answered yet, by pairs of nodes.
+type silence struct {
+	mu    sync.Mutex
+	pairs map[string]int // guarded by mu
+}
+
+func (s *silence) add(pair string, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pairs == nil {
+		s.pairs = map[string]int{}
+	}
+	if s.pairs[pair] += n; s.pairs[pair] == 0 {
+		delete(s.pairs, pair)
+	}
+}
+
+// String tells how many are left, and some of them.
+func (s *silence) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	left := slices.Sorted(maps.Keys(s.pairs))
+	return fmt.Sprintf("%d pairs have not reached each other yet: %s", len(left), strings.Join(left[:min(len(left), 4)], ", "))
 }
 
 // idle measures a mesh that is left alone.
