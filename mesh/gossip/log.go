@@ -5,6 +5,7 @@ import (
 	"context"
 	"log"
 	"log/slog"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -49,10 +50,27 @@ func (l *limiter) say(level slog.Level, msg string, args ...any) {
 	omitted := k.omitted
 	k.next, k.omitted = now.Add(quiet), 0
 	l.mu.Unlock()
+	for i, a := range args {
+		switch a := a.(type) {
+		case string:
+			args[i] = plainText(a)
+		case error:
+			args[i] = plainText(a.Error())
+		}
+	}
 	if omitted > 0 {
 		args = append(args, "omitted", omitted)
 	}
 	l.log.Log(context.Background(), level, msg, args...)
+}
+
+// plainText escapes what could fool a terminal: memberlist's errors and lines have
+// strangers' words in them, and not every form of a log escapes all of it.
+func plainText(s string) string {
+	if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return strconv.QuoteToASCII(s)
+	}
+	return s
 }
 
 // strangers are beginnings of memberlist's lines about what somebody without our
