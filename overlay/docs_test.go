@@ -1,55 +1,523 @@
 package overlay_test
 
 import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"maps"
+	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"meshd/mesh"
+	"meshd/overlay/status"
 )
+
+// These tests compare the documentation with the code, so that neither gets ahead.
+
+// section gives the text of a page below a heading.
+func section(t *testing.T, page, heading string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", page))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(text), "\n## "+heading+"\n")
+	if !found {
+		t.Fatalf("%s has no section %q", page, heading)
+	}
+	rest, _, _ = strings.Cut(rest, "\n## ")
+	return rest
+}
+
+// rows gives the rows of all tables in a text whose first cell is code, by that.
+func rows(t *testing.T, text string) map[string][]string {
+	t.Helper()
+	out := map[string][]string{}
+	for line := range strings.Lines(text) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), " | ")
+		for i := range cells {
+			cells[i] = strings.TrimSpace(cells[i])
+		}
+		key, isCode := strings.CutPrefix(cells[0], "`")
+		if !strings.HasPrefix(line, "| ") || !isCode {
+			continue
+		}
+		key = strings.TrimSuffix(key, "`")
+		if out[key] != nil {
+			t.Errorf("%s has two rows", key)
+		}
+		out[key] = cells[1:]
+	}
+	return out
+}
+
+// compare says what only one side has.
+func compare[V any, W any](t *testing.T, made map[string]V, told map[string]W) {
+	t.Helper()
+	for _, k := range slices.Sorted(maps.Keys(made)) {
+		if _, ok := told[k]; !ok {
+			t.Errorf("the page does not tell of %s", k)
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(told)) {
+		if _, ok := made[k]; !ok {
+			t.Errorf("the page tells of %s, which the code does not make", k)
+		}
+	}
+	if len(made) == 0 {
+		t.Error("nothing was found in the code: the test is blind")
+	}
+}
+
+// sources parses all code that ends up in the programs.
+func sources(t *testing.T) map[string]*ast.File {
+	t.Helper()
+	files := map[string]*ast.File{}
+	for _, root := range []string{"../cmd", "../mesh", "../overlay", "../tun"} {
+		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			switch {
+			case err != nil:
+				return err
+			case d.IsDir() && slices.Contains(testDirectories, d.Name()):
+				return fs.SkipDir
+			case filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go"):
+				return nil
+			}
+			files[path], err = parser.ParseFile(token.NewFileSet(), path, nil, 0)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return files
+}
+
+// testDirectories have code that only tests use.
+var testDirectories = []string{"e2e", "sim", "meshtest", "tuntest", "tunneltest", "netns", "testdata"}
+
+// constants gives the values of the constants of a package for which choose says
+// yes, by name and type.
+func constants(t *testing.T, dir string, choose func(name, typ string) bool) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	paths, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			spec, ok := n.(*ast.ValueSpec)
+			if !ok || strings.HasSuffix(path, "_test.go") {
+				return true
+			}
+			typ, _ := spec.Type.(*ast.Ident)
+			for i, v := range spec.Values {
+				literal, ok := v.(*ast.BasicLit)
+				if ok && choose(spec.Names[i].Name, fmt.Sprint(typ)) {
+					out[strings.Trim(literal.Value, `"`)] = spec.Names[i].Name
+				}
+			}
+			return true
+		})
+	}
+	return out
+}
 
 // codeInGo finds the codes of findings where they are made.
 var codeInGo = regexp.MustCompile(`(?:Code: |find\("\w+", )"(\w+)"`)
 
-// codeInDocs finds the rows of the table of findings.
-var codeInDocs = regexp.MustCompile("(?m)^\\| `(\\w+)` \\| [a-z]")
-
-// TestFindingsAreDocumented compares docs/operations.md with the code: each
-// finding that a node can show has its row, and no row is about nothing.
+// TestFindingsAreDocumented: each finding that a node can show has its row, and
+// no row is about nothing.
 func TestFindingsAreDocumented(t *testing.T) {
-	var made []string
-	for _, pattern := range []string{"../mesh/*/*.go", "*.go", "*/*.go", "../cmd/*/*.go"} {
-		files, err := filepath.Glob(pattern)
+	made := map[string]bool{}
+	for path := range sources(t) {
+		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, f := range files {
-			if strings.HasSuffix(f, "_test.go") {
-				continue
-			}
-			text, err := os.ReadFile(f)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, m := range codeInGo.FindAllStringSubmatch(string(text), -1) {
-				made = append(made, m[1])
-			}
+		for _, m := range codeInGo.FindAllStringSubmatch(string(text), -1) {
+			made[m[1]] = true
 		}
 	}
-	text, err := os.ReadFile("../docs/operations.md")
+	compare(t, made, rows(t, section(t, "docs/operations.md", "Findings")))
+}
+
+func TestExitCodesAreDocumented(t *testing.T) {
+	made := constants(t, "../cmd/internal/exit", func(name, _ string) bool { return ast.IsExported(name) })
+	compare(t, made, rows(t, section(t, "docs/operations.md", "Exit codes")))
+}
+
+// TestStatusIsDocumented walks through the types of the document. What is null
+// when nothing is known shows in the JSON of an empty one.
+func TestStatusIsDocumented(t *testing.T) {
+	empty := status.Document{
+		Node:   status.Node{Leases: []status.Lease{{}}},
+		Peers:  []status.Peer{{Leases: []status.Lease{{}}}},
+		Health: []status.Finding{{}},
+	}
+	raw, err := json.Marshal(empty)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, findings, _ := strings.Cut(string(text), "## Findings")
-	findings, _, _ = strings.Cut(findings, "\n## ")
-	var told []string
-	for _, m := range codeInDocs.FindAllStringSubmatch(findings, -1) {
-		told = append(told, m[1])
+	var written any
+	if err := json.Unmarshal(raw, &written); err != nil {
+		t.Fatal(err)
 	}
-	slices.Sort(made)
-	slices.Sort(told)
-	if made = slices.Compact(made); !slices.Equal(made, told) {
-		t.Errorf("the code makes %v\ndocs/operations.md tells of %v", made, told)
+	made := map[string]string{}
+	describe(made, "", reflect.TypeFor[status.Document](), written)
+	told := rows(t, section(t, "docs/operations.md", "The status document"))
+	for name := range told {
+		if !strings.Contains(strings.Join(slices.Collect(maps.Keys(made)), " "), name) {
+			continue
+		}
+		if want, ok := made[name]; ok && told[name][0] != want {
+			t.Errorf("%s is told to be %q, it is %q", name, told[name][0], want)
+		}
+	}
+	compare(t, made, told)
+}
+
+// describe lists the fields of a type, a struct, with what they are in JSON.
+func describe(into map[string]string, path string, typ reflect.Type, written any) {
+	object := written.(map[string]any)
+	for i := range typ.NumField() {
+		field := typ.Field(i)
+		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		value, present := object[name]
+		at, inner := path+name, field.Type
+		if inner.Kind() == reflect.Pointer {
+			inner = inner.Elem()
+		}
+		switch {
+		case inner == reflect.TypeFor[[]status.Lease]() && path == "peers[].":
+			into[at] = "list" // of the same as the node's own
+			continue
+		case inner.Kind() == reflect.Slice && inner.Elem().Kind() == reflect.Struct && inner.Elem().PkgPath() == reflect.TypeFor[status.Document]().PkgPath():
+			into[at] = "list"
+			describe(into, at+"[].", inner.Elem(), value.([]any)[0])
+			continue
+		case inner.Kind() == reflect.Struct && inner.PkgPath() == reflect.TypeFor[status.Document]().PkgPath():
+			describe(into, at+".", inner, value)
+			continue
+		}
+		into[at] = jsonType(inner)
+		if !present {
+			into[at] += ", or absent"
+		} else if value == nil {
+			into[at] += " or null"
+		}
+	}
+}
+
+func jsonType(t reflect.Type) string {
+	switch t {
+	case reflect.TypeFor[time.Time]():
+		return "time"
+	case reflect.TypeFor[netip.Addr](), reflect.TypeFor[netip.AddrPort](), reflect.TypeFor[netip.Prefix](), reflect.TypeFor[mesh.ID]():
+		return "string"
+	}
+	switch t.Kind() {
+	case reflect.Map:
+		return "object"
+	case reflect.Slice:
+		return "list of " + jsonType(t.Elem()) + "s"
+	case reflect.String:
+		return "string"
+	}
+	return "number"
+}
+
+// TestEnumerationsAreDocumented compares the values that a field may have.
+func TestEnumerationsAreDocumented(t *testing.T) {
+	told := rows(t, section(t, "docs/operations.md", "Values"))
+	leases := map[string]string{}
+	for s := mesh.Pending; !strings.HasPrefix(s.String(), "state("); s++ {
+		leases[s.String()] = ""
+	}
+	for field, made := range map[string]map[string]string{
+		"state":                 constants(t, "../mesh", func(_, typ string) bool { return typ == "State" }),
+		"peers[].state":         constants(t, "status", func(_, typ string) bool { return typ == "PeerState" }),
+		"peers[].path":          constants(t, "status", func(name, _ string) bool { return strings.HasPrefix(name, "Path") }),
+		"engine.drops":          constants(t, "tunnel", func(name, _ string) bool { return strings.HasPrefix(name, "Drop") }),
+		"peers[].suite":         constants(t, "tunnel", func(name, _ string) bool { return name == "ChaCha20Poly1305" }),
+		"node.leases[].state":   leases,
+		"health[].level":        {"info": "", "warning": "", "error": ""},
+		"node.leases[].network": {"default": ""},
+	} {
+		t.Run(field, func(t *testing.T) {
+			if told[field] == nil {
+				t.Fatalf("no row for %s", field)
+			}
+			values := map[string]bool{}
+			for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(told[field][0], -1) {
+				values[m[1]] = true
+			}
+			compare(t, made, values)
+		})
+	}
+}
+
+// TestLogKeysAreDocumented looks at every call that logs: its keys are words of
+// one vocabulary, and none of them is a key that slog itself writes.
+func TestLogKeysAreDocumented(t *testing.T) {
+	made := map[string][]string{}
+	for path, f := range sources(t) {
+		ast.Inspect(f, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			args, logs := logged(call)
+			if !logs || call.Ellipsis.IsValid() { // the keys were given elsewhere
+				return true
+			}
+			for i := 0; i < len(args); i += 2 {
+				literal, ok := args[i].(*ast.BasicLit)
+				if !ok || literal.Kind != token.STRING || i+1 == len(args) {
+					t.Errorf("%s: a key is no literal, or has no value", path)
+					continue
+				}
+				key, _ := strconv.Unquote(literal.Value)
+				made[key] = append(made[key], path)
+			}
+			return true
+		})
+	}
+	for _, reserved := range []string{"time", "level", "msg", "source"} {
+		if in := made[reserved]; in != nil {
+			t.Errorf("the key %s is slog's own: %v", reserved, in)
+		}
+	}
+	compare(t, made, rows(t, section(t, "docs/operations.md", "Logs")))
+}
+
+// logged gives the keys and values of a call that logs: a method of a logger, a
+// function "say", or an addition to the "args" of one.
+func logged(call *ast.CallExpr) ([]ast.Expr, bool) {
+	var name, on string
+	switch f := call.Fun.(type) {
+	case *ast.Ident:
+		name = f.Name
+	case *ast.SelectorExpr:
+		name = f.Sel.Name
+		switch x := f.X.(type) {
+		case *ast.Ident:
+			on = x.Name
+		case *ast.SelectorExpr:
+			on = x.Sel.Name
+		}
+	}
+	skip := map[string]int{"Debug": 1, "Info": 1, "Warn": 1, "Error": 1, "With": 0, "Log": 3, "DebugContext": 2, "InfoContext": 2, "WarnContext": 2, "ErrorContext": 2}
+	switch {
+	case name == "append" && len(call.Args) > 1 && fmt.Sprint(call.Args[0]) == "args":
+		return call.Args[1:], !call.Ellipsis.IsValid()
+	case name == "say" && len(call.Args) > 0:
+		if _, message := call.Args[0].(*ast.BasicLit); message {
+			return call.Args[1:], true
+		}
+		return call.Args[min(2, len(call.Args)):], true // a level comes first
+	case on == "log" || on == "Log" || on == "slog":
+		n, ok := skip[name]
+		return call.Args[min(n, len(call.Args)):], ok
+	}
+	return nil, false
+}
+
+// metricsOf shows one of everything.
+type metricsOf struct{ status.Document }
+
+func (m metricsOf) Status() status.Document { return m.Document }
+func (metricsOf) Version() string           { return "1" }
+func (metricsOf) Ping(context.Context, mesh.NodeID) (time.Duration, netip.Addr, error) {
+	return 0, netip.Addr{}, nil
+}
+func (metricsOf) Leave(context.Context) error { return nil }
+func (metricsOf) Down(context.Context) error  { return nil }
+
+// sample finds a metric of ours with its labels.
+var sample = regexp.MustCompile(`(?m)^(meshd_\w+)(?:\{(.*)\})? `)
+
+func TestMetricsAreDocumented(t *testing.T) {
+	one, number, now := 1.0, uint64(1), time.Unix(1, 0)
+	handler := status.MonitorHandler(metricsOf{status.Document{
+		Node:   status.Node{Leases: []status.Lease{{Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}}}},
+		Engine: status.Engine{Drops: map[string]uint64{"x": 1}},
+		Peers:  []status.Peer{{RTTms: &one, Loss: &one, RxBytes: &number, TxBytes: &number, LastHandshake: &now}},
+		Health: []status.Finding{{}},
+	}})
+	answer := httptest.NewRecorder()
+	request := httptest.NewRequest("GET", "/metrics", nil)
+	request.Host = "localhost"
+	handler.ServeHTTP(answer, request)
+	text := answer.Body.String()
+	made := map[string]string{}
+	for _, m := range sample.FindAllStringSubmatch(text, -1) {
+		var labels []string
+		for _, l := range regexp.MustCompile(`(\w+)="`).FindAllStringSubmatch(m[2], -1) {
+			labels = append(labels, "`"+l[1]+"`")
+		}
+		slices.Sort(labels)
+		kind := "gauge"
+		if strings.Contains(text, "# TYPE "+m[1]+" counter\n") {
+			kind = "counter"
+		}
+		made[m[1]] = kind + " " + strings.Join(labels, ", ")
+	}
+	told := rows(t, section(t, "docs/operations.md", "Metrics"))
+	for name, cells := range told {
+		if got := cells[0] + " " + cells[1]; made[name] != "" && got != made[name] {
+			t.Errorf("%s is told to be %q, it is %q", name, got, made[name])
+		}
+	}
+	compare(t, made, told)
+}
+
+// pages gives the text of every page, by its path from the root.
+func pages(t *testing.T) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	for _, pattern := range []string{"../*.md", "../docs/*.md", "../docs/*/*.md", "../examples/*.md"} {
+		paths, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range paths {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out[path] = string(text)
+		}
+	}
+	return out
+}
+
+// TestLinks: what a page of ours links to is there, and so is the heading.
+func TestLinks(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	all, n := pages(t), 0
+	for path, text := range all {
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
+			target, heading, _ := strings.Cut(m[1], "#")
+			if strings.Contains(target, "://") {
+				continue
+			}
+			n++
+			file := path
+			if target != "" {
+				file = filepath.Join(filepath.Dir(path), target)
+			}
+			if _, err := os.Stat(file); err != nil {
+				t.Errorf("%s links to %s: %v", path, m[1], err)
+			} else if heading != "" && !slices.Contains(anchors(all[file]), heading) {
+				t.Errorf("%s links to %s: no such heading", path, m[1])
+			}
+		}
+	}
+	if n == 0 {
+		t.Error("no link was found")
+	}
+}
+
+// anchors are those that GitHub makes of a page's headings.
+func anchors(text string) []string {
+	var out []string
+	for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(text, -1) {
+		heading := strings.ReplaceAll(strings.ToLower(m[1]), " ", "-")
+		out = append(out, regexp.MustCompile(`[^\w-]`).ReplaceAllString(heading, ""))
+	}
+	return out
+}
+
+// TestCommandsExist: no page tells people to type a subcommand or a flag that
+// there is not.
+func TestCommandsExist(t *testing.T) {
+	uses, flags := map[string]bool{"help": true, "completion": true}, map[string]bool{"version": true, "help": true}
+	use := regexp.MustCompile(`Use: +"([a-z]+)`)
+	flag := regexp.MustCompile(`(?:Var|VarP|Bool|String)\((?:&?[\w.]+, )?"([a-z0-9-]+)"`)
+	for path := range sources(t) {
+		if !strings.HasPrefix(path, "../cmd/") {
+			continue
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range use.FindAllStringSubmatch(string(text), -1) {
+			uses[m[1]] = true
+		}
+		for _, m := range flag.FindAllStringSubmatch(string(text), -1) {
+			flags[m[1]] = true
+		}
+	}
+	code := regexp.MustCompile("(?m)`[^`\n]*`|^    .*$")
+	command := regexp.MustCompile(`\bmeshctl ((?:--\w+ \S+ )*)([a-z]+)`)
+	option := regexp.MustCompile(`\s--([a-z0-9-]+)`)
+	n := 0
+	for path, text := range pages(t) {
+		for _, snippet := range code.FindAllString(text, -1) {
+			for _, m := range command.FindAllStringSubmatch(snippet, -1) {
+				if n++; !uses[m[2]] && !(m[2] == "attach" && strings.Contains(text, "come next")) {
+					t.Errorf("%s: %s: there is no meshctl %s", path, snippet, m[2])
+				}
+			}
+			if !regexp.MustCompile(`\bmesh(d|ctl) `).MatchString(snippet) {
+				continue
+			}
+			for _, m := range option.FindAllStringSubmatch(snippet, -1) {
+				if !flags[m[1]] && m[1] != "now" { // systemctl's
+					t.Errorf("%s: %s: there is no --%s", path, snippet, m[1])
+				}
+			}
+		}
+	}
+	if n == 0 {
+		t.Error("no command was found")
+	}
+}
+
+// TestNamedTestsExist: what docs/security.md says cannot be done is proved by
+// tests that there are.
+func TestNamedTestsExist(t *testing.T) {
+	page, err := os.ReadFile("../docs/security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile("`((?:cmd|mesh|tun|overlay|examples)[a-z0-9/]*)\\.((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(string(page), -1)
+	if len(named) < 10 {
+		t.Fatalf("only %d tests are named", len(named))
+	}
+	for _, m := range named {
+		files, err := filepath.Glob(filepath.Join("..", m[1], "*_test.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.ContainsFunc(files, func(path string) bool {
+			text, err := os.ReadFile(path)
+			return err == nil && strings.Contains(string(text), "\nfunc "+m[2]+"(")
+		}) {
+			t.Errorf("%s.%s: there is no such test", m[1], m[2])
+		}
+	}
+	if loose := regexp.MustCompile("`Test\\w+`").FindString(string(page)); loose != "" {
+		t.Errorf("%s is named without its package", loose)
 	}
 }
