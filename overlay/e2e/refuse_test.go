@@ -227,7 +227,7 @@ func TestRefuse(t *testing.T) {
 				}
 				during(t, beta, u, func() {
 					if u.about == "" {
-						time.Sleep(200 * time.Millisecond) // the daemon has looked by then, or within the second that follows
+						time.Sleep(1200 * time.Millisecond) // it looks within a second
 					} else {
 						must(t, beta.WaitFor(bounded(t), "to find "+u.about, func(d *status.Document) bool {
 							return strings.Contains(overlap(d), u.about) && strings.Contains(overlap(d), "of the mesh overlaps")

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -18,6 +20,7 @@ import (
 	"meshd/overlay/config"
 	"meshd/overlay/e2e/cluster"
 	"meshd/overlay/e2e/lab"
+	"meshd/overlay/status"
 )
 
 const (
@@ -133,6 +136,25 @@ func survive(t *testing.T, c *cluster.Cluster, f fault) {
 		t.Errorf("%s: the daemon was %d and is %d", f.name, pid, now)
 	}
 	must(t, cluster.WaitPairs(bounded(t), c.Nodes...))
+	t.Logf("%s: gossip reaches the other node %.2f s after that", f.name, gossip(t, c.Nodes[0], c.Nodes[1]).Seconds())
+	t.Logf("%s: and back after %.2f s", f.name, gossip(t, c.Nodes[1], c.Nodes[0]).Seconds())
+}
+
+// gossip has a node say something new, which only gossip carries, and tells how
+// long it took until another one had heard of it.
+func gossip(t *testing.T, from, to *cluster.Node) time.Duration {
+	t.Helper()
+	word := fmt.Sprintf("%x", random(8))
+	must(t, os.WriteFile(from.ConfigFile(), fmt.Appendf(nil, "node: {name: %s, labels: {said: %q}}\nstate_dir: %s\ncontrol: %s\n",
+		from.Name, word, from.StateDir(), filepath.Join(from.Dir, "meshd.sock")), 0o644))
+	start := time.Now()
+	_, err := from.Meshctl(bounded(t), "config", "reload")
+	must(t, err)
+	must(t, to.WaitFor(bounded(t), "to hear of "+from.Name, func(d *status.Document) bool {
+		p, err := d.Find(from.Name)
+		return err == nil && p.Labels["said"] == word
+	}))
+	return time.Since(start)
 }
 
 // endpoints tells by which way the nodes reach each other.
