@@ -2,7 +2,9 @@ package examples
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"testing"
 
@@ -78,4 +80,56 @@ func TestDayTwo(t *testing.T) {
 			return err == nil && p.State == status.PeerDown && d.ExitCode() == 1
 		}))
 	})
+}
+
+// TestFirewall types the rules of docs/operations.md on hosts that let nothing in:
+// before it there is no mesh, and after it there is one.
+func TestFirewall(t *testing.T) {
+	bin, _ := build(t)
+	if _, err := exec.LookPath("nft"); err != nil {
+		t.Skip(err)
+	}
+	page, err := os.ReadFile("../docs/operations.md")
+	must(t, err)
+	rules := regexp.MustCompile(`(?m)^    (nft .*)$`).FindAllStringSubmatch(string(page), -1)
+	if len(rules) != 3 {
+		t.Fatalf("the page has %d rules", len(rules))
+	}
+	c, err := cluster.New(t.Context(), bin, []string{"alpha", "beta"})
+	must(t, err)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(c.Logs(100))
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	typed := func(line string) {
+		t.Helper()
+		for _, n := range c.Nodes {
+			_, err := n.Host.Run(exec.CommandContext(bounded(t), "sh", "-c", line))
+			must(t, err)
+		}
+	}
+	typed("nft add table inet filter")
+	typed("nft add chain inet filter input '{ type filter hook input priority 0; policy drop; }'")
+	typed("nft add rule inet filter input ct state established,related accept")
+	typed("nft add rule inet filter input meta l4proto ipv6-icmp accept")
+	must(t, c.Init(t.Context()))
+	must(t, c.Start())
+	beta := c.Nodes[1]
+	must(t, beta.WaitFor(bounded(t), "to miss its seed", func(d *status.Document) bool {
+		return d.State == mesh.WaitingForSeed && slices.ContainsFunc(d.Health, func(f status.Finding) bool { return f.Code == "no_seed" })
+	}))
+	for _, rule := range rules {
+		typed(rule[1])
+	}
+	for _, n := range c.Nodes {
+		must(t, n.WaitFor(bounded(t), "to reach the other", func(d *status.Document) bool {
+			return d.Healthy() && len(d.Peers) == 1 && d.Peers[0].State == status.PeerUp
+		}))
+	}
+	_, err = beta.Meshctl(bounded(t), "ping", "--count", "1", "alpha")
+	must(t, err)
 }
