@@ -93,7 +93,7 @@ var (
 var homes = []struct{ module, homes string }{
 	{"github.com/coreos/go-systemd/v22", "cmd/meshd"},
 	{"github.com/fxamacker/cbor/v2", "mesh/trust"},
-	{"github.com/google/nftables", "overlay/e2e/..."},                // the lab's faults
+	{"github.com/google/nftables", "overlay/e2e/..."},                            // the lab's faults
 	{"github.com/hashicorp/memberlist", "mesh/gossip mesh/meshtest overlay/sim"}, // its transport in memory
 	{"github.com/prometheus/client_golang", "overlay/status"},
 	{"github.com/songgao/water", "tun/device"},

@@ -86,6 +86,26 @@ func TestSameFirstWish(t *testing.T) {
 	})
 }
 
+// A seed decides everything that is ours to decide.
+func TestScheduleIsOfItsSeed(t *testing.T) {
+	text := func(seed uint64) string {
+		s := sim.Draw(seed)
+		out := fmt.Sprint(s.Hosts, s.Weather, s.Pin, s.End)
+		for _, step := range s.Steps {
+			out += fmt.Sprintln(step.At, step.Text)
+		}
+		return out
+	}
+	for seed := range uint64(20) {
+		if text(seed) != text(seed) {
+			t.Errorf("seed %d gives two schedules", seed)
+		}
+		if text(seed) == text(seed+1) {
+			t.Errorf("seeds %d and %d give one schedule", seed, seed+1)
+		}
+	}
+}
+
 // runs plays one seed after the other, and tells how they went.
 func runs(t *testing.T, what string, limit time.Duration, play func(*testing.T, uint64) time.Duration) {
 	t.Helper()

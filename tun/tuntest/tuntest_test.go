@@ -99,3 +99,36 @@ func TestKernel(t *testing.T) {
 		}
 	})
 }
+
+func TestRoute(t *testing.T) {
+	mesh, own := netip.MustParsePrefix("10.86.0.0/16"), netip.MustParsePrefix("10.86.17.0/24")
+	var k Kernel
+	err := k.Apply(t.Context(), tun.HostState{
+		Link: "mesh0", Addresses: []netip.Prefix{netip.MustParsePrefix("10.86.17.1/32")},
+		Routes: []tun.Route{{Dst: mesh, Unreachable: true}, {Dst: mesh}, {Dst: own, Unreachable: true}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(when, dst, want string) {
+		t.Helper()
+		got := "default"
+		if r, ours := k.Route(netip.MustParseAddr(dst)); ours {
+			got = r.String()
+		}
+		if got != want {
+			t.Errorf("%s, %s goes by %q, want %q", when, dst, got, want)
+		}
+	}
+	check("at first", "10.86.80.1", "10.86.0.0/16 dev DEV")
+	check("at first", "10.86.17.9", "unreachable 10.86.17.0/24")
+	check("at first", "192.0.2.1", "default")
+	if !k.Local(netip.MustParseAddr("10.86.17.1")) || k.Local(netip.MustParseAddr("10.86.17.9")) {
+		t.Error("Local does not tell what is on the device")
+	}
+	k.RemoveLink()
+	check("without the device", "10.86.80.1", "unreachable 10.86.0.0/16")
+	if k.Local(netip.MustParseAddr("10.86.17.1")) {
+		t.Error("an address outlived its device")
+	}
+}
