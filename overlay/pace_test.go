@@ -23,7 +23,7 @@ func TestPace(t *testing.T) {
 		looks, latest := 0, time.Duration(0)
 		for now := begun; now.Before(begun.Add(c.within)); now = now.Add(c.every) {
 			wait := p.next(now)
-			if now == begun && wait != 0 {
+			if now.Equal(begun) && wait != 0 {
 				t.Errorf("%s: the first change waits %s", c.name, wait)
 			}
 			latest = max(latest, wait)
