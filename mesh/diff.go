@@ -7,7 +7,8 @@ import "slices"
 type Change struct {
 	Message string
 	Args    []any
-	Serious bool // something is wrong, rather than new
+	Serious bool   // something is wrong, rather than new
+	Code    string // of a finding; empty: it is none
 }
 
 // Diff tells what a person would want to know of a new view. old may be nil.
@@ -23,7 +24,7 @@ func Diff(old, now *View) []Change {
 	for _, f := range now.Health {
 		if !slices.Contains(old.Health, f) {
 			say("health finding", "severity", f.Level, "code", f.Code, "message", f.Message)
-			out[len(out)-1].Serious = f.Level != "info"
+			out[len(out)-1].Serious, out[len(out)-1].Code = f.Level != "info", f.Code
 		}
 	}
 	for _, n := range now.Nodes {

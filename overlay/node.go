@@ -264,12 +264,13 @@ func (n *Node) end(ctx context.Context, cause error) error {
 
 // follow turns views into plans.
 func (n *Node) follow(ctx context.Context) error {
+	report := newReporter(n.opt.Log)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case view := <-n.opt.Mesh.Views():
-			n.report(n.view.Swap(view), view)
+			report.say(mesh.Diff(n.view.Swap(view), view), time.Now())
 			n.prober.SetView(view)
 			if err := n.replan(ctx); err != nil {
 				return err
@@ -307,17 +308,6 @@ func (n *Node) replan(ctx context.Context) error {
 	n.health.Store(&p.Health)
 	n.loop.Set(&p)
 	return nil
-}
-
-// report logs what a person would want to know of a new view.
-func (n *Node) report(old, now *mesh.View) {
-	for _, line := range mesh.Diff(old, now) {
-		level := slog.LevelInfo
-		if line.Serious {
-			level = slog.LevelWarn
-		}
-		n.opt.Log.Log(context.Background(), level, line.Message, line.Args...)
-	}
 }
 
 // watch follows the host: repairs what others change, and tells the mesh where

@@ -86,7 +86,8 @@ const (
 	// maxSpread is how many new objects of one exchange are relayed. A partition
 	// that heals spreads by this within seconds on both sides.
 	maxSpread = 256
-	// sending bounds how many wants and answers are on their way at a time.
+	// sending bounds how many wants and answers are on their way at a time, to
+	// members and to strangers each.
 	sending = 8
 	// maxHeld bounds what waits for the state to be saved. A full disk can last;
 	// the table has everything, once it may be told.

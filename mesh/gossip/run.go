@@ -24,7 +24,7 @@ type loop struct {
 	ctx     context.Context
 	sockets *sockets // nil with a transport from the options
 	tasks   sync.WaitGroup
-	slots   chan struct{} // taken by those tasks that send
+	slots   [2]chan struct{} // taken by those tasks that send, to members and to strangers
 
 	inst     *instance // nil: none yet
 	address  netip.AddrPort
@@ -65,7 +65,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l := &loop{
-		Gossip: g, ctx: ctx, slots: make(chan struct{}, sending), joins: make(chan joined, 1), stale: true,
+		Gossip: g, ctx: ctx, slots: [2]chan struct{}{make(chan struct{}, sending), make(chan struct{}, sending)}, joins: make(chan joined, 1), stale: true,
 		book: newBook(g.opt.Peers, now), seeds: g.opt.Seeds, wants: wants{},
 	}
 	l.saver = &saver{store: g.opt.Store, table: g.opt.Core.Table, book: l.book, say: g.say, unsaved: &g.unsaved, tableAt: now.Add(tableEvery), checkAt: now.Add(checkEvery)}

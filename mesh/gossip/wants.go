@@ -88,11 +88,21 @@ func (l *loop) ask(now time.Time) {
 	}
 }
 
-// some draws up to n live members.
+// some draws up to n live instances: of members, as far as there are any. Whoever
+// has the key can make the others up.
 func (l *loop) some(n int) []string {
 	names := slices.Collect(maps.Keys(l.inst.others()))
 	rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
+	slices.SortStableFunc(names, func(a, b string) int { return cmp.Compare(l.strangeness(a), l.strangeness(b)) })
 	return names[:min(n, len(names))]
+}
+
+// strangeness is 0 for a member's instance and 1 for any other.
+func (l *loop) strangeness(name string) int {
+	if id, ok := parseName(name); ok && l.admitted[id] {
+		return 0
+	}
+	return 1
 }
 
 // answer sends what a member asked for.
@@ -116,16 +126,18 @@ func (l *loop) answer(m message) {
 }
 
 // send delivers by stream, beside the loop. If too much is on its way it is
-// left out: who wants something asks again.
+// left out: who wants something asks again. Strangers, whom nobody may be behind,
+// keep no member waiting.
 func (l *loop) send(name string, msg []byte) {
+	slots := l.slots[l.strangeness(name)]
 	select {
-	case l.slots <- struct{}{}:
+	case slots <- struct{}{}:
 	default:
 		return
 	}
 	inst := l.inst
 	l.tasks.Go(func() {
-		defer func() { <-l.slots }()
+		defer func() { <-slots }()
 		if err := inst.send(name, msg); err != nil && inst.ctx.Err() == nil {
 			l.say.say(slog.LevelDebug, "message not delivered", "err", err)
 		}
