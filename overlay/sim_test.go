@@ -97,7 +97,7 @@ func TestScheduleIsOfItsSeed(t *testing.T) {
 		return out
 	}
 	for seed := range uint64(20) {
-		if text(seed) != text(seed) {
+		if first, second := text(seed), text(seed); first != second {
 			t.Errorf("seed %d gives two schedules", seed)
 		}
 		if text(seed) == text(seed+1) {

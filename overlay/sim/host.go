@@ -42,7 +42,6 @@ type Host struct {
 	// owned by the test's goroutine
 	disk    *meshtest.Store
 	member  *statedir.Membership // nil: not joined yet
-	joined  time.Time            // when its certificate was made
 	life    *life                // the daemon; nil: none
 	wanted  bool                 // the daemon should run
 	startAt time.Time            // not before

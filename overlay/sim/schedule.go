@@ -92,9 +92,8 @@ func Wishing(r *rand.Rand, network mesh.Network, slot int) (identity [ed25519.Se
 type drawer struct {
 	*Schedule
 	*rand.Rand
-	at    time.Duration
-	next  int // host to join
-	quiet bool
+	at   time.Duration
+	next int // host to join
 }
 
 // Draw makes the schedule of a seed.

@@ -3,6 +3,7 @@ package tunneltest
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -189,12 +190,9 @@ func (e *Simulated) Apply(_ context.Context, want tunnel.Config) error {
 func (e *Simulated) Stats() tunnel.Stats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s := tunnel.Stats{Peers: map[mesh.NodeID]tunnel.PeerStats{}, Drops: map[string]uint64{}}
+	s := tunnel.Stats{Peers: map[mesh.NodeID]tunnel.PeerStats{}, Drops: maps.Clone(e.drops)}
 	for _, r := range e.peers {
 		s.Peers[r.want.ID] = r.stats
-	}
-	for reason, n := range e.drops {
-		s.Drops[reason] = n
 	}
 	return s
 }

@@ -59,7 +59,7 @@ func inFabric(t *testing.T, test func(*testing.T, *wire, []*machine, []*Simulate
 		for n := range byte(3) {
 			m := &machine{n, []netip.Addr{outside(n)}, make(chan Inner, 16)}
 			e := f.Engine(m, mesh.Key{n}, 51820)
-			go e.Run(t.Context())
+			go func() { _ = e.Run(t.Context()) }()
 			<-e.Ready()
 			machines, engines = append(machines, m), append(engines, e)
 		}
