@@ -16,7 +16,7 @@ import (
 // TestDayTwo does to a mesh what docs/operations.md says about a host that died:
 // a new one takes its subnet, and one that comes from a backup is the same node.
 func TestDayTwo(t *testing.T) {
-	bin, _ := build(t)
+	bin := build(t)
 	c, err := cluster.New(t.Context(), bin, []string{"alpha", "beta", "gamma"})
 	must(t, err)
 	t.Cleanup(func() {
@@ -85,9 +85,9 @@ func TestDayTwo(t *testing.T) {
 // TestFirewall types the rules of docs/operations.md on hosts that let nothing in:
 // before it there is no mesh, and after it there is one.
 func TestFirewall(t *testing.T) {
-	bin, _ := build(t)
+	bin := build(t)
 	if _, err := exec.LookPath("nft"); err != nil {
-		t.Skip(err)
+		missing(t, err)
 	}
 	page, err := os.ReadFile("../docs/operations.md")
 	must(t, err)

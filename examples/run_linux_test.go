@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,25 +20,48 @@ import (
 	"meshd/tun/netns"
 )
 
-// build makes the programs, and the embedding example.
-func build(t *testing.T) (cluster.Binaries, string) {
+// built is where programs are built, once for all tests; TestMain removes it.
+var built struct {
+	once sync.Once
+	dir  string
+	bin  cluster.Binaries
+	err  error
+}
+
+func TestMain(m *testing.M) {
+	m.Run()
+	if built.dir != "" {
+		os.RemoveAll(built.dir)
+	}
+}
+
+// build makes the programs, and beside them the example that embeds a node.
+func build(t *testing.T) cluster.Binaries {
 	t.Helper()
 	netns.RequireRoot(t)
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		if os.Getenv("MESHD_REQUIRE_ROOT") == "1" {
-			t.Fatal(err)
+		missing(t, err)
+	}
+	built.once.Do(func() {
+		built.dir, built.err = os.MkdirTemp("", "meshd-bin-") //nolint:usetesting // outlives the test
+		if built.err == nil {
+			built.bin, built.err = cluster.Build(context.Background(), built.dir, false) //nolint:usetesting // the same
 		}
-		t.Skip(err)
+		if built.err == nil {
+			built.err = exec.Command("go", "build", "-o", built.dir, "./embed").Run()
+		}
+	})
+	must(t, built.err)
+	return built.bin
+}
+
+// missing skips a test for want of something, or fails it if MESHD_REQUIRE_ROOT=1.
+func missing(t *testing.T, err error) {
+	t.Helper()
+	if os.Getenv("MESHD_REQUIRE_ROOT") == "1" {
+		t.Fatalf("%v: make test-deps", err)
 	}
-	dir := t.TempDir()
-	bin, err := cluster.Build(t.Context(), dir, false)
-	must(t, err)
-	embed := filepath.Join(dir, "embed")
-	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", embed, "./embed").CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return bin, embed
+	t.Skip(err)
 }
 
 func must(t *testing.T, err error) {
@@ -56,7 +80,7 @@ func bounded(t *testing.T) context.Context {
 
 // TestEmbed has the program that embeds a node and a real daemon reach each other.
 func TestEmbed(t *testing.T) {
-	bin, embed := build(t)
+	bin := build(t)
 	c, err := cluster.New(t.Context(), bin, []string{"alpha", "worker"})
 	must(t, err)
 	t.Cleanup(func() {
@@ -71,7 +95,7 @@ func TestEmbed(t *testing.T) {
 	must(t, c.Init(t.Context()))
 	must(t, alpha.Start())
 
-	cmd := exec.Command(embed, "--state", worker.StateDir())
+	cmd := exec.Command(filepath.Join(built.dir, "embed"), "--state", worker.StateDir())
 	stdout, theirs, err := os.Pipe()
 	must(t, err)
 	defer stdout.Close()
@@ -152,7 +176,7 @@ func commands(t *testing.T, file string) []string {
 // TestTwoHosts types what the files say, on two hosts with the addresses that they
 // name. The router that forwards to beta is left out: beta itself has its address.
 func TestTwoHosts(t *testing.T) {
-	bin, _ := build(t)
+	bin := build(t)
 	l, err := lab.New(t.Context(), "alpha", "beta")
 	must(t, err)
 	t.Cleanup(func() {
