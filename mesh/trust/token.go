@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -44,6 +45,9 @@ const (
 	maxSeeds     = 16
 )
 
+// ofVersion are tokens of any version.
+var ofVersion = regexp.MustCompile(`^meshd[0-9]{1,3}\.`)
+
 // GossipKeySize is the length of a gossip key in bytes (AES-256).
 const GossipKeySize = 32
 
@@ -68,6 +72,9 @@ func ParseToken(text string) (*Token, error) {
 func parseToken(text string) (*Token, error) {
 	encoded, ok := strings.CutPrefix(text, tokenPrefix)
 	if !ok {
+		if ofVersion.MatchString(text) {
+			return nil, errors.New("it was made by another version of meshd: run that one here, or ask for a token of this one")
+		}
 		return nil, fmt.Errorf("it does not begin with %q, so it is not a meshd token", tokenPrefix)
 	}
 	if len(text) > maxTokenText {
