@@ -636,3 +636,34 @@ func TestShortPartitionHeals(t *testing.T) {
 		})
 	}
 }
+
+// Whoever could not be heard for a while is, soon after it can, with what it has
+// said meanwhile. The others know many addresses that nobody is at any more, so
+// they do not find it by trying.
+func TestMutedNodeIsHeardAgain(t *testing.T) {
+	for seed := range uint64(5) {
+		meshtest.Bubble(t, func(t *testing.T) {
+			net := meshtest.NewNetwork(200 + seed)
+			var nodes []*node
+			for n := range 6 {
+				nodes = append(nodes, start(t, net, n+1, func(o *gossip.Options, _ *core) {
+					for stale := range 30 {
+						o.Peers = append(o.Peers, address(100+stale))
+					}
+				}))
+			}
+			for _, x := range nodes {
+				within(t, 3*time.Second, "they meet", x.sees(5))
+			}
+			muted := nodes[5]
+			net.Block(func(from, _ netip.AddrPort) bool { return from == muted.at })
+			time.Sleep(25 * time.Second)
+			muted.SetEndpoints(nil)
+			time.Sleep(5 * time.Second)
+			net.Block(func(_, _ netip.AddrPort) bool { return false })
+			for _, x := range nodes {
+				within(t, 10*time.Second, "it is heard", x.knows(id(6).Short()+" is at []"))
+			}
+		})
+	}
+}

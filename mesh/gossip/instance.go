@@ -89,6 +89,10 @@ func config(i *instance, t memberlist.Transport, log *log.Logger) *memberlist.Co
 	// across the world through a busy link. Nothing hangs on fast detection.
 	c.ProbeTimeout = time.Second
 	c.ProbeInterval = 2 * time.Second
+	// A node that hears no answers would probe up to eight times less often, so
+	// as not to suspect others wrongly. But it needs the first answer after a
+	// partition: by that it sees what it missed.
+	c.AwarenessMaxMultiplier = 1
 	// A tick costs nothing while there is nothing to say, and a node that joins
 	// waits for several. Who is there goes first into each packet, so it must
 	// not take long.
