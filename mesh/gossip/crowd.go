@@ -9,8 +9,9 @@ import (
 
 const (
 	// maxStrangers is how many instances of nodes that are not admitted may seem
-	// live: those which join just now. Every one takes its share of what is sent.
-	maxStrangers = 128
+	// live: those which join just now. A mesh of 200 may boot at once. Each takes its share of
+	// what is sent.
+	maxStrangers = 256
 	// maxInstances is how many of one member may: the one that runs, and those
 	// before it that are not known to be dead yet.
 	maxInstances = 4
