@@ -21,6 +21,15 @@ import (
 	"meshd/mesh/trust"
 )
 
+// Thousands of files are written and synced here; memory is quick at that.
+func TestMain(m *testing.M) {
+	const memory = "/dev/shm"
+	if info, err := os.Stat(memory); err == nil && info.IsDir() && os.Getenv("TMPDIR") == "" {
+		_ = os.Setenv("TMPDIR", memory)
+	}
+	m.Run()
+}
+
 // newNode gives the keys of a new node and what makes it a member of a mesh of
 // its own.
 func newNode(t testing.TB) (Keys, Membership) {
