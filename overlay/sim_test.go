@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"meshd/mesh/meshtest"
 	"meshd/overlay/sim"
 )
 
@@ -23,7 +22,7 @@ var (
 // again in time.
 func playSchedule(t *testing.T, seed uint64, verbose bool) (took time.Duration) {
 	t.Helper()
-	meshtest.Bubble(t, func(t *testing.T) {
+	sim.Bubble(t, seed, func(t *testing.T) {
 		s := sim.Draw(seed)
 		w := sim.New(t, s)
 		w.Play(s)
@@ -69,7 +68,7 @@ const wishers = 20
 // their own, and nobody is ready with one that it then loses.
 func TestSameFirstWish(t *testing.T) {
 	runs(t, "meshes", *simTime/4, func(t *testing.T, seed uint64) (took time.Duration) {
-		meshtest.Bubble(t, func(t *testing.T) {
+		sim.Bubble(t, seed, func(t *testing.T) {
 			s := sim.DrawWishers(seed, wishers)
 			w := sim.New(t, s)
 			w.Start()

@@ -12,7 +12,7 @@
 // same faults at the same times. The order of goroutines, and what memberlist
 // draws, are not ours, so a rare failure may take some replays.
 //
-// A World lives inside a bubble of [meshtest.Bubble].
+// A World lives inside a [Bubble].
 package sim
 
 import (
@@ -71,10 +71,16 @@ type line struct {
 	text string
 }
 
+// Bubble runs a test in virtual time, with keys and serials drawn from the seed.
+func Bubble(t *testing.T, seed uint64, test func(*testing.T)) {
+	t.Helper()
+	cryptotest.SetGlobalRandom(t, seed) // out here, since in a bubble it would end before the goroutines do
+	meshtest.Bubble(t, test)
+}
+
 // New makes the world of a schedule; nobody runs yet.
 func New(t *testing.T, s *Schedule) *World {
 	t.Helper()
-	cryptotest.SetGlobalRandom(t, s.Seed)
 	w := &World{
 		t: t, begin: time.Now(), mesh: meshtest.NewMesh(t, s.Network), net: meshtest.NewNetwork(s.Seed),
 		random: rand.New(rand.NewPCG(s.Seed, 1)), cut: map[[2]int]bool{}, trips: map[uint64]*trip{},
