@@ -137,8 +137,9 @@ func (s *siege) attack(t *testing.T, few float64, do func(ctx context.Context)) 
 		}); err != nil {
 			t.Errorf("%s: %v", n.Name, err)
 		}
-		if d := document(t, n); d.State != meshpkg.Ready || lease(d) != leases[n] {
-			t.Errorf("%s is %s with %s, and had %s", n.Name, d.State, lease(d), leases[n])
+		must(t, n.WaitReady(bounded(t))) // it is not for a moment, whenever something is applied
+		if d := document(t, n); lease(d) != leases[n] {
+			t.Errorf("%s has %s, and had %s", n.Name, lease(d), leases[n])
 		}
 	}
 	// They still hear each other: whatever is new gets round.
