@@ -196,7 +196,7 @@ func TestFloodByInsider(t *testing.T) {
 	})
 	t.Run("certificates that nobody admits", func(t *testing.T) {
 		var all [][]byte
-		late := shortToken(t, s.alpha, s.token, 2*time.Second)
+		late := shortToken(t, s.alpha, s.token, 6*time.Second)
 		for range 1000 {
 			certificate, record := unadmitted(t, late)
 			all = append(all, userStream(objectsMessage(certificate)), userPacket(objectsMessage(record)))
