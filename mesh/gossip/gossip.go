@@ -35,9 +35,9 @@ import (
 // Core decides what is believed and what is said; member.Member is one. Run
 // calls it from one goroutine at a time.
 type Core interface {
-	Receive(now time.Time, raw []byte) error
-	Synced(now time.Time)
-	SetEndpoints(now time.Time, endpoints []netip.AddrPort)
+	Receive(raw []byte) error
+	Synced()
+	SetEndpoints(endpoints []netip.AddrPort)
 	Leave(now time.Time)
 	Step(now time.Time) member.Output
 	Next() (time.Time, bool)

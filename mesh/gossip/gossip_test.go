@@ -38,7 +38,7 @@ type core struct {
 
 func newCore(self mesh.NodeID) *core { return &core{self: self, objects: map[string]bool{}} }
 
-func (c *core) Receive(_ time.Time, raw []byte) error {
+func (c *core) Receive(raw []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if bytes.HasPrefix(raw, []byte("bad")) {
@@ -48,13 +48,13 @@ func (c *core) Receive(_ time.Time, raw []byte) error {
 	return nil
 }
 
-func (c *core) Synced(time.Time) {
+func (c *core) Synced() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.synced++
 }
 
-func (c *core) SetEndpoints(_ time.Time, endpoints []netip.AddrPort) {
+func (c *core) SetEndpoints(endpoints []netip.AddrPort) {
 	c.say(fmt.Sprintf("%s is at %s", c.self.Short(), endpoints))
 }
 
@@ -454,7 +454,7 @@ func TestWantIsAnswered(t *testing.T) {
 		}
 		large := "fetched " + strings.Repeat("x", trust.MaxObject-8) // not in tables, and too large to be broadcast
 		hash := sha256.Sum256([]byte(large))
-		if err := nodes[0].core.Receive(time.Now(), []byte(large)); err != nil {
+		if err := nodes[0].core.Receive([]byte(large)); err != nil {
 			t.Fatal(err)
 		}
 		nodes[2].core.say("needs " + string(hash[:]))

@@ -173,7 +173,7 @@ func (l *loop) obey() {
 	l.wish = wish{}
 	l.mu.Unlock()
 	if w.newPorts {
-		l.opt.Core.SetEndpoints(time.Now(), w.endpoints)
+		l.opt.Core.SetEndpoints(w.endpoints)
 	}
 	if w.newSeeds {
 		l.seeds, l.joinAt, l.again = w.seeds, time.Now(), l.round != nil
@@ -270,7 +270,7 @@ func (l *loop) receive(m message) {
 				spread--
 			}
 		}
-		l.opt.Core.Synced(time.Now())
+		l.opt.Core.Synced()
 	}
 }
 
@@ -281,7 +281,7 @@ func (l *loop) take(object []byte) bool {
 	if l.known[hash] || l.taken.has(hash, now) {
 		return false
 	}
-	err := l.opt.Core.Receive(now, object)
+	err := l.opt.Core.Receive(object)
 	if errors.Is(err, registry.ErrStale) {
 		l.taken.add(hash)
 		return false // whoever lacks what is newer gets that

@@ -46,14 +46,14 @@ type talker struct {
 	out   [][]byte
 }
 
-func (c *talker) Receive(_ time.Time, raw []byte) error {
+func (c *talker) Receive(raw []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.heard[string(raw)] = true
 	return nil
 }
 
-func (c *talker) SetEndpoints(_ time.Time, e []netip.AddrPort) {
+func (c *talker) SetEndpoints(e []netip.AddrPort) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.out = append(c.out, []byte(e[0].String()))
@@ -73,7 +73,7 @@ func (c *talker) has(text string) bool {
 	return c.heard[text]
 }
 
-func (c *talker) Synced(time.Time)           {}
+func (c *talker) Synced()                    {}
 func (c *talker) Leave(time.Time)            {}
 func (c *talker) Next() (time.Time, bool)    { return time.Time{}, false }
 func (c *talker) Table() [][]byte            { return nil }

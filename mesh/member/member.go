@@ -185,18 +185,18 @@ func (m *Member) Name() string { return m.cert.Name }
 // Receive takes one object that came from anybody. An error says that it was
 // refused, and why; it may be logged, at a bounded rate. [registry.ErrStale] says
 // that it adds nothing, which is nobody's fault.
-func (m *Member) Receive(_ time.Time, raw []byte) error { return m.reg.Add(raw) }
+func (m *Member) Receive(raw []byte) error { return m.reg.Add(raw) }
 
 // Synced says that a whole exchange with another member has been made: its
 // table was received.
-func (m *Member) Synced(time.Time) {
+func (m *Member) Synced() {
 	m.dirty = m.dirty || !m.synced
 	m.synced = true
 }
 
 // SetEndpoints says where peers can reach this node's tunnel, best first. Those
 // that the others would refuse are left out.
-func (m *Member) SetEndpoints(_ time.Time, endpoints []netip.AddrPort) {
+func (m *Member) SetEndpoints(endpoints []netip.AddrPort) {
 	ranges := m.reg.Charter().Ranges()
 	endpoints = slices.DeleteFunc(slices.Clone(endpoints), func(e netip.AddrPort) bool {
 		inside := func(r netip.Prefix) bool { return r.Contains(e.Addr()) }
@@ -509,7 +509,7 @@ func (m *Member) lot(c *trust.Certificate, now time.Time) time.Duration {
 func (m *Member) admit(c *trust.Certificate, now time.Time) {
 	a := trust.Admission{Certificate: c.Hash, Admitter: m.cert.Hash, Seen: m.clock(now)}
 	raw := a.Sign(m.cfg.Identity)
-	if m.Receive(now, raw) == nil {
+	if m.Receive(raw) == nil {
 		m.outBound = append(m.outBound, raw)
 	}
 }

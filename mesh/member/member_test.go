@@ -167,7 +167,7 @@ func TestManyCertificatesOfOneNode(t *testing.T) {
 		}
 		raw := must(c.Sign(token.Key))(t)
 		for _, h := range s.hosts {
-			if err := h.m.Receive(s.now, raw); err != nil {
+			if err := h.m.Receive(raw); err != nil {
 				t.Fatal(err)
 			}
 			s.step(h)
@@ -364,7 +364,7 @@ func TestClone(t *testing.T) {
 		}
 		raw := must(r.Sign(key("b")))(t)
 		for _, h := range s.hosts {
-			_ = h.m.Receive(s.now, raw)
+			_ = h.m.Receive(raw)
 			s.step(h)
 		}
 	}
@@ -492,7 +492,7 @@ func TestViewOnlyOnChange(t *testing.T) {
 	if a.views != views {
 		t.Errorf("%d views without any news", a.views-views)
 	}
-	b.m.SetEndpoints(s.now, []netip.AddrPort{netip.MustParseAddrPort("198.51.100.7:1")})
+	b.m.SetEndpoints([]netip.AddrPort{netip.MustParseAddrPort("198.51.100.7:1")})
 	s.step(b)
 	s.run(time.Second)
 	if a.views != views+1 {
@@ -604,7 +604,7 @@ func TestEndpointsThatOthersRefuse(t *testing.T) {
 		}
 		all = append(all, p)
 	}
-	a.m.SetEndpoints(s.now, append(all, netip.AddrPort{}))
+	a.m.SetEndpoints(append(all, netip.AddrPort{}))
 	s.step(a)
 	n, _ := a.view.Node(a.view.Self)
 	if got := fmt.Sprint(n.Endpoints); got != "[192.0.2.9:1 192.0.2.10:1 192.0.2.11:1 192.0.2.12:1]" {
@@ -660,9 +660,9 @@ func TestReceiveRefusesJunk(t *testing.T) {
 	views := a.views
 	for i := range 2000 {
 		junk := trust.Record{Version: mesh.Version{Epoch: 1}, Key: mesh.Key{1}, Certificate: trust.Hash{byte(i), byte(i >> 8), 1}}
-		_ = a.m.Receive(s.now, must(junk.Sign(key("nobody")))(t))
+		_ = a.m.Receive(must(junk.Sign(key("nobody")))(t))
 	}
-	if err := a.m.Receive(s.now, []byte("junk")); err == nil {
+	if err := a.m.Receive([]byte("junk")); err == nil {
 		t.Error("junk accepted")
 	}
 	s.step(a)
@@ -670,7 +670,7 @@ func TestReceiveRefusesJunk(t *testing.T) {
 		t.Errorf("%d views, %s", a.views-views, a.view.State)
 	}
 	for _, raw := range a.m.Table() {
-		if err := a.m.Receive(s.now, raw); !errors.Is(err, registry.ErrStale) {
+		if err := a.m.Receive(raw); !errors.Is(err, registry.ErrStale) {
 			t.Errorf("what it knows already: %v, want %v", err, registry.ErrStale)
 		}
 	}
@@ -697,7 +697,7 @@ func BenchmarkStepOnChange(b *testing.B) {
 			port := uint16(0)
 			for b.Loop() {
 				port = port%1000 + 1
-				m.SetEndpoints(now, []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, 1}), port)})
+				m.SetEndpoints([]netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, 1}), port)})
 				m.Step(now)
 			}
 		})
@@ -759,7 +759,7 @@ func TestPinOfAnotherCertificate(t *testing.T) {
 		Leases: []mesh.Lease{{Network: "default", Prefixes: []netip.Prefix{mine}, State: mesh.Held, Since: start.Add(-2 * time.Hour)}},
 	}
 	for _, raw := range [][]byte{free.Raw, pinned.Raw, must(r.Sign(key("evil")))(t)} {
-		if err := owner.m.Receive(s.now, raw); err != nil {
+		if err := owner.m.Receive(raw); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -787,7 +787,7 @@ func TestOwnLeaseUnderItsOwnCertificate(t *testing.T) {
 	cert := must(trust.ParseCertificate(other.cert, s.charter.CA))(t)
 	r := trust.Record{Version: mesh.Version{Epoch: trust.MaxEpoch}, Certificate: cert.Hash, Nonce: 1, Key: mesh.Key{0xcc}}
 	for _, raw := range [][]byte{cert.Raw, must(r.Sign(key("a")))(t)} {
-		if err := a.m.Receive(s.now, raw); err != nil {
+		if err := a.m.Receive(raw); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -163,7 +163,7 @@ func (s *sim) start(h, seed *host) {
 		s.t.Fatal(err)
 	}
 	h.m, h.view, h.seed = m, nil, seed
-	m.SetEndpoints(s.now, []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(slices.Index(s.hosts, h) + 1)}), 51820)})
+	m.SetEndpoints([]netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(slices.Index(s.hosts, h) + 1)}), 51820)})
 	if seed != nil {
 		s.after(s.delay, func() { s.exchange(m, h, seed) })
 	}
@@ -188,9 +188,9 @@ func (s *sim) exchange(m *Member, h, seed *host) {
 		raw [][]byte
 	}{{h, theirs}, {seed, ours}} {
 		for _, raw := range x.raw {
-			_ = x.to.m.Receive(s.now, raw)
+			_ = x.to.m.Receive(raw)
 		}
-		x.to.m.Synced(s.now.Add(x.to.skew))
+		x.to.m.Synced()
 		s.step(x.to)
 	}
 }
@@ -235,7 +235,7 @@ func (s *sim) spread(h *host, raw []byte) {
 	s.after(s.delay, func() {
 		for _, to := range s.hosts {
 			if to != h && to.m != nil {
-				_ = to.m.Receive(s.now, raw)
+				_ = to.m.Receive(raw)
 				s.step(to)
 			}
 		}
@@ -251,7 +251,7 @@ func (s *sim) answer(h *host, hash trust.Hash) {
 		if raws := other.m.Lookup(hash); raws != nil {
 			s.after(s.delay, func() {
 				for _, raw := range raws {
-					_ = h.m.Receive(s.now, raw)
+					_ = h.m.Receive(raw)
 				}
 				s.step(h)
 			})

@@ -261,17 +261,11 @@ func (t tap) Next() (time.Time, bool) {
 	return at.Add(-t.l.h.skew), ok
 }
 
-func (t tap) Synced(now time.Time) { t.Member.Synced(t.skewed(now)) }
-
 func (t tap) Leave(now time.Time) { t.Member.Leave(t.skewed(now)) }
 
-func (t tap) SetEndpoints(now time.Time, endpoints []netip.AddrPort) {
-	t.Member.SetEndpoints(t.skewed(now), endpoints)
-}
-
-func (t tap) Receive(now time.Time, raw []byte) error {
+func (t tap) Receive(raw []byte) error {
 	t.l.h.w.truth.heard(t.l.h, raw)
-	return t.Member.Receive(t.skewed(now), raw)
+	return t.Member.Receive(raw)
 }
 
 func (t tap) Step(now time.Time) member.Output {
