@@ -14,7 +14,6 @@ package member
 
 import (
 	"crypto/ed25519"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -60,23 +59,14 @@ type Output struct {
 
 // Timers.
 const (
-	// renewEvery keeps a lease alive: a lease ends 24 h after the last record.
+	// renewEvery is how often a record is said anew although nothing in it has
+	// changed. No lease ends yet for want of that.
 	renewEvery = time.Hour
 	// lookAgain bounds how late a view notices what only time changes, such as
 	// the end of a certificate.
 	lookAgain = 30 * time.Second
-	// admitTurn is how long a witness waits for each one before it in the order
-	// that the members take for a certificate: a broadcast is heard by then, so
-	// about one admission is made, not one per member.
-	admitTurn = 500 * time.Millisecond
-	// admitTurns bounds the waiting in line where many members are away; all
-	// the others draw lots over as much time again.
-	admitTurns = 4
 	// complainAfter is how long a node waits to be admitted before it says so.
 	complainAfter = 10 * time.Second
-	// reportRefusals is how long a refused certificate is in the health report.
-	// Tables carry it on, so a bad guest could else leave all nodes degraded for ever.
-	reportRefusals = 10 * time.Minute
 	// clockSkew is how far two hosts' clocks may be apart before it is worth a word.
 	clockSkew = 10 * time.Minute
 	// outbidEvery limits the fight of two nodes with one identity.
@@ -102,8 +92,7 @@ type Member struct {
 	seq       uint64
 	published *trust.Record // what the others were told last
 	renewAt   time.Time
-	admitAt   map[trust.Hash]time.Time // when it is our turn to witness
-	refused   map[trust.Hash]refusal   // certificates that we will not admit, and why
+	guests    guests
 	started   time.Time
 	outbidAt  time.Time // when an own record from elsewhere was last outbid
 	outbid    bool
@@ -134,7 +123,7 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 	}
 	m := &Member{
 		cfg: cfg, id: cert.ID(), cert: cert, state: state, saved: state, reg: registry.New(charter),
-		admitAt: map[trust.Hash]time.Time{}, refused: map[trust.Hash]refusal{}, started: now,
+		guests: guests{map[trust.Hash]time.Time{}, map[trust.Hash]refusal{}}, started: now,
 		synced: cfg.Founder, dirty: true, tickAt: now.Add(complainAfter),
 	}
 	for _, raw := range append([][]byte{cfg.Certificate}, table...) {
@@ -256,7 +245,7 @@ func (m *Member) Next() (time.Time, bool) {
 	if t, ok := m.alloc.Next(); ok {
 		earlier(t)
 	}
-	for _, t := range m.admitAt {
+	for _, t := range m.guests.turns {
 		earlier(t)
 	}
 	return next, true
@@ -300,7 +289,7 @@ func (m *Member) due() time.Time {
 	return t
 }
 
-// Clock is the time by which certificates are judged: never earlier than what
+// clock is the time by which certificates are judged: never earlier than what
 // the CA has signed, so a host whose clock starts in 1970 is not locked out.
 func (m *Member) clock(now time.Time) time.Time {
 	if newest := m.reg.Newest(); newest.After(now) {
@@ -420,96 +409,4 @@ func (m *Member) outbidForeign(now time.Time) {
 	}
 	m.outbidAt = now
 	m.state.Epoch, m.seq, m.outbid = rec.Version.Epoch+1, 0, true
-}
-
-// witness admits certificates that a token has signed, once it is our turn.
-func (m *Member) witness(now time.Time) {
-	admitted, _ := m.ownCertificate()
-	waiting := map[trust.Hash]bool{}
-	for _, c := range m.reg.Unadmitted() {
-		waiting[c.Hash] = true
-		if !admitted || m.state.Left || c.ID() == m.id {
-			continue
-		}
-		if reason := m.refusal(c, now); reason != "" {
-			reason = fmt.Sprintf("node %s (%s) asks to join and is not admitted: %s", c.Name, c.ID().Short(), reason)
-			if m.refused[c.Hash].reason != reason {
-				m.refused[c.Hash] = refusal{reason, now}
-			}
-			delete(m.admitAt, c.Hash)
-			continue
-		}
-		delete(m.refused, c.Hash)
-		at, drawn := m.admitAt[c.Hash]
-		if !drawn {
-			at = now.Add(m.lot(c, now))
-			m.admitAt[c.Hash] = at
-		}
-		if !now.Before(at) {
-			m.admit(c, now)
-			delete(m.admitAt, c.Hash)
-		}
-	}
-	gone := func(h trust.Hash) bool { return !waiting[h] }
-	for h := range m.admitAt {
-		if gone(h) {
-			delete(m.admitAt, h)
-		}
-	}
-	for h := range m.refused {
-		if gone(h) {
-			delete(m.refused, h)
-		}
-	}
-}
-
-// refusal is a certificate's that we will not admit.
-type refusal struct {
-	reason string
-	since  time.Time
-}
-
-// refusal says why we do not vouch for a certificate; empty: we do.
-func (m *Member) refusal(c *trust.Certificate, now time.Time) string {
-	clock := m.clock(now)
-	switch cred := c.Credential; {
-	case clock.After(cred.NotAfter):
-		return "its token has expired; it needs a new one"
-	case cred.Uses > 0 && m.reg.Uses(cred.Serial) >= int(min(cred.Uses, 1<<31)):
-		return fmt.Sprintf("its token was good for %d, and so many have joined; make one with --uses", cred.Uses)
-	}
-	if !m.cert.ValidAt(clock) {
-		return "our own certificate is out of its time"
-	}
-	if err := m.reg.CheckRoom(c); err != nil {
-		return err.Error()
-	}
-	return ""
-}
-
-// lot draws how long to wait before vouching. Everybody orders the members by
-// the distance of their IDs to the certificate's hash, so each knows its turn. The
-// certificate's own node has none.
-func (m *Member) lot(c *trust.Certificate, now time.Time) time.Duration {
-	ticket := func(id mesh.NodeID) uint32 {
-		return binary.BigEndian.Uint32(id[:4]) ^ binary.BigEndian.Uint32(c.Hash[:4])
-	}
-	own, turn := ticket(m.id), 0
-	for _, n := range m.reg.Members(m.valid(now)) {
-		if n.ID != c.ID() && ticket(n.ID) < own && (n.Record == nil || !n.Record.Left) {
-			turn++
-		}
-	}
-	if turn < admitTurns {
-		return time.Duration(turn) * admitTurn
-	}
-	return admitTurns*admitTurn + time.Duration(uint64(own)*uint64(admitTurns*admitTurn)>>32)
-}
-
-func (m *Member) admit(c *trust.Certificate, now time.Time) {
-	a := trust.Admission{Certificate: c.Hash, Admitter: m.cert.Hash, Seen: m.clock(now)}
-	raw := a.Sign(m.cfg.Identity)
-	if m.Receive(raw) == nil {
-		m.outBound = append(m.outBound, raw)
-	}
 }

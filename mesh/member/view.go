@@ -2,7 +2,6 @@ package member
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	"meshd/mesh"
@@ -115,23 +114,8 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 			delete(names, n.Name)
 		}
 	}
-	for _, reason := range m.refusedReasons(now) {
+	for _, reason := range m.guests.reasons(now) {
 		find("info", "admission_refused", "%s", reason) // the guest's trouble, not the mesh's
 	}
 	return out
-}
-
-// maxReasons bounds what guests can put into the health report.
-const maxReasons = 4
-
-// refusedReasons lists whom we did not admit lately, and why.
-func (m *Member) refusedReasons(now time.Time) []string {
-	var out []string
-	for _, r := range m.refused {
-		if now.Sub(r.since) < reportRefusals {
-			out = append(out, r.reason)
-		}
-	}
-	slices.Sort(out)
-	return out[:min(len(out), maxReasons)]
 }

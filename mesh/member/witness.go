@@ -1,0 +1,133 @@
+package member
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"meshd/mesh"
+	"meshd/mesh/trust"
+)
+
+const (
+	// admitTurn is how long a witness waits for each one before it in the order
+	// that the members take for a certificate: a broadcast is heard by then, so
+	// about one admission is made, not one per member.
+	admitTurn = 500 * time.Millisecond
+	// admitTurns bounds the waiting in line where many members are away; all
+	// the others draw lots over as much time again.
+	admitTurns = 4
+	// reportRefusals is how long a refused certificate is in the health report.
+	// Tables carry it on, so a bad guest could else leave all nodes degraded for ever.
+	reportRefusals = 10 * time.Minute
+	// maxReasons bounds what guests can put into the health report.
+	maxReasons = 4
+)
+
+// guests are the certificates that ask to be admitted.
+type guests struct {
+	turns   map[trust.Hash]time.Time // when it is our turn to witness
+	refused map[trust.Hash]refusal
+}
+
+// refusal is a certificate's that we will not admit.
+type refusal struct {
+	reason string
+	since  time.Time
+}
+
+// witness admits certificates that a token has signed, once it is our turn.
+func (m *Member) witness(now time.Time) {
+	admitted, _ := m.ownCertificate()
+	waiting, g := map[trust.Hash]bool{}, m.guests
+	for _, c := range m.reg.Unadmitted() {
+		waiting[c.Hash] = true
+		if !admitted || m.state.Left || c.ID() == m.id {
+			continue
+		}
+		if reason := m.refusal(c, now); reason != "" {
+			g.refuse(c, reason, now)
+			continue
+		}
+		delete(g.refused, c.Hash)
+		at, drawn := g.turns[c.Hash]
+		if !drawn {
+			at = now.Add(m.lot(c, now))
+			g.turns[c.Hash] = at
+		}
+		if !now.Before(at) {
+			m.admit(c, now)
+			delete(g.turns, c.Hash)
+		}
+	}
+	maps.DeleteFunc(g.turns, func(h trust.Hash, _ time.Time) bool { return !waiting[h] })
+	maps.DeleteFunc(g.refused, func(h trust.Hash, _ refusal) bool { return !waiting[h] })
+}
+
+// refuse remembers why a certificate is not admitted, and since when.
+func (g guests) refuse(c *trust.Certificate, reason string, now time.Time) {
+	reason = fmt.Sprintf("node %s (%s) asks to join and is not admitted: %s", c.Name, c.ID().Short(), reason)
+	if g.refused[c.Hash].reason != reason {
+		g.refused[c.Hash] = refusal{reason, now}
+	}
+	delete(g.turns, c.Hash)
+}
+
+// reasons lists who was not admitted lately, and why.
+func (g guests) reasons(now time.Time) []string {
+	var out []string
+	for _, r := range g.refused {
+		if now.Sub(r.since) < reportRefusals {
+			out = append(out, r.reason)
+		}
+	}
+	slices.Sort(out)
+	return out[:min(len(out), maxReasons)]
+}
+
+// refusal says why we do not vouch for a certificate; empty: we do.
+func (m *Member) refusal(c *trust.Certificate, now time.Time) string {
+	clock := m.clock(now)
+	switch cred := c.Credential; {
+	case clock.After(cred.NotAfter):
+		return "its token has expired; it needs a new one"
+	case cred.Uses > 0 && m.reg.Uses(cred.Serial) >= int(min(cred.Uses, 1<<31)):
+		return fmt.Sprintf("its token was good for %d, and so many have joined; make one with --uses", cred.Uses)
+	}
+	if !m.cert.ValidAt(clock) {
+		return "our own certificate is out of its time"
+	}
+	if err := m.reg.CheckRoom(c); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// lot draws how long to wait before vouching. Everybody orders the members by
+// the distance of their IDs to the certificate's hash, so each knows its turn. The
+// certificate's own node has none.
+func (m *Member) lot(c *trust.Certificate, now time.Time) time.Duration {
+	ticket := func(id mesh.NodeID) uint32 {
+		return binary.BigEndian.Uint32(id[:4]) ^ binary.BigEndian.Uint32(c.Hash[:4])
+	}
+	own, turn := ticket(m.id), 0
+	for _, n := range m.reg.Members(m.valid(now)) {
+		if n.ID != c.ID() && ticket(n.ID) < own && (n.Record == nil || !n.Record.Left) {
+			turn++
+		}
+	}
+	if turn < admitTurns {
+		return time.Duration(turn) * admitTurn
+	}
+	return admitTurns*admitTurn + time.Duration(uint64(own)*uint64(admitTurns*admitTurn)>>32)
+}
+
+func (m *Member) admit(c *trust.Certificate, now time.Time) {
+	a := trust.Admission{Certificate: c.Hash, Admitter: m.cert.Hash, Seen: m.clock(now)}
+	raw := a.Sign(m.cfg.Identity)
+	if m.Receive(raw) == nil {
+		m.outBound = append(m.outBound, raw)
+	}
+}
