@@ -236,9 +236,23 @@ func (i *instance) refuse(err error) {
 	}
 }
 
+var errForeign = errors.New("another version of memberlist's protocol, or metadata")
+
+// speaksOurs tells whether a node speaks as all members do. memberlist exchanges
+// tables with nobody while it has heard of one whose version does not suit all
+// others, be that one made up.
+func speaksOurs(n *memberlist.Node) bool {
+	const spoken = memberlist.ProtocolVersion2Compatible
+	return n.PMin <= spoken && spoken <= n.PMax && n.PCur == spoken &&
+		n.DMin == 0 && n.DMax == 0 && n.DCur == 0 && len(n.Meta) == 0
+}
+
 // NotifyAlive implements [memberlist.AliveDelegate]. It comes before a name is
 // taken up, and with all that is said of one later.
 func (i *instance) NotifyAlive(n *memberlist.Node) error {
+	if !speaksOurs(n) {
+		return errForeign
+	}
 	id, ok := parseName(n.Name)
 	if !ok {
 		return fmt.Errorf("%.80q is no instance name", n.Name)

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+
+	"meshd/mesh"
 )
 
 var goodKey = bytes.Repeat([]byte{1}, 32) // of onLoopback
@@ -168,6 +170,44 @@ func TestHarmfulMessages(t *testing.T) {
 	if n := strings.Count(lines.String(), "level=WARN"); n > 3 {
 		t.Errorf("%d lines:\n%s", n, lines.String())
 	}
+}
+
+// A name that is made up, with versions that nobody speaks, would keep memberlist
+// from every exchange of tables.
+func TestForeignVersions(t *testing.T) {
+	for name, versions := range map[string]string{
+		"newer":           "\x09\x09\x09\x00\x00\x00",
+		"older":           "\x01\x01\x01\x00\x00\x00",
+		"speaks another":  "\x01\x05\x03\x00\x00\x00",
+		"of the delegate": "\x01\x05\x02\x01\x02\x01",
+		"of both":         "\x09\x09\x09\x09\x09\x09",
+	} {
+		t.Run(name, func(t *testing.T) {
+			var lines logbook
+			g, core, at := onLoopback(t, 1, &lines)
+			seals, nobody := mustSealer(t, goodKey), netip.MustParseAddrPort("127.0.0.1:9")
+			sendTo(t, "udp", at, seals.seal(nil, alive(newName([20]byte{77}), nobody, versions), nil))
+			// What comes later shows that the other was dealt with.
+			sendTo(t, "udp", at, seals.seal(nil, alive(newName([20]byte{78}), nobody, "\x01\x05\x02\x00\x00\x00"), nil))
+			soon(t, "a name comes up", func() bool { return len(g.Stats().Live) > 0 })
+			if live := g.Stats().Live; len(live) != 1 || live[0] != (mesh.NodeID{78}) {
+				t.Errorf("live: %v", live)
+			}
+
+			g2, _, _ := onLoopback(t, 2, &lines, at.String())
+			g2.SetEndpoints([]netip.AddrPort{netip.MustParseAddrPort("198.51.100.3:51880")})
+			soon(t, "tables are exchanged", func() bool { return core.has("198.51.100.3:51880") })
+		})
+	}
+}
+
+// alive is memberlist's message that a name is live.
+func alive(name string, at netip.AddrPort, versions string) []byte {
+	text := func(s string) string { return "\xda" + string(binary.BigEndian.AppendUint16(nil, uint16(len(s)))) + s }
+	return append([]byte{mlAlive, 0x86},
+		text("Node")+text(name)+text("Addr")+text(string(at.Addr().AsSlice()))+
+			text("Port")+"\xcd"+string(binary.BigEndian.AppendUint16(nil, at.Port()))+
+			text("Meta")+"\xc0"+text("Incarnation")+"\x01"+text("Vsn")+text(versions)...)
 }
 
 // sendTo sends something, and reads what comes back by stream until the end.

@@ -243,6 +243,16 @@ func TestFloodByInsider(t *testing.T) {
 		s.attack(t, 0, send(t, all, stream))
 		s.attack(t, 0, send(t, all, packet))
 	})
+	t.Run("versions that nobody speaks", func(t *testing.T) {
+		at := netip.AddrPortFrom(netip.MustParseAddr("198.18.0.250"), gossipPort)
+		s.attack(t, 0, send(t, messages(50, func() []byte {
+			return bytes.Replace(alive(instanceName(), at), []byte(versions), []byte("\x09\x09\x09\x09\x09\x09"), 1)
+		}), packet))
+		// Whoever starts still gets the table.
+		must(t, s.gamma.Stop(bounded(t)))
+		must(t, s.gamma.Start())
+		must(t, cluster.WaitPairs(bounded(t), s.alpha, s.beta, s.gamma))
+	})
 	if now := peers(); now != known {
 		t.Errorf("alpha had %d peers and has %d", known, now)
 	}

@@ -106,10 +106,13 @@ func listedNode(name string, at netip.AddrPort) []byte {
 	return append(out, liveFields(at)...)
 }
 
+// versions of the protocol, least, last and spoken, and the same of the delegate's.
+const versions = "\x01\x05\x02\x00\x00\x00"
+
 func liveFields(at netip.AddrPort) []byte {
 	return bytes.Join([][]byte{
 		field("Addr", text(string(at.Addr().AsSlice()))), field("Port", number(uint32(at.Port()))),
-		field("Meta", []byte{0xc0}), field("Incarnation", []byte{1}), field("Vsn", text("\x01\x05\x02\x00\x00\x00")),
+		field("Meta", []byte{0xc0}), field("Incarnation", []byte{1}), field("Vsn", text(versions)),
 	}, nil)
 }
 
