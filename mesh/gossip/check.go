@@ -79,6 +79,13 @@ func checkStream(m []byte) error {
 	if len(m) == 0 {
 		return errHarmful
 	}
+	switch m[0] {
+	case mlPing, mlAck, mlError:
+		if _, ok := skipMap(m[1:], nil); !ok {
+			return errHarmful
+		}
+		return nil
+	}
 	sizes := map[string]uint64{}
 	rest, ok := skipMap(m[1:], sizes)
 	if !ok {
@@ -86,8 +93,6 @@ func checkStream(m []byte) error {
 	}
 	size := sizes["UserMsgLen"]
 	switch m[0] {
-	case mlPing, mlAck, mlError:
-		return nil
 	case mlUser:
 	case mlPushPull:
 		nodes := sizes["Nodes"]

@@ -172,6 +172,27 @@ func TestHarmfulMessages(t *testing.T) {
 	}
 }
 
+// Where packets get lost, memberlist probes by stream. Both sides let that pass.
+func TestProbeByStream(t *testing.T) {
+	var lines logbook
+	g, _, at := onLoopback(t, 1, &lines)
+	conn, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(at))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	sealed := &sealedConn{Conn: conn, seals: mustSealer(t, goodKey)}
+	if _, err := sealed.Write(append([]byte{mlPing, 0x82}, "\xa5SeqNo\x07\xa4Node"+text(g.Stats().Name)...)); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := io.ReadAll(sealed); err != nil || len(answer) == 0 || answer[0] != mlAck {
+		t.Errorf("answer is %x, %v", answer, err)
+	}
+}
+
 // A name that is made up, with versions that nobody speaks, would keep memberlist
 // from every exchange of tables.
 func TestForeignVersions(t *testing.T) {
@@ -203,11 +224,15 @@ func TestForeignVersions(t *testing.T) {
 
 // alive is memberlist's message that a name is live.
 func alive(name string, at netip.AddrPort, versions string) []byte {
-	text := func(s string) string { return "\xda" + string(binary.BigEndian.AppendUint16(nil, uint16(len(s)))) + s }
 	return append([]byte{mlAlive, 0x86},
 		text("Node")+text(name)+text("Addr")+text(string(at.Addr().AsSlice()))+
 			text("Port")+"\xcd"+string(binary.BigEndian.AppendUint16(nil, at.Port()))+
 			text("Meta")+"\xc0"+text("Incarnation")+"\x01"+text("Vsn")+text(versions)...)
+}
+
+// text is a string in MessagePack.
+func text(s string) string {
+	return "\xda" + string(binary.BigEndian.AppendUint16(nil, uint16(len(s)))) + s
 }
 
 // sendTo sends something, and reads what comes back by stream until the end.
