@@ -107,11 +107,8 @@ func openDriver(o Options, openOffload func(name string) (*os.File, error)) (*De
 // Name gives the link's name, as it was opened.
 func (d *Device) Name() string { return d.name }
 
-// Offload tells whether packets on [Device.File] carry a vnet header.
-func (d *Device) Offload() bool { return d.file != nil }
-
-// File is the descriptor of the offload driver, non-blocking; nil for the plain
-// driver.
+// File is the descriptor of the offload driver, non-blocking, on which packets
+// carry a vnet header; nil for the plain driver.
 func (d *Device) File() *os.File { return d.file }
 
 var errOffload = errors.New("the offload driver has no single packets, use File")

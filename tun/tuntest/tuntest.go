@@ -48,11 +48,6 @@ func (k *Kernel) Apply(ctx context.Context, want tun.HostState) error {
 	return nil
 }
 
-// Cleanup empties the state.
-func (k *Kernel) Cleanup(ctx context.Context, link string) error {
-	return k.Apply(ctx, tun.HostState{})
-}
-
 func (k *Kernel) setLocked(s tun.HostState) {
 	s = s.Normal()
 	same := s.String() == k.state.String()

@@ -87,8 +87,8 @@ func TestKernel(t *testing.T) {
 			t.Errorf("Underlay = %v, %v", u, err)
 		}
 
-		if err := k.Cleanup(ctx, "mesh0"); err != nil || k.String() != "" {
-			t.Errorf("Cleanup = %v, left %s", err, &k)
+		if err := k.Apply(ctx, tun.HostState{}); err != nil || k.String() != "" {
+			t.Errorf("Apply = %v, left %s", err, &k)
 		}
 		cancel()
 		if err := <-done; err != nil {

@@ -1,6 +1,7 @@
 // Package tunneltest holds what tests of and around tunnel engines need: the
-// [Contract] that every engine passes, a [Pipe] in place of the TUN device, and
-// a [Fake] engine for tests of whoever configures one.
+// [Contract] that every engine passes, with a [Pipe] in place of the TUN device;
+// a [Fake] engine for tests of whoever configures one; and a [Fabric] of
+// simulated engines, which carry packets between hosts in memory.
 package tunneltest
 
 import (
@@ -18,18 +19,12 @@ import (
 // Fake is an engine that carries nothing. It remembers what was applied and
 // prints it. The zero value is ready.
 type Fake struct {
-	mu      sync.Mutex // guards all below
-	config  tunnel.Config
-	applied int
-	fail    error
-	stats   map[mesh.NodeID]tunnel.PeerStats
+	mu     sync.Mutex // guards config
+	config tunnel.Config
 }
 
 // Name is "fake".
 func (f *Fake) Name() string { return "fake" }
-
-// Port is any number that is not zero.
-func (f *Fake) Port() uint16 { return 51820 }
 
 // Ready is always closed.
 func (f *Fake) Ready() <-chan struct{} {
@@ -44,56 +39,21 @@ func (f *Fake) Run(ctx context.Context) error {
 	return nil
 }
 
-// Apply keeps the configuration, or fails as told by [Fake.Fail].
+// Apply keeps the configuration.
 func (f *Fake) Apply(_ context.Context, want tunnel.Config) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.applied++
-	if f.fail != nil {
-		return f.fail
-	}
 	f.config = want
 	return nil
 }
 
-// Fail makes each following Apply fail with err, until told nil.
-func (f *Fake) Fail(err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.fail = err
-}
-
-// Applied tells how often Apply was called, also in vain.
-func (f *Fake) Applied() int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.applied
-}
-
-// Config gives what was applied last.
-func (f *Fake) Config() tunnel.Config {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.config
-}
-
-// SetStats says what [Fake.Stats] gives for a peer.
-func (f *Fake) SetStats(id mesh.NodeID, s tunnel.PeerStats) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.stats == nil {
-		f.stats = map[mesh.NodeID]tunnel.PeerStats{}
-	}
-	f.stats[id] = s
-}
-
-// Stats gives the configured peers with the numbers that were set.
+// Stats gives the configured peers, which carried nothing.
 func (f *Fake) Stats() tunnel.Stats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	stats := tunnel.Stats{Peers: map[mesh.NodeID]tunnel.PeerStats{}, Drops: map[string]uint64{}}
 	for _, p := range f.config.Peers {
-		stats.Peers[p.ID] = f.stats[p.ID]
+		stats.Peers[p.ID] = tunnel.PeerStats{}
 	}
 	return stats
 }

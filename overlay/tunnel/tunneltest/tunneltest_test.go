@@ -1,7 +1,6 @@
 package tunneltest
 
 import (
-	"errors"
 	"net/netip"
 	"testing"
 
@@ -30,16 +29,5 @@ peer 74aaaaaa via none allowed none
 `
 	if got := f.String(); got != want {
 		t.Errorf("printed\n%s\nwant\n%s", got, want)
-	}
-	broken := errors.New("broken")
-	f.Fail(broken)
-	if err := f.Apply(t.Context(), tunnel.Config{}); !errors.Is(err, broken) {
-		t.Errorf("apply: %v, want %v", err, broken)
-	}
-	if got := f.String(); got != want {
-		t.Errorf("a failed apply changed the configuration to\n%s", got)
-	}
-	if f.Applied() != 2 {
-		t.Errorf("applied %d times, want 2", f.Applied())
 	}
 }
