@@ -89,12 +89,14 @@ func TestNobodyIsThere(t *testing.T) {
 		"no port":        {Name: name, Addr: net.IPv4(192, 0, 2, 1)},
 		"multicast":      {Name: name, Addr: net.IPv4(224, 0, 0, 1), Port: 1},
 		"nowhere at all": {Name: name, Addr: net.IPv6zero, Port: 1},
+		"metadata":       {Name: name, Addr: net.IPv4(192, 0, 2, 1), Port: 1, Meta: []byte{1}},
 	} {
+		n.PMin, n.PMax, n.PCur = 1, 5, 2
 		if i.NotifyAlive(&n) == nil {
 			t.Errorf("%s passes", what)
 		}
 	}
-	if err := i.NotifyAlive(&memberlist.Node{Name: name, Addr: net.IPv4(192, 0, 2, 1), Port: 1}); err != nil {
+	if err := i.NotifyAlive(&memberlist.Node{Name: name, Addr: net.IPv4(192, 0, 2, 1), Port: 1, PMin: 1, PMax: 5, PCur: 2}); err != nil {
 		t.Error(err)
 	}
 }
