@@ -5,6 +5,7 @@ import (
 	"context"
 	"log"
 	"log/slog"
+	"net"
 	"strconv"
 	"strings"
 	"sync"
@@ -73,35 +74,23 @@ func plainText(s string) string {
 	return s
 }
 
-// strangers are beginnings of memberlist's lines about what somebody without our
-// key can cause. They share one line a minute.
-var strangers = []string{
-	"Decrypt packet failed", "failed to receive", "unexpected double", "discarding", "cannot decode",
-	"UDP packet too short", "msg type", "missing message type",
+// junk tells of what no member sends, a line a minute.
+func (l *limiter) junk(err error, from net.Addr) {
+	l.say(slog.LevelWarn, "junk on the gossip port, or a host with another gossip key", "err", err, "address", from)
 }
-
-const strangersText = "junk on the gossip port, or a host with another gossip key"
 
 // lines takes memberlist's log, a line at a time.
 type lines struct{ out *limiter }
 
 func newLines(out *limiter) *log.Logger { return log.New(lines{out}, "", 0) }
 
-// Write implements [io.Writer]. Whatever is not about strangers is about hints:
-// who seems dead, whose old name lingers, what did not get through and will be
-// tried again. That is for debugging.
+// Write implements [io.Writer]. Nothing gets to memberlist that was not sealed and
+// looked at, so all it has to say is about hints: who seems dead, whose old name
+// lingers, what did not get through and will be tried again. That is for debugging.
 func (w lines) Write(line []byte) (int, error) {
 	level, text, _ := strings.Cut(string(bytes.TrimSpace(line)), "] ")
-	if level == "[DEBUG" {
-		return len(line), nil
+	if level != "[DEBUG" {
+		w.out.say(slog.LevelDebug, "memberlist", "message", strings.TrimPrefix(text, "memberlist: "))
 	}
-	text = strings.TrimPrefix(text, "memberlist: ")
-	for _, beginning := range strangers {
-		if strings.HasPrefix(text, beginning) {
-			w.out.say(slog.LevelWarn, strangersText, "message", text)
-			return len(line), nil
-		}
-	}
-	w.out.say(slog.LevelDebug, "memberlist", "message", text)
 	return len(line), nil
 }

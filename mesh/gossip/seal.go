@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -130,7 +129,7 @@ func (t *sealedTransport) DialTimeout(addr string, timeout time.Duration) (net.C
 	if err != nil {
 		return nil, err
 	}
-	return &sealedConn{Conn: conn, seals: t.seals}, nil
+	return &sealedConn{Conn: conn, seals: t.seals, say: t.say}, nil
 }
 
 // Shutdown implements [memberlist.Transport].
@@ -147,7 +146,7 @@ func (t *sealedTransport) receive() {
 		case p := <-t.Transport.PacketCh():
 			message, err := t.openPacket(p.Buf)
 			if err != nil {
-				t.say.say(slog.LevelWarn, strangersText, "err", err, "address", p.From)
+				t.say.junk(err, p.From)
 				continue
 			}
 			p.Buf = message
@@ -178,7 +177,7 @@ func (t *sealedTransport) accept() {
 		select {
 		case conn := <-t.Transport.StreamCh():
 			select {
-			case t.streams <- &sealedConn{Conn: conn, seals: t.seals}:
+			case t.streams <- &sealedConn{Conn: conn, seals: t.seals, say: t.say}:
 			case <-t.ctx.Done():
 				_ = conn.Close()
 				return
@@ -191,8 +190,10 @@ func (t *sealedTransport) accept() {
 
 // sealedConn is a stream with one message each way, as memberlist uses them.
 type sealedConn struct {
+	// fixed at construction
 	net.Conn
 	seals sealer
+	say   *limiter
 
 	message *bytes.Reader // what came; nil: not read yet. Only the reader uses it
 }
@@ -202,6 +203,9 @@ type sealedConn struct {
 func (c *sealedConn) Read(b []byte) (int, error) {
 	if c.message == nil {
 		message, err := c.receive()
+		if errors.Is(err, errSealed) || errors.Is(err, errHarmful) { // else it ended early, as that of a member that was killed
+			c.say.junk(err, c.RemoteAddr())
+		}
 		if err != nil {
 			return 0, err
 		}

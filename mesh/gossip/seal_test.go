@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"io"
 	"log"
+	"log/slog"
 	"net"
 	"net/netip"
 	"runtime"
@@ -184,7 +185,7 @@ func TestProbeByStream(t *testing.T) {
 	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	sealed := &sealedConn{Conn: conn, seals: mustSealer(t, goodKey)}
+	sealed := &sealedConn{Conn: conn, seals: mustSealer(t, goodKey), say: newLimiter(slog.New(slog.DiscardHandler))}
 	if _, err := sealed.Write(append([]byte{mlPing, 0x82}, "\xa5SeqNo\x07\xa4Node"+text(g.Stats().Name)...)); err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package gossip
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"log/slog"
 	"math/rand/v2"
@@ -291,14 +292,40 @@ func TestSeeds(t *testing.T) {
 
 func TestMemberlistLines(t *testing.T) {
 	var log logbook
-	out := newLines(newLimiter(slog.New(slog.NewTextHandler(&log, nil))))
+	out := newLines(newLimiter(slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))))
 	for range 100 {
-		out.Printf("[ERR] memberlist: Decrypt packet failed: no installed keys could decrypt the message from=192.0.2.1:1")
-		out.Printf("[ERR] memberlist: failed to receive: encryption is configured but remote state is not encrypted from=192.0.2.1:1")
+		out.Printf("[ERR] memberlist: failed to receive: EOF from=192.0.2.1:1")
 		out.Printf("[WARN] memberlist: Got ping for unexpected node x from=192.0.2.1:1")
 		out.Printf("[DEBUG] memberlist: Stream connection from=192.0.2.1:1")
 	}
-	if lines := log.lines(); len(lines) != 1 || !strings.Contains(lines[0], "junk on the gossip port") {
+	if lines := log.lines(); len(lines) != 1 || !strings.Contains(lines[0], "level=DEBUG") {
 		t.Errorf("logged:\n%s", strings.Join(lines, "\n"))
+	}
+}
+
+// A stream that ends early is one of a member that was killed. Others are junk,
+// which is told once.
+func TestJunkIsTold(t *testing.T) {
+	var log logbook
+	_, _, at := onLoopback(t, 1, &log)
+	sealed := func(key byte) []byte {
+		header := binary.BigEndian.AppendUint32([]byte{sealedStream}, uint32(1+sealOverhead))
+		return mustSealer(t, bytes.Repeat([]byte{key}, 32)).seal(bytes.Clone(header), []byte{mlPing}, header)
+	}
+	warnings := func() int { return strings.Count(log.String(), "level=WARN") }
+	for _, cut := range []int{0, 3, streamHeader, 20} {
+		sendTo(t, "tcp", at, sealed(1)[:cut])
+	}
+	if warnings() != 0 {
+		t.Errorf("logged:\n%s", log.String())
+	}
+	for range 10 {
+		sendTo(t, "tcp", at, sealed(1))
+		sendTo(t, "tcp", at, sealed(2))
+		sendTo(t, "udp", at, []byte("junk"))
+		sendTo(t, "tcp", at, []byte("GET / HTTP/1.1\r\n\r\n"))
+	}
+	if text := log.String(); warnings() != 1 || !strings.Contains(text, "junk on the gossip port") {
+		t.Errorf("logged:\n%s", text)
 	}
 }
