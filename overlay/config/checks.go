@@ -53,7 +53,7 @@ func ParseSeed(s string) (string, error) {
 		return "", err
 	}
 	if port == 0 {
-		port = DefaultGossipPort
+		port = defaultGossipPort
 	}
 	if addr, err := netip.ParseAddr(host); err == nil {
 		addr = addr.Unmap()

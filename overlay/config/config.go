@@ -24,8 +24,8 @@ const DefaultPath = "/etc/meshd/config.yaml"
 
 // Default ports. 51820 is every WireGuard's and 7946 Docker Swarm's.
 const (
-	DefaultTunnelPort = 51880 // UDP
-	DefaultGossipPort = 51881 // UDP and TCP
+	defaultTunnelPort = 51880 // UDP
+	defaultGossipPort = 51881 // UDP and TCP
 	DefaultHTTPPort   = 9740  // TCP
 )
 
@@ -121,8 +121,8 @@ func Default() *Config {
 	return &Config{
 		Node: Node{Name: nameFromHost(hostname)},
 		Listen: Listen{
-			Tunnel: netip.AddrPortFrom(netip.Addr{}, DefaultTunnelPort),
-			Gossip: netip.AddrPortFrom(netip.Addr{}, DefaultGossipPort),
+			Tunnel: netip.AddrPortFrom(netip.Addr{}, defaultTunnelPort),
+			Gossip: netip.AddrPortFrom(netip.Addr{}, defaultGossipPort),
 		},
 		StateDir:  "/var/lib/meshd",
 		Control:   "/run/meshd/meshd.sock",

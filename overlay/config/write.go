@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"strings"
+
+	"gopkg.in/yaml.v3"
 )
 
 const fileHead = `# Configuration of meshd. Every key may be left out; what stands here are the
@@ -57,6 +59,16 @@ func Show(c *Config) []byte {
 		}
 	}
 	return b.Bytes()
+}
+
+// Document gives what [Show] writes as maps, lists and scalars, to be encoded in
+// another way.
+func Document(c *Config) map[string]any {
+	var doc map[string]any
+	if err := yaml.Unmarshal(Show(c), &doc); err != nil {
+		panic("config: read what Show wrote: " + err.Error()) // it parses back, which a test holds it to
+	}
+	return doc
 }
 
 func (k key) indent() (indent, name string) {

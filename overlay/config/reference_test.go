@@ -37,7 +37,7 @@ The daemon and ` + "`meshctl`" + ` read ` + "`" + DefaultPath + "`" + `, or the 
 
 `
 
-// Reference gives the page of the documentation on every key, in Markdown.
+// Reference gives tests the page of the documentation on every key, in Markdown.
 func Reference() []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, referenceHead, maxErrors)

@@ -25,15 +25,3 @@ func TestDocument(t *testing.T) {
 		}
 	}
 }
-
-func TestReloadedExcept(t *testing.T) {
-	old, file := config.Default(), config.Default()
-	file.Log.Format, file.Interface.MTU = config.LogJSON, 1400
-	now := config.Reloaded(old, file, "interface.mtu")
-	if now.Interface.MTU != 0 || now.Log.Format != config.LogJSON {
-		t.Errorf("got %+v", now)
-	}
-	if c := config.Changes(now, file); len(c) != 1 || c[0].Key != "interface.mtu" {
-		t.Errorf("still different: %+v", c)
-	}
-}
