@@ -185,7 +185,7 @@ func (a *Allocator) claimPinned(now time.Time, w World) bool {
 }
 
 func (a *Allocator) start(l mesh.Lease, now time.Time, w World) {
-	a.lease, a.until, a.state = l, now.Add(ProbeWindow(len(w.Others)+1)), mesh.Probing
+	a.lease, a.until, a.state = l, now.Add(probeWindow(len(w.Others)+1)), mesh.Probing
 	if a.lost {
 		a.state = mesh.Renumbering
 	}
@@ -212,9 +212,9 @@ func (a *Allocator) free(l mesh.Lease, others []Claim) bool {
 	return true
 }
 
-// ProbeWindow is how long a claim stands before it counts. A record crosses a
+// probeWindow is how long a claim stands before it counts. A record crosses a
 // gossip of n nodes in about log2(n) rounds of 200 ms; one and a half seconds
 // more cover loss, a repeated round and a slow host.
-func ProbeWindow(n int) time.Duration {
+func probeWindow(n int) time.Duration {
 	return 1500*time.Millisecond + time.Duration(bits.Len(uint(n)))*200*time.Millisecond
 }

@@ -121,7 +121,7 @@ func TestTranscripts(t *testing.T) {
 		}
 		return slot
 	}
-	window := ProbeWindow(1)
+	window := probeWindow(1)
 
 	t.Run("first start alone", func(t *testing.T) {
 		s := newScript(t, Config{}, mesh.Lease{})
@@ -136,7 +136,7 @@ func TestTranscripts(t *testing.T) {
 		s := newScript(t, Config{}, mesh.Lease{})
 		n := s.cfg.Network
 		s.after(0, "three of four are taken", only(other(n, 1, 0, mesh.Held, earlier), other(n, 2, 2, mesh.Pending, earlier), other(n, 3, 3, mesh.Quarantined, earlier)))
-		s.after(ProbeWindow(4), "window over", nil)
+		s.after(probeWindow(4), "window over", nil)
 		s.golden()
 	})
 	t.Run("collision while pending", func(t *testing.T) {
@@ -144,7 +144,7 @@ func TestTranscripts(t *testing.T) {
 		s.after(0, "claims", nil)
 		s.after(time.Second, "a later claim of the same", add(other(s.cfg.Network, 9, at(s), mesh.Pending, later)))
 		s.after(100*time.Millisecond, "an earlier claim of the same", add(other(s.cfg.Network, 1, at(s), mesh.Pending, earlier)))
-		s.after(ProbeWindow(3), "window over", nil)
+		s.after(probeWindow(3), "window over", nil)
 		s.golden()
 	})
 	t.Run("pending is never quarantined", func(t *testing.T) {
@@ -160,14 +160,14 @@ func TestTranscripts(t *testing.T) {
 		s.after(time.Minute, "pending rival, however early", add(other(s.cfg.Network, 1, at(s), mesh.Pending, earlier)))
 		s.after(time.Minute, "held rival, later", only(other(s.cfg.Network, 1, at(s), mesh.Held, later)))
 		s.after(time.Minute, "held rival, earlier", only(other(s.cfg.Network, 1, at(s), mesh.Held, earlier)))
-		s.after(ProbeWindow(2), "window over", nil)
+		s.after(probeWindow(2), "window over", nil)
 		s.golden()
 	})
 	t.Run("pinned beats free", func(t *testing.T) {
 		n := mesh.Network{Name: "default", IPv4: netip.MustParsePrefix("10.0.0.0/24"), IPv4Len: 26, IPv6: netip.MustParsePrefix("fd00::/48"), IPv6Len: 64}
 		s := newScript(t, Config{Network: n, Pins: prefixes("10.0.0.128/26")}, mesh.Lease{})
 		s.after(0, "held by one that is not pinned", only(other(n, 1, 2, mesh.Held, earlier)))
-		s.after(ProbeWindow(2), "window over, and it is still there", nil)
+		s.after(probeWindow(2), "window over, and it is still there", nil)
 		s.golden()
 	})
 	t.Run("pinned against pinned", func(t *testing.T) {
@@ -178,7 +178,7 @@ func TestTranscripts(t *testing.T) {
 		s.after(time.Hour, "still", nil)
 		rival.State = mesh.Released
 		s.after(time.Hour, "the winner leaves", only(rival))
-		s.after(ProbeWindow(2), "window over", nil)
+		s.after(probeWindow(2), "window over", nil)
 		s.golden()
 	})
 	t.Run("pin outside the network", func(t *testing.T) {
@@ -191,7 +191,7 @@ func TestTranscripts(t *testing.T) {
 		n := s.cfg.Network
 		s.after(0, "all four are taken", only(other(n, 1, 0, mesh.Held, 0), other(n, 2, 1, mesh.Held, 0), other(n, 3, 2, mesh.Held, 0), other(n, 4, 3, mesh.Held, 0)))
 		s.after(time.Hour, "one is released", func(w *World) { w.Others[1].State = mesh.Released })
-		s.after(ProbeWindow(4), "window over", nil)
+		s.after(probeWindow(4), "window over", nil)
 		s.golden()
 	})
 	held := mesh.Lease{Network: "default", Prefixes: prefixes("10.0.0.64/26"), State: mesh.Held, Since: start.Add(-time.Minute), ClaimEpoch: 1}
@@ -223,7 +223,7 @@ func TestTranscripts(t *testing.T) {
 		s.after(time.Hour, "an earlier claim of the same", add(other(s.cfg.Network, 1, at(s), mesh.Held, earlier)))
 		s.a.SetOnConflict(Renumber)
 		s.after(time.Minute, "told to renumber", nil)
-		s.after(ProbeWindow(2), "window over", nil)
+		s.after(probeWindow(2), "window over", nil)
 		s.golden()
 	})
 	t.Run("freed the longest ago is used first", func(t *testing.T) {
@@ -360,12 +360,12 @@ func TestFirstWishesSpread(t *testing.T) {
 }
 
 func TestProbeWindowGrows(t *testing.T) {
-	if w := ProbeWindow(1); w < 1500*time.Millisecond || w > 2*time.Second {
+	if w := probeWindow(1); w < 1500*time.Millisecond || w > 2*time.Second {
 		t.Errorf("alone %s", w)
 	}
 	for n := 2; n < 2000; n *= 2 {
-		if ProbeWindow(n) < ProbeWindow(n/2) || ProbeWindow(n) > 5*time.Second {
-			t.Errorf("%d nodes: %s", n, ProbeWindow(n))
+		if probeWindow(n) < probeWindow(n/2) || probeWindow(n) > 5*time.Second {
+			t.Errorf("%d nodes: %s", n, probeWindow(n))
 		}
 	}
 }

@@ -31,14 +31,14 @@ type Claim struct {
 	mesh.Lease
 }
 
-// Compare is the total order of claims; the smaller one wins a conflict: pinned
+// compare is the total order of claims; the smaller one wins a conflict: pinned
 // before free, held before pending, earlier before later, then the smaller ID.
 // Claims of one owner go by their network's name.
 //
 // Held goes before older because a fresh node with a slow clock would otherwise
 // evict an old one while it still probes. No tolerance and no local fact enters,
 // or nodes would disagree.
-func (c Claim) Compare(o Claim) int {
+func (c Claim) compare(o Claim) int {
 	if c.Pinned != o.Pinned {
 		return first(c.Pinned)
 	}
@@ -80,7 +80,7 @@ func (c Claim) overlaps(prefixes []netip.Prefix) bool {
 // unless it overlaps one already taken. The result is sorted by that order.
 func Resolve(claims []Claim) []Claim {
 	claims = slices.DeleteFunc(slices.Clone(claims), func(c Claim) bool { return !c.candidate() })
-	slices.SortFunc(claims, Claim.Compare)
+	slices.SortFunc(claims, Claim.compare)
 	var winners []Claim
 	for _, c := range claims {
 		if !slices.ContainsFunc(winners, func(w Claim) bool { return w.overlaps(c.Prefixes) }) {

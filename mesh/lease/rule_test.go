@@ -81,7 +81,7 @@ func TestResolveLaws(t *testing.T) {
 			if won {
 				continue
 			}
-			if c.candidate() && !slices.ContainsFunc(winners, func(w Claim) bool { return w.overlaps(c.Prefixes) && w.Compare(c) < 0 }) {
+			if c.candidate() && !slices.ContainsFunc(winners, func(w Claim) bool { return w.overlaps(c.Prefixes) && w.compare(c) < 0 }) {
 				t.Fatalf("%v lost to nobody", c)
 			}
 			if again := Resolve(append(slices.Clone(all), c)); !equal(again, winners) {
@@ -99,12 +99,12 @@ func TestCompareIsATotalOrder(t *testing.T) {
 		all := claims(t)
 		for _, a := range all {
 			for _, b := range all {
-				ab, ba := a.Compare(b), b.Compare(a)
+				ab, ba := a.compare(b), b.compare(a)
 				if ab != -ba || (ab == 0) != same(a, b) {
 					t.Fatalf("%v, %v: %d and %d", a, b, ab, ba)
 				}
 				for _, c := range all {
-					if ab < 0 && b.Compare(c) < 0 && a.Compare(c) >= 0 {
+					if ab < 0 && b.compare(c) < 0 && a.compare(c) >= 0 {
 						t.Fatalf("not transitive: %v, %v, %v", a, b, c)
 					}
 				}

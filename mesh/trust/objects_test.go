@@ -686,7 +686,7 @@ func TestSizes(t *testing.T) {
 	full.Suites = []string{"chacha20poly1305", "aes256gcm"}
 	full.Endpoints = []netip.AddrPort{port("[2001:db8::1]:51820"), port("[2001:db8::2]:51820"), port("[2001:db8::3]:51820"), port("192.0.2.1:51820")}
 	full.Leases = nil
-	for i := range MaxLeases {
+	for i := range maxLeases {
 		full.Leases = append(full.Leases, mesh.Lease{
 			Network: fmt.Sprintf("network%d", i), State: mesh.Held, Since: start, ClaimEpoch: math.MaxUint32,
 			Prefixes: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i)}), 24), netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, byte(i)}), 64)},
@@ -696,7 +696,7 @@ func TestSizes(t *testing.T) {
 	if err != nil {
 		t.Errorf("a full record: %v", err)
 	}
-	t.Logf("record %d bytes, full %d of %d", len(w.record.Raw), len(raw), MaxRecord)
+	t.Logf("record %d bytes, full %d of %d", len(w.record.Raw), len(raw), maxRecord)
 	for i := range full.Leases {
 		full.Leases[i].Network = strings.Repeat("n", 61) + fmt.Sprint(i)
 	}
@@ -720,7 +720,7 @@ func TestSizes(t *testing.T) {
 	if _, err := KindOf(make([]byte, MaxObject+1)); !errors.Is(err, ErrMalformed) {
 		t.Errorf("an object beyond the limit: %v", err)
 	}
-	if _, err := ParseRecord(make([]byte, MaxRecord+1)); !errors.Is(err, ErrMalformed) {
+	if _, err := ParseRecord(make([]byte, maxRecord+1)); !errors.Is(err, ErrMalformed) {
 		t.Errorf("a record beyond the limit: %v", err)
 	}
 	m := fields(t, w.admission.Object)

@@ -112,7 +112,7 @@ type leaseBody struct {
 // Bounds of a record's lists.
 const (
 	MaxEndpoints = 4
-	MaxLeases    = 8
+	maxLeases    = 8
 	MaxEpoch     = 1 << 62 // so that a higher one is always left
 )
 
@@ -131,16 +131,16 @@ func (r *Record) Sign(identity ed25519.PrivateKey) ([]byte, error) {
 		b.Leases = append(b.Leases, leaseBody(l))
 	}
 	raw := sign(identity, KindRecord, b)
-	if len(raw) > MaxRecord {
-		return nil, fmt.Errorf("record: %w: %d bytes, at most %d (fewer labels would help)", ErrMalformed, len(raw), MaxRecord)
+	if len(raw) > maxRecord {
+		return nil, fmt.Errorf("record: %w: %d bytes, at most %d (fewer labels would help)", ErrMalformed, len(raw), maxRecord)
 	}
 	return raw, nil
 }
 
 // ParseRecord reads a record; [Record.Verify] decides on it.
 func ParseRecord(raw []byte) (*Record, error) {
-	if len(raw) > MaxRecord {
-		return nil, fmt.Errorf("record: %w: %d bytes, at most %d", ErrMalformed, len(raw), MaxRecord)
+	if len(raw) > maxRecord {
+		return nil, fmt.Errorf("record: %w: %d bytes, at most %d", ErrMalformed, len(raw), maxRecord)
 	}
 	var b recordBody
 	e, err := parse(raw, KindRecord, &b)
@@ -193,8 +193,8 @@ func (r *Record) check() error {
 		return fmt.Errorf("%w: no tunnel key", ErrMalformed)
 	case len(r.Endpoints) > MaxEndpoints:
 		return fmt.Errorf("%w: %d endpoints, at most %d", ErrMalformed, len(r.Endpoints), MaxEndpoints)
-	case len(r.Leases) > MaxLeases:
-		return fmt.Errorf("%w: %d leases, at most %d", ErrMalformed, len(r.Leases), MaxLeases)
+	case len(r.Leases) > maxLeases:
+		return fmt.Errorf("%w: %d leases, at most %d", ErrMalformed, len(r.Leases), maxLeases)
 	}
 	for _, e := range r.Endpoints {
 		if err := CheckEndpoint(e); err != nil {

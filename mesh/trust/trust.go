@@ -39,7 +39,7 @@ import (
 // Limits of foreign input, in bytes of the whole signed object.
 const (
 	MaxObject    = 8192 // any object
-	MaxRecord    = 1000 // a record, so that it fits one gossip packet with room for memberlist's own framing
+	maxRecord    = 1000 // a record, so that it fits one gossip packet with room for memberlist's own framing
 	MaxBroadcast = 1200 // what gossip spreads by broadcast; larger objects are fetched
 )
 

@@ -26,8 +26,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrClosed is returned by [NS.Do] after [NS.Close].
-var ErrClosed = errors.New("network namespace is closed")
+// errClosed is returned by [NS.Do] after [NS.Close].
+var errClosed = errors.New("network namespace is closed")
 
 // NS is a network namespace with a thread inside. Its methods may be called
 // from any goroutine.
@@ -139,7 +139,7 @@ func (ns *NS) Do(fn func() error) error {
 	case ns.jobs <- job{fn, done}:
 		return <-done
 	case <-ns.done:
-		return ErrClosed
+		return errClosed
 	}
 }
 

@@ -151,8 +151,8 @@ func TestDo(t *testing.T) {
 		ns := ForTest(t)
 		ns.Close()
 		ns.Close()
-		if err := ns.Do(func() error { return nil }); !errors.Is(err, ErrClosed) {
-			t.Errorf("Do = %v, want ErrClosed", err)
+		if err := ns.Do(func() error { return nil }); !errors.Is(err, errClosed) {
+			t.Errorf("Do = %v, want errClosed", err)
 		}
 	})
 	t.Run("survives the end of the goroutine", func(t *testing.T) {

@@ -35,11 +35,12 @@ import (
 	"meshd/overlay/tunnel"
 )
 
-// Errors that the owner may act on.
+// ErrPortInUse says that another program has the port of the tunnel.
+var ErrPortInUse = fmt.Errorf("taken by another program: %w", syscall.EADDRINUSE)
+
 var (
-	ErrPortInUse  = fmt.Errorf("taken by another program: %w", syscall.EADDRINUSE)
-	ErrTUNGone    = errors.New("TUN device is gone")
-	ErrNotRunning = errors.New("tunnel engine is not running")
+	errTUNGone    = errors.New("TUN device is gone")
+	errNotRunning = errors.New("tunnel engine is not running")
 )
 
 // Options say how to build an [Engine].
@@ -107,9 +108,9 @@ func (e *Engine) Port() uint16 { return uint16(e.bind.port.Load()) }
 func (e *Engine) Ready() <-chan struct{} { return e.up }
 
 // Run carries packets until ctx is done, and then returns nil. It fails with
-// [ErrPortInUse] at the start, or with [ErrTUNGone] when the TUN device was
-// deleted, cannot be read any more or lost its name to which all routes go. Sockets are opened in the network
-// namespace of the calling thread. It can be called once.
+// [ErrPortInUse] at the start, or when the TUN device was deleted, cannot be read
+// any more or lost its name, to which all routes go. Sockets are opened in the
+// network namespace of the calling thread. It can be called once.
 func (e *Engine) Run(ctx context.Context) (err error) {
 	if e.started.Swap(true) {
 		return errors.New("run tunnel engine: called twice")
@@ -162,7 +163,7 @@ func (e *Engine) watch(ctx context.Context) error {
 			switch mtu, err := e.linkMTU(); {
 			case err == nil:
 				e.filter.setMTU(mtu)
-			case errors.Is(err, ErrTUNGone):
+			case errors.Is(err, errTUNGone):
 				return err
 			} // else no descriptor was left, or the like: ask again later
 			e.tryNextEndpoints(now)
@@ -174,18 +175,18 @@ func (e *Engine) watch(ctx context.Context) error {
 func (e *Engine) tunError() error {
 	name := e.options.TUN.Name()
 	if cause := e.filter.failed.Load(); cause != nil && !errors.Is(*cause, os.ErrClosed) {
-		return fmt.Errorf("%w: read %s: %w", ErrTUNGone, name, *cause)
+		return fmt.Errorf("%w: read %s: %w", errTUNGone, name, *cause)
 	}
-	return fmt.Errorf("%w: %s was deleted", ErrTUNGone, name)
+	return fmt.Errorf("%w: %s was deleted", errTUNGone, name)
 }
 
-// linkMTU asks for the MTU, which somebody else sets. It fails with ErrTUNGone
+// linkMTU asks for the MTU, which somebody else sets. It fails with errTUNGone
 // if the link is not to be found under its name: whoever sets it up, and routes
 // to it, would not find it either.
 func (e *Engine) linkMTU() (int, error) {
 	mtu, err := e.options.TUN.MTU()
 	if errors.Is(err, syscall.ENODEV) {
-		err = fmt.Errorf("%w: renamed or deleted: %w", ErrTUNGone, err)
+		err = fmt.Errorf("%w: renamed or deleted: %w", errTUNGone, err)
 	}
 	return mtu, err
 }
@@ -194,16 +195,16 @@ func (e *Engine) linkMTU() (int, error) {
 func (e *Engine) ready(ctx context.Context) error {
 	select {
 	case <-e.down:
-		return ErrNotRunning
+		return errNotRunning
 	default:
 	}
 	select {
 	case <-e.up:
 		return nil
 	case <-e.down:
-		return ErrNotRunning
+		return errNotRunning
 	case <-ctx.Done():
-		return fmt.Errorf("%w: %w", ErrNotRunning, ctx.Err())
+		return fmt.Errorf("%w: %w", errNotRunning, ctx.Err())
 	}
 }
 

@@ -307,8 +307,8 @@ func TestRunEndsWhenTUNIsDeleted(t *testing.T) {
 			})
 			select {
 			case err := <-a.ended:
-				if !errors.Is(err, ErrTUNGone) {
-					t.Errorf("run: %v, want %v", err, ErrTUNGone)
+				if !errors.Is(err, errTUNGone) {
+					t.Errorf("run: %v, want %v", err, errTUNGone)
 				}
 			case <-time.After(10 * time.Second):
 				t.Error("run goes on without its TUN")
@@ -330,8 +330,8 @@ func TestRunEndsWhenTUNIsRenamed(t *testing.T) {
 			})
 			select {
 			case err := <-a.ended:
-				if !errors.Is(err, ErrTUNGone) || !strings.Contains(err.Error(), "mesh0") {
-					t.Errorf("run: %v, want %v with the name", err, ErrTUNGone)
+				if !errors.Is(err, errTUNGone) || !strings.Contains(err.Error(), "mesh0") {
+					t.Errorf("run: %v, want %v with the name", err, errTUNGone)
 				}
 			case <-time.After(10 * time.Second):
 				t.Fatal("run goes on under another name")
