@@ -80,7 +80,7 @@ var keys = []key{
 		about: "Segmentation and checksum offloads. auto: if the kernel has them.",
 		value: choice(func(c *Config) *Offload { return &c.Interface.Offload }, OffloadAuto, OffloadOn, OffloadOff)},
 	{path: "engine", effect: onRestart,
-		about: "What carries the tunnels.",
+		about: "What carries the tunnels. So far there is only wireguard-go, WireGuard in user space; auto takes it.",
 		value: scalar(func(c *Config) *Engine { return &c.Engine }, parseEngine, word, oneOf(EngineAuto, EngineWireGuardGo))},
 	{path: "lease", about: "The subnet of this node."},
 	{path: "lease.ttl", effect: onRestart,
