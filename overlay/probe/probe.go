@@ -266,6 +266,7 @@ func (p *Prober) receive(ctx context.Context, conn Conn) {
 		switch {
 		case kind == ask && from.Port() == port:
 			_ = send(conn, from.Addr(), respond, id)
+			p.questioned(now, from.Addr())
 		case kind == respond:
 			p.answered(now, from.Addr(), id)
 		}
@@ -276,6 +277,15 @@ func (p *Prober) inMesh(from netip.Addr) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.control.Contains(from)
+}
+
+func (p *Prober) questioned(now time.Time, from netip.Addr) {
+	p.mu.Lock()
+	sooner := p.schedule.question(now, from)
+	p.mu.Unlock()
+	if sooner {
+		p.poke()
+	}
 }
 
 func (p *Prober) answered(now time.Time, from netip.Addr, id uint64) {

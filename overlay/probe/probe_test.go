@@ -82,6 +82,59 @@ func TestIdleCost(t *testing.T) {
 	}
 }
 
+// What the peer asks need not be asked again: two nodes share the work.
+func TestPeerThatAsks(t *testing.T) {
+	s := newSchedule(1)
+	s.set(start, []target{beta})
+	sent := drive(s, start, time.Minute, always(time.Millisecond))
+	for now := start.Add(time.Minute); now.Before(start.Add(time.Hour)); now = now.Add(10 * time.Second) {
+		s.question(now, beta.Addr)
+		sent += drive(s, now, 10*time.Second, always(time.Millisecond))
+	}
+	if least, most := 3600/80, 3600/50; sent < least || sent > most {
+		t.Errorf("%d probes in an hour, want %d to %d: one in %d times 15 s", sent, least, most, ownEvery)
+	}
+	// It may be the only sign that a lost peer is back.
+	now := start.Add(time.Hour)
+	drive(s, now, time.Minute, always(-1))
+	for s.peers[beta.ID].id != 0 { // until the last one is lost as well
+		now, _ = s.next()
+		s.step(now)
+	}
+	if !s.question(now, beta.Addr) {
+		t.Error("a lost peer asks, and is not asked")
+	}
+	if due := s.step(now); len(due) != 1 {
+		t.Errorf("due %v, want the peer at once", due)
+	}
+}
+
+func TestLargeMesh(t *testing.T) {
+	const peers = 200
+	s := newSchedule(1)
+	var all []target
+	for i := range peers {
+		all = append(all, target{mesh.NodeID{byte(i)}, netip.AddrFrom16([16]byte{15: byte(i)})})
+	}
+	s.set(start, all)
+	drive(s, start, time.Minute, always(time.Millisecond)) // all are measured
+	now, end, wakes, sent := start.Add(time.Minute), start.Add(11*time.Minute), 0, 0
+	for now.Before(end) {
+		out := s.step(now)
+		for _, o := range out {
+			s.answer(now.Add(time.Millisecond), o.Addr, o.ID)
+		}
+		wakes, sent = wakes+1, sent+len(out)
+		now, _ = s.next()
+	}
+	if perSecond := float64(sent) / 600; perSecond > 9 {
+		t.Errorf("%.1f probes a second, want 8 where nobody else asks", perSecond)
+	}
+	if wakes > 600 {
+		t.Errorf("woke %d times in 600 s", wakes)
+	}
+}
+
 func TestDownAndUpAgain(t *testing.T) {
 	s := newSchedule(1)
 	s.set(start, []target{beta})

@@ -10,10 +10,19 @@ import (
 
 // Timers of the schedule.
 const (
-	// Every is the time between probes of a peer that answers: often enough that
-	// status is true within half a minute, rare enough to cost a mesh of 50 nodes
-	// 7 packets a second per node.
+	// every is the time between probes of a peer that answers, by either side:
+	// often enough that status is true within half a minute, rare enough to cost a
+	// mesh of 50 nodes 7 packets a second per node.
 	every = 15 * time.Second
+	// perPeer makes it longer in a mesh of more than 120 nodes, so that no node
+	// sends more than 4 probes a second.
+	perPeer = time.Second / 8
+	// ownEvery is how many times that long a node measures nothing itself while
+	// the peer keeps asking.
+	ownEvery = 4
+	// slack is how much too early a probe may be: those of a second leave as one,
+	// since what waking up costs is more than what a probe does.
+	slack = time.Second
 	// patience is how long an answer may take.
 	patience = time.Second
 	// retry is the time between probes of a peer that does not answer.
@@ -47,6 +56,9 @@ type peer struct {
 	told    bool      // result.Down, as changes has told it
 	result  Result
 }
+
+// healthy tells whether the peer has been measured, and answered last.
+func (p *peer) healthy() bool { return p.id == 0 && p.warm && p.result.RTT != 0 }
 
 // schedule decides whom to probe when. It takes the time and gives back work.
 type schedule struct {
@@ -87,19 +99,47 @@ type outgoing struct {
 // step expires what was not answered, and lists the probes to send now.
 func (s *schedule) step(now time.Time) []outgoing {
 	var out []outgoing
+	next, ok := s.next()
+	due := ok && !now.Before(next) // else somebody just looks in
 	for _, p := range s.peers {
 		if p.id != 0 && now.Sub(p.sent) >= patience {
 			p.outcome(false)
 			p.id = 0
 			p.due = p.sent.Add(s.after(p))
 		}
-		if p.id == 0 && !now.Before(p.due) {
+		early := time.Duration(0)
+		if p.healthy() && due {
+			early = slack
+		}
+		if p.id == 0 && !now.Before(p.due.Add(-early)) {
 			p.id, p.sent = s.rand.Uint64()|1, now
 			out = append(out, outgoing{p.addr, p.id})
 		}
 	}
 	return out
 }
+
+// question takes in that a peer asks us. It lives, so it need not be asked for a
+// while; if we have lost it, it may be back. The result tells whether step is due
+// earlier than before.
+func (s *schedule) question(now time.Time, from netip.Addr) (sooner bool) {
+	for _, p := range s.peers {
+		switch {
+		case p.addr != from:
+			continue
+		case p.lost > 0 && p.id == 0:
+			p.due = now
+			return true
+		case p.healthy() && now.Sub(p.sent) < ownEvery*s.every():
+			p.due = now.Add(s.after(p))
+		}
+		break
+	}
+	return false
+}
+
+// every is the time between two probes of a peer that answers.
+func (s *schedule) every() time.Duration { return max(every, time.Duration(len(s.peers))*perPeer) }
 
 // next is when step is due.
 func (s *schedule) next() (time.Time, bool) {
@@ -142,7 +182,7 @@ func (s *schedule) answer(now time.Time, from netip.Addr, id uint64) {
 // after is the time to the next probe, with jitter so that nodes which start
 // together do not keep step.
 func (s *schedule) after(p *peer) time.Duration {
-	base := every
+	base := s.every()
 	switch {
 	case p.lost > 0 && p.lost < downAfter:
 		base = patience

@@ -222,8 +222,8 @@ func (t *tries) last(ep netip.AddrPort) time.Time {
 }
 
 // forget drops what is older than the given time, which bounds the map by the
-// number of peers that are being tried.
-func (t *tries) forget(before time.Time) {
+// number of peers that are being tried. It tells how many are left.
+func (t *tries) forget(before time.Time) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for ep, at := range t.at {
@@ -231,4 +231,5 @@ func (t *tries) forget(before time.Time) {
 			delete(t.at, ep)
 		}
 	}
+	return len(t.at)
 }

@@ -153,6 +153,8 @@ func (e *Engine) watch(ctx context.Context) error {
 	// within two.
 	ticker := time.NewTicker(min(time.Second, e.patience/2))
 	defer ticker.Stop()
+	// Reading the device takes a millisecond for 200 peers.
+	endpointsAt, endpointsEvery := time.Time{}, e.patience/4
 	for {
 		select {
 		case <-ctx.Done():
@@ -166,7 +168,10 @@ func (e *Engine) watch(ctx context.Context) error {
 			case errors.Is(err, errTUNGone):
 				return err
 			} // else no descriptor was left, or the like: ask again later
-			e.tryNextEndpoints(now)
+			if now.Sub(endpointsAt) >= endpointsEvery {
+				endpointsAt = now
+				e.tryNextEndpoints(now)
+			}
 		}
 	}
 }

@@ -182,11 +182,16 @@ func parseDevice(text string) map[mesh.Key]tunnel.PeerStats {
 func (e *Engine) tryNextEndpoints(now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.bind.tries.forget(now.Add(-2*device.RekeyTimeout)) == 0 {
+		for _, p := range e.peers {
+			p.silent = silence{}
+		}
+		return
+	}
 	states, err := e.readDevice()
 	if err != nil {
 		return
 	}
-	e.bind.tries.forget(now.Add(-2 * device.RekeyTimeout))
 	for key, p := range e.peers {
 		s := states[key]
 		endpoint, move := p.nextEndpoint(s, e.bind.tries.last(s.Endpoint), now, e.patience)
