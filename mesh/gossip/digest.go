@@ -8,10 +8,12 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+
+	"meshd/mesh/trust"
 )
 
 // Who missed a broadcast, in a partition too short for anybody to be taken for
-// dead, would learn of it with the next exchange of tables, half a minute later
+// dead, would learn of it with the next exchange of tables, a minute later
 // or more. So each answer to a memberlist probe carries a digest of the table:
 // every node compares with another one about every two seconds, for a few bytes.
 //
@@ -27,12 +29,23 @@ const (
 	lastDiffer  = 30 * time.Second
 )
 
-// digestOf tells tables apart, whatever order they are in.
-func digestOf(table map[[sha256.Size]byte]bool) (sum uint64) {
+// digestOf tells tables apart, whatever order they are in. Admissions are left
+// out: of many for one certificate each node keeps the first few that it heard,
+// so those differ for ever. A node that lacks the only one shows it by the record,
+// which it cannot believe.
+func digestOf(table, admissions map[[sha256.Size]byte]bool) (sum uint64) {
 	for h := range table {
-		sum ^= binary.BigEndian.Uint64(h[:])
+		if !admissions[h] {
+			sum ^= binary.BigEndian.Uint64(h[:])
+		}
 	}
 	return sum
+}
+
+// isAdmission tells whether an object is one.
+func isAdmission(object []byte) bool {
+	kind, err := trust.KindOf(object)
+	return err == nil && kind == trust.KindAdmission
 }
 
 // answer is another member's digest.

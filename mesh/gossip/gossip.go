@@ -4,7 +4,7 @@
 //	member ──Broadcast──► queue ──► packets to a few members, who relay once
 //	member ◄──Receive──── inbox ◄── packets, answers to wants
 //	       ◄──Synced───── inbox ◄── whole tables, exchanged on joining and
-//	                                every half minute, by stream
+//	                                every few minutes, by stream
 //
 // It guarantees that nothing is said before what it rests on is saved, and that
 // a node which is alone goes on looking for others. It decides nothing: whom

@@ -17,7 +17,7 @@ import (
 //
 // Objects travel by broadcast, one to a message, and by stream in answer to a
 // want. A state is the whole table; two members exchange theirs when one joins
-// and every half minute.
+// and every few minutes.
 const (
 	msgObjects byte = 1
 	msgWant    byte = 2

@@ -32,10 +32,11 @@ type loop struct {
 
 	admitted map[mesh.NodeID]bool // by the last view; not to be changed
 
-	known map[[sha256.Size]byte]bool // hashes of the table's objects
-	seen  recent                     // objects that came, for relaying each once
-	taken taken                      // what the core was given of late
-	stale bool                       // the encoded table is
+	known      map[[sha256.Size]byte]bool // hashes of the table's objects
+	admissions map[[sha256.Size]byte]bool // those of them that are admissions
+	seen       recent                     // objects that came, for relaying each once
+	taken      taken                      // what the core was given of late
+	stale      bool                       // the encoded table is
 
 	encodeAt time.Time // not before, however stale
 	said     [][]byte  // our last few objects

@@ -66,14 +66,19 @@ func (l *loop) encode() {
 	encoded := appendObjects(nil, maxState-maxName-2, table)
 	l.table.Store(&encoded)
 	known := make(map[[sha256.Size]byte]bool, len(table))
+	admissions := map[[sha256.Size]byte]bool{}
 	for _, o := range table {
-		known[sha256.Sum256(o)] = true
+		h := sha256.Sum256(o)
+		known[h] = true
+		if l.admissions[h] || !l.known[h] && isAdmission(o) {
+			admissions[h] = true
+		}
 	}
 	if !maps.Equal(known, l.known) {
 		l.saver.tableChanged = true
 	}
-	l.known, l.stale = known, false
-	l.digest.Store(digestOf(known))
+	l.known, l.admissions, l.stale = known, admissions, false
+	l.digest.Store(digestOf(known, admissions))
 }
 
 // show publishes a view; a reader that is slow skips one.
