@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime/debug"
+	"time"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -128,6 +130,13 @@ func serve(ctx context.Context, cfg *config.Config, path string, stderr io.Write
 			log.Info("ready")
 			notify(log, daemon.SdNotifyReady)
 		case <-ctx.Done():
+			return
+		}
+		// In a large mesh joining takes more memory than anything after it.
+		select {
+		case <-time.After(calm):
+			debug.FreeOSMemory()
+		case <-ctx.Done():
 		}
 	}()
 
@@ -177,6 +186,9 @@ func notifyReload(log *slog.Logger, node *overlay.Node, reloading bool) {
 		notify(log, daemon.SdNotifyReady)
 	}
 }
+
+// calm is how long after a start everything that it set off is over.
+const calm = 30 * time.Second
 
 // lock makes sure that no other daemon uses the state directory.
 func lock(dir string) (release func(), err error) {
