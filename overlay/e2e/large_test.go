@@ -282,7 +282,7 @@ func (l *large) idle(ctx context.Context, rest time.Duration) {
 	t := l.t
 	// What the start has left behind is over: repeated broadcasts, the second
 	// probes, garbage.
-	wait(ctx, min(rest, 30*time.Second))
+	wait(ctx, min(rest, 40*time.Second))
 	meters := make([]*lab.Meter, len(l.Nodes))
 	for i, n := range l.Nodes {
 		m, err := l.Lab.Meter(n.Host, gossipPort, tunnelPort)
