@@ -89,13 +89,14 @@ type Member struct {
 	synced    bool // a whole exchange was made with another node
 	endpoints []netip.AddrPort
 
-	seq       uint64
-	published *trust.Record // what the others were told last
-	renewAt   time.Time
-	guests    guests
-	started   time.Time
-	outbidAt  time.Time // when an own record from elsewhere was last outbid
-	outbid    bool
+	seq        uint64
+	published  *trust.Record // what the others were told last
+	renewAt    time.Time
+	guests     guests
+	started    time.Time
+	admittedAt time.Time // when this daemon first knew that it is admitted
+	outbidAt   time.Time // when an own record from elsewhere was last outbid
+	outbid     bool
 
 	seen     uint64 // registry changes that the last Step has seen
 	dirty    bool   // something other than the registry changed

@@ -41,6 +41,9 @@ type refusal struct {
 // witness admits certificates that a token has signed, once it is our turn.
 func (m *Member) witness(now time.Time) {
 	admitted, _ := m.ownCertificate()
+	if admitted && m.admittedAt.IsZero() {
+		m.admittedAt = now
+	}
 	waiting, g := map[trust.Hash]bool{}, m.guests
 	for _, c := range m.reg.Unadmitted() {
 		waiting[c.Hash] = true
@@ -107,7 +110,8 @@ func (m *Member) refusal(c *trust.Certificate, now time.Time) string {
 
 // lot draws how long to wait before vouching. Everybody orders the members by
 // the distance of their IDs to the certificate's hash, so each knows its turn. The
-// certificate's own node has none.
+// certificate's own node has none. Who was admitted a moment ago goes last: of a
+// crowd that starts together each would else vouch for all others.
 func (m *Member) lot(c *trust.Certificate, now time.Time) time.Duration {
 	ticket := func(id mesh.NodeID) uint32 {
 		return binary.BigEndian.Uint32(id[:4]) ^ binary.BigEndian.Uint32(c.Hash[:4])
@@ -118,7 +122,8 @@ func (m *Member) lot(c *trust.Certificate, now time.Time) time.Duration {
 			turn++
 		}
 	}
-	if turn < admitTurns {
+	fresh := m.admittedAt.After(m.started) && now.Sub(m.admittedAt) < admitTurns*admitTurn
+	if turn < admitTurns && !fresh {
 		return time.Duration(turn) * admitTurn
 	}
 	return admitTurns*admitTurn + time.Duration(uint64(own)*uint64(admitTurns*admitTurn)>>32)
