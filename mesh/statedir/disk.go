@@ -3,7 +3,7 @@ package statedir
 import (
 	"errors"
 	"os"
-	"syscall"
+	"path/filepath"
 )
 
 // change is one system call that changes the disk.
@@ -17,12 +17,18 @@ type change struct {
 // before is asked before every change. Tests let it fail, or stop there for good.
 var before = func(change) error { return nil }
 
-// createFile opens a file of our own, empty.
+// createFile makes a file of our own. What is there under its name is left over, or
+// was put there to have root write somewhere else: it goes.
 func createFile(path string) (*os.File, error) {
+	if _, err := os.Lstat(path); err == nil {
+		if err := remove(path); err != nil {
+			return nil, err
+		}
+	}
 	if err := before(change{op: "createFile", path: path}); err != nil {
 		return nil, err
 	}
-	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|syscall.O_NOFOLLOW, 0o600)
+	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 }
 
 func write(f *os.File, content []byte) error {
@@ -58,11 +64,16 @@ func rename(from, to string) error {
 	return os.Rename(from, to)
 }
 
-func link(from, to string) error {
-	if err := before(change{op: "link", path: from, to: to}); err != nil {
+// link gives a file in a directory another name there, and nowhere else.
+func link(dir, from, to string) error {
+	if err := before(change{op: "link", path: filepath.Join(dir, from), to: filepath.Join(dir, to)}); err != nil {
 		return err
 	}
-	return os.Link(from, to)
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(root.Link(from, to), root.Close())
 }
 
 func remove(path string) error {
@@ -79,9 +90,9 @@ func mkdir(path string) error {
 	return os.Mkdir(path, 0o700)
 }
 
-func chown(path string, uid, gid int) error {
-	if err := before(change{op: "chown", path: path}); err != nil {
+func chown(f *os.File, uid, gid int) error {
+	if err := before(change{op: "chown", path: f.Name()}); err != nil {
 		return err
 	}
-	return os.Lchown(path, uid, gid)
+	return f.Chown(uid, gid)
 }

@@ -173,7 +173,7 @@ func writeDurably(path, dir string, content []byte) (err error) {
 	defer func() {
 		err = errors.Join(err, f.Close())
 	}()
-	if err := chownLike(path, dir); err != nil {
+	if err := chownLike(f, dir); err != nil {
 		return err
 	}
 	if err := write(f, content); err != nil {
@@ -182,23 +182,20 @@ func writeDurably(path, dir string, content []byte) (err error) {
 	return syncFile(f)
 }
 
-// chownLike gives path the owner of dir, when they differ: a command that root
-// runs must not lock out a daemon that runs as somebody else.
-func chownLike(path, dir string) error {
+// chownLike gives what is open the owner of dir, when they differ: a command that
+// root runs must not lock out a daemon that runs as somebody else.
+func chownLike(f *os.File, dir string) error {
 	d, err := os.Stat(dir)
 	if err != nil {
 		return err
 	}
-	p, err := os.Lstat(path)
+	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	want, have := d.Sys().(*syscall.Stat_t), p.Sys().(*syscall.Stat_t)
-	if want.Uid == have.Uid && want.Gid == have.Gid {
+	want := ownerOf(d)
+	if want == ownerOf(info) || os.Geteuid() != 0 { // only root can give files away
 		return nil
 	}
-	if os.Geteuid() != 0 {
-		return nil // only root can give files away
-	}
-	return chown(path, int(want.Uid), int(want.Gid))
+	return chown(f, want.UID, want.GID)
 }

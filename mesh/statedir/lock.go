@@ -20,7 +20,7 @@ func Lock(path string) (release func(), err error) {
 		return nil, fmt.Errorf("lock state: %w", err)
 	}
 	name := filepath.Join(path, fileLock)
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock state: %w", err)
 	}
@@ -31,7 +31,14 @@ func Lock(path string) (release func(), err error) {
 }
 
 func lockFile(f *os.File, dir string) error {
-	err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	info, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("lock state: %w", err)
+	}
+	if !info.Mode().IsRegular() || info.Sys().(*syscall.Stat_t).Nlink != 1 { // its other name may be anywhere
+		return fmt.Errorf("lock state: %w: delete %s", errUnfit, f.Name())
+	}
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		text, _ := io.ReadAll(io.LimitReader(f, 32))
 		if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
@@ -42,7 +49,7 @@ func lockFile(f *os.File, dir string) error {
 	if err != nil {
 		return fmt.Errorf("lock state: %w", err)
 	}
-	if err := chownLike(f.Name(), dir); err != nil {
+	if err := chownLike(f, dir); err != nil {
 		return fmt.Errorf("lock state: %w", err)
 	}
 	// The number is a courtesy to whoever is refused; the lock holds without it.

@@ -53,7 +53,7 @@ func giveNew(path, service string) error {
 	if err != nil || to.UID == 0 {
 		return err
 	}
-	return os.Chown(path, to.UID, to.GID)
+	return os.Lchown(path, to.UID, to.GID)
 }
 
 func lookup(name string) (Owner, error) {

@@ -7,7 +7,10 @@ import (
 	"os/user"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
+
+	"meshd/mesh/member"
 )
 
 // somebody is a user that every host has, with a main group.
@@ -167,5 +170,48 @@ func TestOwnerDo(t *testing.T) {
 	}
 	if err := (Owner{}).Do(read); err != nil {
 		t.Errorf("Do as root: %v", err)
+	}
+}
+
+// What the daemon's user has put where root writes must not lead it elsewhere.
+func TestWritesGoNowhereElse(t *testing.T) {
+	_, nobody := somebody(t)
+	for what, plant := range map[string]func(foreign, at string) error{
+		"hard link":     os.Link,
+		"symbolic link": os.Symlink,
+		"pipe":          func(_, at string) error { return syscall.Mkfifo(at, 0o600) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			path, _ := create(t)
+			foreign := filepath.Join(t.TempDir(), "shadow")
+			for _, err := range []error{
+				os.WriteFile(foreign, []byte("secret"), 0o600),
+				plant(foreign, filepath.Join(path, ".tmp-"+fileNode)),
+				os.Chown(path, nobody.UID, nobody.GID),
+			} {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			d := open(t, path)
+			if err := errors.Join(d.SaveState(member.State{Epoch: 8}), d.Check()); err != nil {
+				t.Error(err)
+			}
+			if s, err := d.State(); err != nil || s.Epoch != 8 {
+				t.Errorf("state is %+v, %v", s, err)
+			}
+
+			_ = os.Remove(filepath.Join(path, fileLock))
+			if err := plant(foreign, filepath.Join(path, fileLock)); err != nil {
+				t.Fatal(err)
+			}
+			if release, err := Lock(path); err == nil {
+				release()
+				t.Error("locked")
+			}
+			if content, err := os.ReadFile(foreign); err != nil || string(content) != "secret" || owners(t, foreign)[0].UID != 0 {
+				t.Errorf("the other file holds %q, %v, and is owned by %+v", content, err, owners(t, foreign)[0])
+			}
+		})
 	}
 }

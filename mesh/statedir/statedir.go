@@ -322,7 +322,8 @@ func complete(path string) error {
 		} else if err != nil {
 			return err
 		}
-		if err := rename(from, filepath.Join(path, name)); err != nil {
+		err := rename(from, filepath.Join(path, name))
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // another reader was quicker
 			return err
 		}
 		moved = true
@@ -353,21 +354,25 @@ func keepOld(path string) error {
 		try := filepath.Join(path, fmt.Sprintf("left-%d", n))
 		switch err := mkdir(try); {
 		case err == nil:
-			into = try
+			into = filepath.Base(try)
 		case !errors.Is(err, os.ErrExist):
 			return err
 		}
 	}
-	if err := chownLike(into, path); err != nil {
+	d, err := os.OpenFile(filepath.Join(path, into), os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(chownLike(d, path), d.Close()); err != nil {
 		return err
 	}
 	for _, name := range []string{fileKeys, fileMesh, fileNode, fileTable, filePeers} {
-		err := link(filepath.Join(path, name), filepath.Join(into, name))
+		err := link(path, name, filepath.Join(into, name))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
-	if err := syncDir(into); err != nil {
+	if err := syncDir(filepath.Join(path, into)); err != nil {
 		return err
 	}
 	for _, name := range []string{fileTable, filePeers} {

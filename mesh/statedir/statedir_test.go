@@ -648,3 +648,23 @@ func withVersion(version string, body []byte) []byte {
 	head := magic + " " + version + " " + fileNode + " "
 	return append([]byte(head+checksum(head, body)+"\n"), body...)
 }
+
+// Readers hold no lock. One of them may complete what another one has begun to.
+func TestReadersCompleteTogether(t *testing.T) {
+	path, keys := create(t)
+	defer func() { before = func(change) error { return nil } }()
+	for _, name := range []string{fileMesh, fileNode} {
+		if err := os.Rename(filepath.Join(path, name), filepath.Join(path, staged(name))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before = func(c change) error {
+		if c.op == "rename" {
+			return os.Rename(c.path, c.to)
+		}
+		return nil
+	}
+	if d, err := readAll(path); err != nil || !reflect.DeepEqual(d.Keys(), keys) {
+		t.Errorf("opened: %v, %v", d, err)
+	}
+}
