@@ -87,14 +87,20 @@ func checkUnit(t *testing.T, path string) {
 
 const unitFile = "systemd/meshd.service"
 
+// missing skips a test for want of something, or fails it if MESHD_REQUIRE_ROOT=1.
+func missing(t *testing.T, err error) {
+	t.Helper()
+	if os.Getenv("MESHD_REQUIRE_ROOT") == "1" {
+		t.Fatalf("%v: make test-deps", err)
+	}
+	t.Skip(err)
+}
+
 // run runs a program of systemd's that looks at files and changes nothing.
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {
-		if os.Getenv("MESHD_REQUIRE_ROOT") == "1" {
-			t.Fatalf("%v: make test-deps", err)
-		}
-		t.Skip(err)
+		missing(t, err)
 	}
 	cmd := exec.CommandContext(t.Context(), name, args...)
 	cmd.Env = append(cmd.Environ(), "SYSTEMD_PAGER=", "SYSTEMD_COLORS=0", "LC_ALL=C")

@@ -1,6 +1,7 @@
 package examples
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,24 +17,14 @@ import (
 // TestDayTwo does to a mesh what docs/operations.md says about a host that died:
 // a new one takes its subnet, and one that comes from a backup is the same node.
 func TestDayTwo(t *testing.T) {
-	bin := build(t)
-	c, err := cluster.New(t.Context(), bin, []string{"alpha", "beta", "gamma"})
-	must(t, err)
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(c.Logs(100))
-		}
-		if err := c.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	c := cluster.ForTest(t, []string{"alpha", "beta", "gamma"})
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	must(t, c.Init(t.Context()))
 	must(t, c.Start())
-	must(t, c.WaitAllPairs(bounded(t)))
+	must(t, c.WaitAllPairs(cluster.Bounded(t)))
 	document := func(n *cluster.Node) *status.Document {
 		t.Helper()
-		d, err := n.Document(bounded(t))
+		d, err := n.Document(cluster.Bounded(t))
 		must(t, err)
 		return d
 	}
@@ -44,18 +35,21 @@ func TestDayTwo(t *testing.T) {
 		must(t, os.CopyFS(backup, os.DirFS(beta.StateDir()))) // while the daemon runs
 		beta.Kill()
 		must(t, beta.Start()) // lives on, so that the backup is of long ago
-		must(t, c.WaitAllPairs(bounded(t)))
+		must(t, c.WaitAllPairs(cluster.Bounded(t)))
 		beta.Kill()
 		must(t, os.RemoveAll(beta.StateDir()))
 		must(t, os.CopyFS(beta.StateDir(), os.DirFS(backup)))
 		must(t, os.Chmod(beta.StateDir(), 0o700))
 		must(t, beta.Start())
-		must(t, c.WaitAllPairs(bounded(t)))
+		must(t, c.WaitAllPairs(cluster.Bounded(t)))
 		after := document(beta)
 		if after.Node.ID != before.Node.ID || after.Node.Leases[0].Prefixes[0] != before.Node.Leases[0].Prefixes[0] {
 			t.Errorf("before %+v, after %+v", before.Node, after.Node)
 		}
-		must(t, beta.WaitFor(bounded(t), "to say that it comes from a backup", func(d *status.Document) bool {
+		// With the next exchange of whole tables at the latest.
+		ctx, cancel := context.WithTimeout(t.Context(), 2*cluster.Soon)
+		defer cancel()
+		must(t, beta.WaitFor(ctx, "to say that it comes from a backup", func(d *status.Document) bool {
 			return slices.ContainsFunc(d.Health, func(f status.Finding) bool { return f.Code == "identity_in_use" })
 		}))
 	})
@@ -69,13 +63,13 @@ func TestDayTwo(t *testing.T) {
 		must(t, err)
 		must(t, gamma.Join(t.Context(), token, "--node", "gamma-2"))
 		must(t, gamma.Start())
-		must(t, c.WaitAllPairs(bounded(t)))
+		must(t, c.WaitAllPairs(cluster.Bounded(t)))
 		now := document(gamma)
 		if now.Node.ID == dead.Node.ID || now.Node.Leases[0].Prefixes[0] != subnet || now.State != mesh.Ready {
 			t.Errorf("the dead node had %s, the new one is %+v", subnet, now.Node)
 		}
 		// The dead one stays on the list.
-		must(t, alpha.WaitFor(bounded(t), "to see that the dead node is down", func(d *status.Document) bool {
+		must(t, alpha.WaitFor(cluster.Bounded(t), "to see that the dead node is down", func(d *status.Document) bool {
 			p, err := d.Find(dead.Node.ID.String())
 			return err == nil && p.State == status.PeerDown && d.ExitCode() == 1
 		}))
@@ -85,7 +79,7 @@ func TestDayTwo(t *testing.T) {
 // TestFirewall types the rules of docs/operations.md on hosts that let nothing in:
 // before it there is no mesh, and after it there is one.
 func TestFirewall(t *testing.T) {
-	bin := build(t)
+	c := cluster.ForTest(t, []string{"alpha", "beta"})
 	if _, err := exec.LookPath("nft"); err != nil {
 		missing(t, err)
 	}
@@ -95,20 +89,10 @@ func TestFirewall(t *testing.T) {
 	if len(rules) != 3 {
 		t.Fatalf("the page has %d rules", len(rules))
 	}
-	c, err := cluster.New(t.Context(), bin, []string{"alpha", "beta"})
-	must(t, err)
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(c.Logs(100))
-		}
-		if err := c.Close(); err != nil {
-			t.Error(err)
-		}
-	})
 	typed := func(line string) {
 		t.Helper()
 		for _, n := range c.Nodes {
-			_, err := n.Host.Run(exec.CommandContext(bounded(t), "sh", "-c", line))
+			_, err := n.Host.Run(exec.CommandContext(cluster.Bounded(t), "sh", "-c", line))
 			must(t, err)
 		}
 	}
@@ -119,17 +103,17 @@ func TestFirewall(t *testing.T) {
 	must(t, c.Init(t.Context()))
 	must(t, c.Start())
 	beta := c.Nodes[1]
-	must(t, beta.WaitFor(bounded(t), "to miss its seed", func(d *status.Document) bool {
+	must(t, beta.WaitFor(cluster.Bounded(t), "to miss its seed", func(d *status.Document) bool {
 		return d.State == mesh.WaitingForSeed && slices.ContainsFunc(d.Health, func(f status.Finding) bool { return f.Code == "no_seed" })
 	}))
 	for _, rule := range rules {
 		typed(rule[1])
 	}
 	for _, n := range c.Nodes {
-		must(t, n.WaitFor(bounded(t), "to reach the other", func(d *status.Document) bool {
+		must(t, n.WaitFor(cluster.Bounded(t), "to reach the other", func(d *status.Document) bool {
 			return d.Healthy() && len(d.Peers) == 1 && d.Peers[0].State == status.PeerUp
 		}))
 	}
-	_, err = beta.Meshctl(bounded(t), "ping", "--count", "1", "alpha")
+	_, err = beta.Meshctl(cluster.Bounded(t), "ping", "--count", "1", "alpha")
 	must(t, err)
 }

@@ -10,59 +10,14 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"meshd/overlay/e2e/cluster"
 	"meshd/overlay/e2e/lab"
 	"meshd/overlay/status"
-	"meshd/tun/netns"
 )
 
-// built is where programs are built, once for all tests; TestMain removes it.
-var built struct {
-	once sync.Once
-	dir  string
-	bin  cluster.Binaries
-	err  error
-}
-
-func TestMain(m *testing.M) {
-	m.Run()
-	if built.dir != "" {
-		os.RemoveAll(built.dir)
-	}
-}
-
-// build makes the programs, and beside them the example that embeds a node.
-func build(t *testing.T) cluster.Binaries {
-	t.Helper()
-	netns.RequireRoot(t)
-	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		missing(t, err)
-	}
-	built.once.Do(func() {
-		built.dir, built.err = os.MkdirTemp("", "meshd-bin-") //nolint:usetesting // outlives the test
-		if built.err == nil {
-			built.bin, built.err = cluster.Build(context.Background(), built.dir, false) //nolint:usetesting // the same
-		}
-		if built.err == nil {
-			built.err = exec.Command("go", "build", "-o", built.dir, "./embed").Run()
-		}
-	})
-	must(t, built.err)
-	return built.bin
-}
-
-// missing skips a test for want of something, or fails it if MESHD_REQUIRE_ROOT=1.
-func missing(t *testing.T, err error) {
-	t.Helper()
-	if os.Getenv("MESHD_REQUIRE_ROOT") == "1" {
-		t.Fatalf("%v: make test-deps", err)
-	}
-	t.Skip(err)
-}
+func TestMain(m *testing.M) { cluster.Main(m) }
 
 func must(t *testing.T, err error) {
 	t.Helper()
@@ -71,31 +26,18 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func bounded(t *testing.T) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	t.Cleanup(cancel)
-	return ctx
-}
-
 // TestEmbed has the program that embeds a node and a real daemon reach each other.
 func TestEmbed(t *testing.T) {
-	bin := build(t)
-	c, err := cluster.New(t.Context(), bin, []string{"alpha", "worker"})
-	must(t, err)
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(c.Logs(100))
-		}
-		if err := c.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	c := cluster.ForTest(t, []string{"alpha", "worker"})
 	alpha, worker := c.Nodes[0], c.Nodes[1]
 	must(t, c.Init(t.Context()))
 	must(t, alpha.Start())
 
-	cmd := exec.Command(filepath.Join(built.dir, "embed"), "--state", worker.StateDir())
+	program := filepath.Join(t.TempDir(), "embed")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./embed").CombinedOutput(); err != nil {
+		t.Fatalf("build the example: %v\n%s", err, out)
+	}
+	cmd := exec.Command(program, "--state", worker.StateDir())
 	stdout, theirs, err := os.Pipe()
 	must(t, err)
 	defer stdout.Close()
@@ -122,22 +64,22 @@ func TestEmbed(t *testing.T) {
 			}
 			own = append(own, a)
 		}
-	case <-bounded(t).Done():
+	case <-cluster.Bounded(t).Done():
 		t.Fatal("the program did not say that it is ready")
 	}
 	if len(own) != 2 {
 		t.Fatalf("the program has the addresses %v, want one of each family", own)
 	}
-	must(t, alpha.WaitReady(bounded(t)))
-	others, err := alpha.Addresses(bounded(t))
+	must(t, alpha.WaitReady(cluster.Bounded(t)))
+	others, err := alpha.Addresses(cluster.Bounded(t))
 	must(t, err)
 	for i := range own {
-		_, err := alpha.Host.Await(bounded(t), own[i])
+		_, err := alpha.Host.Await(cluster.Bounded(t), own[i])
 		must(t, err)
-		_, err = worker.Host.Await(bounded(t), others[i])
+		_, err = worker.Host.Await(cluster.Bounded(t), others[i])
 		must(t, err)
 	}
-	if err := process.Stop(bounded(t)); err != nil {
+	if err := process.Stop(cluster.Bounded(t)); err != nil {
 		t.Errorf("after SIGTERM it ends with %v", err)
 	}
 	if _, err := worker.Host.Ping(t.Context(), others[0]); err == nil {
@@ -176,7 +118,7 @@ func commands(t *testing.T, file string) []string {
 // TestTwoHosts types what the files say, on two hosts with the addresses that they
 // name. The router that forwards to beta is left out: beta itself has its address.
 func TestTwoHosts(t *testing.T) {
-	bin := build(t)
+	bin := cluster.Programs(t)
 	l, err := lab.New(t.Context(), "alpha", "beta")
 	must(t, err)
 	t.Cleanup(func() {
@@ -202,11 +144,11 @@ func TestTwoHosts(t *testing.T) {
 	if len(first) != 2 || len(second) != 1 {
 		t.Fatalf("the files say %q and %q", first, second)
 	}
-	_, err = alpha.Run(alpha.command(bounded(t), first[0]))
+	_, err = alpha.Run(alpha.command(cluster.Bounded(t), first[0]))
 	must(t, err)
-	token, err := alpha.Run(alpha.command(bounded(t), first[1]))
+	token, err := alpha.Run(alpha.command(cluster.Bounded(t), first[1]))
 	must(t, err)
-	join := beta.command(bounded(t), second[0])
+	join := beta.command(cluster.Bounded(t), second[0])
 	join.Stdin = strings.NewReader(string(token))
 	_, err = beta.Run(join)
 	must(t, err)
@@ -221,23 +163,24 @@ func TestTwoHosts(t *testing.T) {
 		p, err := m.Start(cmd)
 		must(t, err)
 		t.Cleanup(func() {
-			if t.Failed() {
-				text, _ := os.ReadFile(log.Name())
-				t.Logf("log of %s:\n%s", name, text)
-			}
 			if err := p.Stop(context.Background()); err != nil { //nolint:usetesting // the test's own is done
 				t.Errorf("%s ends with %v", name, err)
+			}
+			text, _ := os.ReadFile(log.Name())
+			cluster.CheckLog(t, name, string(text))
+			if t.Failed() {
+				t.Logf("log of %s:\n%s", name, text)
 			}
 		})
 	}
 	ask := func(m machine) *status.Document {
-		d, err := status.NewClient(filepath.Join(m.dir, "run/meshd/meshd.sock")).Status(bounded(t))
+		d, err := status.NewClient(filepath.Join(m.dir, "run/meshd/meshd.sock")).Status(cluster.Bounded(t))
 		if err != nil {
 			return nil
 		}
 		return d
 	}
-	must(t, cluster.Poll(bounded(t), func() (bool, error) {
+	must(t, cluster.Poll(cluster.Bounded(t), func() (bool, error) {
 		a, b := ask(alpha), ask(beta)
 		return a != nil && b != nil && a.Healthy() && b.Healthy() && len(a.Peers) == 1 && a.Peers[0].State == status.PeerUp, nil
 	}))
@@ -248,6 +191,6 @@ func TestTwoHosts(t *testing.T) {
 	if alpha := ask(beta).Peers[0]; alpha.Labels["site"] != "fra" {
 		t.Errorf("beta sees alpha as %+v", alpha)
 	}
-	_, err = alpha.Await(bounded(t), peer.Leases[0].Addresses[0])
+	_, err = alpha.Await(cluster.Bounded(t), peer.Leases[0].Addresses[0])
 	must(t, err)
 }

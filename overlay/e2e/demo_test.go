@@ -12,14 +12,15 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"meshd/overlay/e2e/cluster"
 )
 
 // demo builds the demo and gives a command that runs it, with a directory for
 // its files.
 func demo(t *testing.T) func(args ...string) (*exec.Cmd, *bytes.Buffer, string) {
 	t.Helper()
-	requirements(t)
-	bin := filepath.Dir(programs(t).Meshd)
+	bin := filepath.Dir(cluster.Programs(t).Meshd)
 	path := filepath.Join(t.TempDir(), "demo")
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", path, "meshd/overlay/e2e/demo").CombinedOutput(); err != nil {
 		t.Fatalf("build demo: %v: %s", err, out)

@@ -2,7 +2,7 @@
 
 // Package e2e tests the real programs: meshes on a lab of network namespaces.
 //
-// MESHD_BIN names a directory with meshd and meshctl; without it they are built.
+// [cluster.Programs] says where these come from.
 // The bounds on time are generous, since the machine may be busy; the figures
 // are in the log (go test -v).
 package e2e
@@ -16,9 +16,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -26,61 +24,15 @@ import (
 	"meshd/overlay/e2e/lab"
 	"meshd/overlay/e2e/sandbox"
 	"meshd/overlay/status"
-	"meshd/tun/netns"
 )
 
-// soon bounds whatever the mesh does by itself. What it really takes is logged,
-// and far below.
-const soon = 20 * time.Second
-
-// built is where programs are built, once for all tests; TestMain removes it.
-var built struct {
-	once sync.Once
-	dir  string
-	bin  cluster.Binaries
-	err  error
-}
+const soon = cluster.Soon
 
 func TestMain(m *testing.M) {
 	if err := sandbox.Main(); err != nil {
 		panic(err)
 	}
-	m.Run()
-	if built.dir != "" {
-		os.RemoveAll(built.dir)
-	}
-}
-
-// programs gives meshd and meshctl, built if need be.
-func programs(t *testing.T) cluster.Binaries {
-	t.Helper()
-	built.once.Do(func() {
-		if dir := os.Getenv("MESHD_BIN"); dir != "" {
-			built.bin, built.err = cluster.Find(dir)
-			return
-		}
-		built.dir, built.err = os.MkdirTemp("", "meshd-bin-") //nolint:usetesting // outlives the test
-		if built.err == nil {
-			built.bin, built.err = cluster.Build(t.Context(), built.dir, false)
-		}
-	})
-	if built.err != nil {
-		t.Fatal(built.err)
-	}
-	return built.bin
-}
-
-// requirements skips the test, or fails it if MESHD_REQUIRE_ROOT=1, where no
-// daemon can run.
-func requirements(t *testing.T) {
-	t.Helper()
-	netns.RequireRoot(t)
-	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		if os.Getenv("MESHD_REQUIRE_ROOT") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	cluster.Main(m)
 }
 
 // names are as many names of hosts.
@@ -93,39 +45,10 @@ func names(n int) []string {
 }
 
 // hosts makes a cluster that is no mesh yet, of n nodes with more lines in their
-// configuration files. It is checked for leftovers when the test ends.
+// configuration files.
 func hosts(t *testing.T, n int, extra ...string) *cluster.Cluster {
 	t.Helper()
-	requirements(t)
-	return hostsWith(t, programs(t), n, extra...)
-}
-
-func hostsWith(t *testing.T, bin cluster.Binaries, n int, extra ...string) *cluster.Cluster {
-	t.Helper()
-	c, err := cluster.New(t.Context(), bin, names(n), extra...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		for _, n := range c.Nodes {
-			log := n.Log()
-			for _, bad := range []string{"DATA RACE", "panic:", "fatal error:", "SIGSEGV"} {
-				if strings.Contains(log, bad) {
-					t.Errorf("%s logged: %s", n.Name, bad)
-				}
-			}
-		}
-		if t.Failed() {
-			t.Log(c.Logs(max(5, 600/len(c.Nodes))))
-		}
-		if err := c.Close(); err != nil {
-			t.Error(err)
-		}
-		if _, err := os.Stat(c.Dir); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("%s is still there: %v", c.Dir, err)
-		}
-	})
-	return c
+	return cluster.ForTest(t, names(n), extra...)
 }
 
 // mesh makes a mesh of n nodes in which everybody reaches everybody.
@@ -154,13 +77,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// bounded gives a context that ends soon.
-func bounded(t *testing.T) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), soon)
-	t.Cleanup(cancel)
-	return ctx
-}
+func bounded(t *testing.T) context.Context { return cluster.Bounded(t) }
 
 // document asks a daemon how it is doing.
 func document(t *testing.T, n *cluster.Node) *status.Document {

@@ -80,13 +80,13 @@ func TestPinnedSubnet(t *testing.T) {
 
 // Daemons that look for data races find none.
 func TestRaces(t *testing.T) {
-	requirements(t)
+	cluster.Programs(t) // or skip
 	if _, err := exec.LookPath("gcc"); err != nil {
 		t.Skip("the race detector needs gcc: ", err)
 	}
 	bin, err := cluster.Build(t.Context(), t.TempDir(), true)
 	must(t, err)
-	c := hostsWith(t, bin, 3)
+	c := bin.ForTest(t, names(3))
 	t.Logf("3 nodes that look for races: all pairs after %.2f s", form(t, c).Seconds())
 	must(t, exchange(t.Context(), c.Nodes[0].Host, c.Nodes[1].Host, "tcp", addresses(t, c.Nodes[1])[0], random(1<<20)))
 	for _, n := range c.Nodes {
@@ -104,8 +104,7 @@ func TestRaces(t *testing.T) {
 
 // When a mesh is closed, nothing of it is left on this machine.
 func TestNoLeftovers(t *testing.T) {
-	requirements(t)
-	c, err := cluster.New(t.Context(), programs(t), names(3))
+	c, err := cluster.New(t.Context(), cluster.Programs(t), names(3))
 	must(t, err)
 	closed := false
 	defer func() {

@@ -1,0 +1,112 @@
+//go:build linux
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"meshd/tun/netns"
+)
+
+// Soon bounds whatever a mesh does by itself. What it really takes is far below,
+// but the machine may be busy.
+const Soon = 20 * time.Second
+
+// Bounded gives a context that ends [Soon], or with the test.
+func Bounded(t testing.TB) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), Soon)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// built is where programs are built, once for all tests of a package.
+var built struct {
+	once sync.Once
+	dir  string // empty: nothing was built
+	bin  Binaries
+	err  error
+}
+
+// Main runs the tests and removes what [Programs] has built: TestMain calls it.
+func Main(m *testing.M) {
+	m.Run()
+	if built.dir != "" {
+		os.RemoveAll(built.dir)
+	}
+}
+
+// Programs gives those in the directory that MESHD_BIN names, or builds them. It
+// skips the test where no daemon can run, and says why; with
+// MESHD_REQUIRE_ROOT=1 in the environment it fails instead.
+func Programs(t testing.TB) Binaries {
+	t.Helper()
+	netns.RequireRoot(t)
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		if os.Getenv("MESHD_REQUIRE_ROOT") == "1" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	built.once.Do(func() {
+		if dir := os.Getenv("MESHD_BIN"); dir != "" {
+			built.bin, built.err = Find(dir)
+			return
+		}
+		built.dir, built.err = os.MkdirTemp("", "meshd-bin-") //nolint:usetesting // outlives the test
+		if built.err == nil {
+			built.bin, built.err = Build(t.Context(), built.dir, false)
+		}
+	})
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
+	return built.bin
+}
+
+// ForTest is [Binaries.ForTest] with what [Programs] gives.
+func ForTest(t testing.TB, names []string, extra ...string) *Cluster {
+	t.Helper()
+	return Programs(t).ForTest(t, names, extra...)
+}
+
+// ForTest is [New] for a test. When that ends, the cluster is closed, and the test
+// fails if something is left over or a daemon has logged what none should.
+func (b Binaries) ForTest(t testing.TB, names []string, extra ...string) *Cluster {
+	t.Helper()
+	c, err := New(t.Context(), b, names, extra...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, n := range c.Nodes {
+			CheckLog(t, n.Name, n.Log())
+		}
+		if t.Failed() {
+			t.Log(c.Logs(max(5, 600/len(c.Nodes))))
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(c.Dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is still there: %v", c.Dir, err)
+		}
+	})
+	return c
+}
+
+// CheckLog looks for what no daemon should log, such as a data race or a panic.
+func CheckLog(t testing.TB, name, log string) {
+	t.Helper()
+	for _, bad := range []string{"DATA RACE", "panic:", "fatal error:", "SIGSEGV"} {
+		if strings.Contains(log, bad) {
+			t.Errorf("%s logged: %s", name, bad)
+		}
+	}
+}
