@@ -103,12 +103,14 @@ func (f *flight) haveState(dir string) error {
 // haveSocket makes the directory of the control socket. One that is there may
 // be shared with others, so it stays as it is.
 func (f *flight) haveSocket(dir string) error {
+	const advice = "let the user write there, or choose another path under `control`"
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
+		err := f.owner.Do(func() error { return os.MkdirAll(dir, 0o755) })
+		if errors.Is(err, fs.ErrPermission) && rootsAlone(dir) {
+			err = makeFor(f.owner, dir)
 		}
-		if err := os.Chown(dir, f.owner.UID, f.owner.GID); err != nil {
-			return err
+		if err != nil {
+			return exit.With(exit.NoPerm, fmt.Errorf("make directory of the control socket: %w: %s", err, advice))
 		}
 		f.did("mkdir %s", dir)
 	}
@@ -118,7 +120,36 @@ func (f *flight) haveSocket(dir string) error {
 			return err
 		}
 		return errors.Join(file.Close(), os.Remove(file.Name()))
-	}, "let the user write there, or choose another path under `control`")
+	}, advice)
+}
+
+// rootsAlone tells whether all that there is of a path was made by root. Else
+// the daemon's user may have put links there that lead root astray.
+func rootsAlone(path string) bool {
+	for {
+		for _, look := range []func(string) (fs.FileInfo, error){os.Lstat, os.Stat} {
+			info, err := look(path)
+			if err == nil && info.Sys().(*syscall.Stat_t).Uid != 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return false
+			}
+		}
+		if path == filepath.Dir(path) {
+			return true
+		}
+		path = filepath.Dir(path)
+	}
+}
+
+// makeFor makes a directory, as root, and gives it away.
+func makeFor(owner statedir.Owner, path string) error {
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return err
+	}
+	d, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Chown(owner.UID, owner.GID), d.Close())
 }
 
 // may tries something with the rights of the daemon's user.
