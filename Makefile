@@ -108,7 +108,7 @@ e2e-large: build ## N=50 daemons on this machine: start, idle for IDLE=60s, rest
 
 .PHONY: sim
 sim: ## whole nodes in virtual time, SEEDS=1000 of each kind from FROM=1, without the race detector
-	@cd overlay && $(GO) test -count=1 -timeout 0 -run '^(TestSim|TestSameFirstWish)$$' -sim.seeds=$(SEEDS) -sim.from=$(FROM)
+	@cd overlay/sim && $(GO) test -count=1 -timeout 0 -run '^(TestSim|TestSameFirstWish)$$' -sim.seeds=$(SEEDS) -sim.from=$(FROM)
 
 .PHONY: lint
 lint: ## golangci-lint as pinned in .ci/tools.mod

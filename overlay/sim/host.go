@@ -27,14 +27,14 @@ import (
 	"meshd/tun/tuntest"
 )
 
-// Host is a machine: its disk, its kernel, and a daemon that may run on it.
-type Host struct {
+// host is a machine: its disk, its kernel, and a daemon that may run on it.
+type host struct {
 	// fixed at construction
-	w        *World
+	w        *world
 	number   int
 	name     string
 	id       mesh.NodeID
-	admitted Admitted
+	admitted admission
 	keys     statedir.Keys
 	kernel   *tuntest.Kernel
 	skew     time.Duration // of its clock
@@ -58,8 +58,8 @@ type Host struct {
 	repairBy time.Time // when they must be back; zero: no hurry
 }
 
-func newHost(w *World, number int, plan HostPlan) *Host {
-	h := &Host{
+func newHost(w *world, number int, plan hostPlan) *host {
+	h := &host{
 		w: w, number: number, name: fmt.Sprintf("n%d", number), admitted: plan.Admitted, skew: plan.Skew, kernel: new(tuntest.Kernel),
 		keys: statedir.NewKeys(), disk: new(meshtest.Store), sockets: map[netip.AddrPort]*socket{},
 	}
@@ -69,17 +69,17 @@ func newHost(w *World, number int, plan HostPlan) *Host {
 	return h
 }
 
-// String names the host and its identity.
-func (h *Host) String() string { return h.name }
+// String is the host's name.
+func (h *host) String() string { return h.name }
 
 // Addresses implements [tunneltest.Machine].
-func (h *Host) Addresses() []netip.Addr {
+func (h *host) Addresses() []netip.Addr {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return []netip.Addr{h.address}
 }
 
-func (h *Host) setAddress(a netip.Addr) {
+func (h *host) setAddress(a netip.Addr) {
 	h.mu.Lock()
 	h.address = a
 	h.mu.Unlock()
@@ -87,14 +87,14 @@ func (h *Host) setAddress(a netip.Addr) {
 }
 
 // join makes the certificate, as `meshctl init` and `join` do.
-func (h *Host) join() {
+func (h *host) join() {
 	var m statedir.Membership
 	switch h.admitted {
-	case ByCA:
+	case byCA:
 		m = h.w.mesh.Found(h.w.t, h.keys, h.name)
-	case ByNobody:
-		m = h.w.mesh.Join(h.w.t, h.w.tokens[ByNobody], h.keys, h.name, time.Now().Add(-2*time.Hour))
-	case ByToken, ByAnother, ByPin:
+	case byNobody:
+		m = h.w.mesh.Join(h.w.t, h.w.tokens[byNobody], h.keys, h.name, time.Now().Add(-2*time.Hour))
+	case byToken, byAnother, byPin:
 		m = h.w.mesh.Join(h.w.t, h.w.tokens[h.admitted], h.keys, h.name, time.Now().Add(h.skew))
 	}
 	h.member = &m
@@ -103,7 +103,7 @@ func (h *Host) join() {
 
 // life is one run of the daemon.
 type life struct {
-	h    *Host
+	h    *host
 	node *overlay.Node
 	stop context.CancelFunc
 	done chan error
@@ -114,7 +114,7 @@ type life struct {
 }
 
 // boot starts the daemon. If it cannot start, the service manager comes again.
-func (h *Host) boot() {
+func (h *host) boot() {
 	state, table, peers := h.disk.Saved()
 	state.Epoch++
 	h.starts++
@@ -152,7 +152,7 @@ func (h *Host) boot() {
 }
 
 // kill is kill -9: nothing is saved or said any more.
-func (h *Host) kill() {
+func (h *host) kill() {
 	l := h.life
 	if l == nil {
 		return
@@ -176,7 +176,7 @@ func (h *Host) kill() {
 const stopWait = 15 * time.Second
 
 // stop is SIGTERM: the daemon saves what it knows.
-func (h *Host) stop() {
+func (h *host) stop() {
 	l := h.life
 	if l == nil {
 		return
@@ -187,7 +187,7 @@ func (h *Host) stop() {
 }
 
 // leave gives membership up for good.
-func (h *Host) leave() {
+func (h *host) leave() {
 	l := h.life
 	if l == nil {
 		return
@@ -206,7 +206,7 @@ func (h *Host) leave() {
 }
 
 // await waits for the end of a daemon that was told to end.
-func (h *Host) await(l *life, want error) {
+func (h *host) await(l *life, want error) {
 	timeout := time.NewTimer(stopWait)
 	defer timeout.Stop()
 	select {
@@ -222,7 +222,7 @@ func (h *Host) await(l *life, want error) {
 }
 
 // supervise does what a service manager does: it starts what should run.
-func (h *Host) supervise(now time.Time) {
+func (h *host) supervise(now time.Time) {
 	if l := h.life; l != nil {
 		select {
 		case err := <-l.done:
@@ -238,7 +238,7 @@ func (h *Host) supervise(now time.Time) {
 
 // removeTUN takes the TUN device away, as the kernel does at the end of the
 // process, or as somebody may do by hand.
-func (h *Host) removeTUN() {
+func (h *host) removeTUN() {
 	h.mu.Lock()
 	e := h.engine
 	h.engine = nil
@@ -251,7 +251,7 @@ func (h *Host) removeTUN() {
 
 // hurtRoutes says that the routes are gone. A daemon that is ready must put them
 // back.
-func (h *Host) hurtRoutes() {
+func (h *host) hurtRoutes() {
 	ready := h.ready()
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -262,13 +262,13 @@ func (h *Host) hurtRoutes() {
 }
 
 // excuse lifts the limit of a repair: something else is in the way.
-func (h *Host) excuse() {
+func (h *host) excuse() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.repairBy = time.Time{}
 }
 
-func (h *Host) ready() bool {
+func (h *host) ready() bool {
 	return h.life != nil && h.life.node.Status().State == mesh.Ready
 }
 
@@ -295,7 +295,7 @@ func (e checked) Apply(ctx context.Context, want tunnel.Config) error {
 		return errDead
 	}
 	e.l.h.w.truth.applied(e.l.h, want)
-	if e.l.h.admitted == ByNobody {
+	if e.l.h.admitted == byNobody {
 		want = everything(want, e.l.h)
 	}
 	return e.Simulated.Apply(ctx, want)

@@ -14,11 +14,11 @@ import (
 // tick is how finely the world does what is due.
 const tick = 100 * time.Millisecond
 
-// Pass lets time pass: service managers start what should run, and packets
+// pass lets time pass: service managers start what should run, and packets
 // travel that must not go astray. It ends early at a violation.
-func (w *World) Pass(d time.Duration) {
+func (w *world) pass(d time.Duration) {
 	end := time.Now().Add(d)
-	for now := time.Now(); now.Before(end) && !w.Failed(); now = time.Now() {
+	for now := time.Now(); now.Before(end) && !w.failed(); now = time.Now() {
 		for _, h := range w.hosts {
 			h.supervise(now)
 			h.mu.Lock()
@@ -37,38 +37,38 @@ func (w *World) Pass(d time.Duration) {
 	}
 }
 
-// Play does what the schedule says, when it says so, and heals everything at its
+// play does what the schedule says, when it says so, and heals everything at its
 // end. It ends early at a violation.
-func (w *World) Play(s *Schedule) {
+func (w *world) play(s *schedule) {
 	w.say("", "%s", s.Weather)
 	for _, step := range s.Steps {
 		if late := time.Since(w.begin); step.At > late {
-			w.Pass(step.At - late)
+			w.pass(step.At - late)
 		}
-		if w.Failed() {
+		if w.failed() {
 			return
 		}
 		w.say("", "%s", step.Text)
 		step.do(w)
 	}
-	w.Pass(s.End - time.Since(w.begin))
+	w.pass(s.End - time.Since(w.begin))
 	w.heal()
 }
 
-// Start lets the first host found the mesh, and then all others join it at one
+// start lets the first host found the mesh, and then all others join it at one
 // moment.
-func (w *World) Start() {
+func (w *world) start() {
 	w.hosts[0].come()
-	w.Pass(5 * time.Second)
+	w.pass(5 * time.Second)
 	w.say("", "all others join")
 	for _, h := range w.hosts[1:] {
 		h.come()
 	}
 }
 
-// ReadyOnce tells whether each host has held but one subnet, the one it still
+// readyOnce tells whether each host has held but one subnet, the one it still
 // holds; and that the hosts did collide, or there was nothing to be seen.
-func (w *World) ReadyOnce() error {
+func (w *world) readyOnce() error {
 	lost := 0
 	for _, h := range w.members() {
 		var held, claimed []netip.Prefix
@@ -95,12 +95,12 @@ func (w *World) ReadyOnce() error {
 }
 
 // heal ends all faults: every host that has joined and not left runs.
-func (w *World) heal() {
+func (w *world) heal() {
 	w.say("", "all faults end")
 	clear(w.cut)
 	w.silence = false
 	w.rewire()
-	w.weather(Weather{Latency: 20 * time.Millisecond, Jitter: 5 * time.Millisecond})
+	w.weather(weather{Latency: 20 * time.Millisecond, Jitter: 5 * time.Millisecond})
 	for _, h := range w.hosts {
 		h.disk.Fail(false)
 		h.kernel.Fail(0)
@@ -111,16 +111,16 @@ func (w *World) heal() {
 }
 
 // members lists the hosts that should be ready.
-func (w *World) members() []*Host {
-	return slices.DeleteFunc(slices.Clone(w.hosts), func(h *Host) bool {
-		return h.member == nil || h.left || h.admitted == ByNobody
+func (w *world) members() []*host {
+	return slices.DeleteFunc(slices.Clone(w.hosts), func(h *host) bool {
+		return h.member == nil || h.left || h.admitted == byNobody
 	})
 }
 
-// Bound is how soon all must be well when all faults have ended: a partition
+// bound is how soon all must be well when all faults have ended: a partition
 // heals within 10 s. Who has yet to join, perhaps through a seed that was down,
 // and who has to look for another subnet then, is given 15 s.
-func (w *World) Bound() time.Duration {
+func (w *world) bound() time.Duration {
 	owners := map[netip.Prefix]bool{}
 	for _, h := range w.members() {
 		claims := w.truth.claims(h)
@@ -133,13 +133,13 @@ func (w *World) Bound() time.Duration {
 	return 10 * time.Second
 }
 
-// Settle waits until every member is ready with a subnet of its own, all see the
+// settle waits until every member is ready with a subnet of its own, all see the
 // same owners, and all pairs reach each other. It fails if that takes longer than
 // the bound, and tells what was missing then, and whether it came later.
-func (w *World) Settle(bound time.Duration) (took time.Duration, err error) {
+func (w *world) settle(bound time.Duration) (took time.Duration, err error) {
 	begin, missing := time.Now(), ""
 	for {
-		if w.Failed() {
+		if w.failed() {
 			return time.Since(begin), errors.New("not well: a violation")
 		}
 		took = time.Since(begin)
@@ -157,18 +157,18 @@ func (w *World) Settle(bound time.Duration) (took time.Duration, err error) {
 		case took <= bound:
 			missing = now
 		}
-		w.Pass(tick)
+		w.pass(tick)
 	}
 }
 
 // forEver is how long the world looks on, to tell late from never.
 const forEver = 2 * time.Minute
 
-// Quiet lets time pass in which nothing may change any more, and in which every
+// quiet lets time pass in which nothing may change any more, and in which every
 // node comes to see its peers as they are.
-func (w *World) Quiet(d time.Duration) error {
+func (w *world) quiet(d time.Duration) error {
 	before := w.owners()
-	w.Pass(d)
+	w.pass(d)
 	if wrong := w.unsettled(); wrong != "" {
 		return fmt.Errorf("not well for good: %s", wrong)
 	}
@@ -177,7 +177,7 @@ func (w *World) Quiet(d time.Duration) error {
 	}
 	for _, h := range w.members() {
 		for _, p := range h.life.node.Status().Peers {
-			i := slices.IndexFunc(w.hosts, func(o *Host) bool { return o.id == p.ID })
+			i := slices.IndexFunc(w.hosts, func(o *host) bool { return o.id == p.ID })
 			// Whoever heard of the leave may have crashed before it saved its table.
 			fine := p.State == status.PeerUp
 			if w.hosts[i].left {
@@ -195,7 +195,7 @@ func (w *World) Quiet(d time.Duration) error {
 }
 
 // owners prints who has what.
-func (w *World) owners() []string {
+func (w *world) owners() []string {
 	var out []string
 	for _, h := range w.members() {
 		out = append(out, fmt.Sprint(h, heldBy(h.life.node.Status().Node.Leases)))
@@ -213,10 +213,10 @@ func heldBy(leases []status.Lease) (held []netip.Prefix) {
 }
 
 // unsettled says what is not as it should be; empty: all is well.
-func (w *World) unsettled() string {
-	owners := map[netip.Prefix]*Host{}
+func (w *world) unsettled() string {
+	owners := map[netip.Prefix]*host{}
 	leases := map[mesh.NodeID][]netip.Prefix{}
-	documents := map[*Host]status.Document{}
+	documents := map[*host]status.Document{}
 	for _, h := range w.members() {
 		if h.life == nil {
 			return fmt.Sprintf("%s does not run", h)

@@ -16,56 +16,56 @@ import (
 	"meshd/tun"
 )
 
-// Schedule is all that a seed decides: who is there, and what befalls them.
-type Schedule struct {
+// schedule is all that a seed decides: who is there, and what befalls them.
+type schedule struct {
 	Seed    uint64
 	Network mesh.Network
-	Pin     int // slot to which the hosts with [ByPin] are pinned
-	Hosts   []HostPlan
-	Weather Weather
-	Steps   []Step        // in order of time
+	Pin     int // slot to which the hosts with byPin are pinned
+	Hosts   []hostPlan
+	Weather weather
+	Steps   []step        // in order of time
 	End     time.Duration // of all faults
 }
 
-// HostPlan is a host that may join. The first one founds the mesh; the first two
+// hostPlan is a host that may join. The first one founds the mesh; the first two
 // are everybody's seeds.
-type HostPlan struct {
+type hostPlan struct {
 	Identity [ed25519.SeedSize]byte
-	Admitted Admitted
+	Admitted admission
 	Skew     time.Duration // of its clock
 }
 
-// Admitted says by what a host is a member.
-type Admitted int
+// admission says by what a host is a member.
+type admission int
 
 // Ways to become a member.
 const (
-	ByCA Admitted = iota
-	ByToken
-	ByAnother // token
-	ByPin     // a token with a pin
-	ByNobody  // its token has expired: it has the gossip key, and nobody admits it
+	byCA admission = iota
+	byToken
+	byAnother // token
+	byPin     // a token with a pin
+	byNobody  // its token has expired: it has the gossip key, and nobody admits it
 )
 
-// Step is something that happens.
-type Step struct {
+// step is something that happens.
+type step struct {
 	At   time.Duration
 	Text string
-	do   func(*World)
+	do   func(*world)
 }
 
 func idOf(identity ed25519.PrivateKey) mesh.NodeID {
 	return trust.IdentityOf(identity.Public().(ed25519.PublicKey))
 }
 
-// Small is a network in which subnets are scarce, so that conflicts are many.
-var Small = mesh.Network{
+// small is a network in which subnets are scarce, so that conflicts are many.
+var small = mesh.Network{
 	Name: "default", IPv4: netip.MustParsePrefix("10.86.0.0/20"), IPv4Len: 24,
 	IPv6: netip.MustParsePrefix("fd00:86::/48"), IPv6Len: 64,
 }
 
-// Wish finds the subnet that a node claims if all are free.
-func Wish(network mesh.Network, id mesh.NodeID) int {
+// wish finds the subnet that a node claims if all are free.
+func wish(network mesh.Network, id mesh.NodeID) int {
 	a := lease.New(lease.Config{Self: id, Network: network, Permit: func([]netip.Prefix) bool { return true }}, mesh.Lease{})
 	a.Step(time.Unix(0, 0), lease.World{MayClaim: true, Epoch: 1})
 	l, _ := a.Lease()
@@ -76,13 +76,13 @@ func Wish(network mesh.Network, id mesh.NodeID) int {
 	return slot
 }
 
-// Wishing draws identities until one wishes for the slot.
-func Wishing(r *rand.Rand, network mesh.Network, slot int) (identity [ed25519.SeedSize]byte) {
+// wishing draws identities until one wishes for the slot.
+func wishing(r *rand.Rand, network mesh.Network, slot int) (identity [ed25519.SeedSize]byte) {
 	for {
 		for i := 0; i < len(identity); i += 8 {
 			binary.LittleEndian.PutUint64(identity[i:], r.Uint64())
 		}
-		if Wish(network, idOf(ed25519.NewKeyFromSeed(identity[:]))) == slot {
+		if wish(network, idOf(ed25519.NewKeyFromSeed(identity[:]))) == slot {
 			return identity
 		}
 	}
@@ -90,39 +90,39 @@ func Wishing(r *rand.Rand, network mesh.Network, slot int) (identity [ed25519.Se
 
 // drawer makes a schedule.
 type drawer struct {
-	*Schedule
+	*schedule
 	*rand.Rand
 	at   time.Duration
 	next int // host to join
 }
 
-// Draw makes the schedule of a seed.
-func Draw(seed uint64) *Schedule {
-	d := &drawer{Schedule: &Schedule{Seed: seed, Network: Small}, Rand: rand.New(rand.NewPCG(seed, 2))}
-	d.Pin = d.IntN(Small.Slots())
+// draw makes the schedule of a seed.
+func draw(seed uint64) *schedule {
+	d := &drawer{schedule: &schedule{Seed: seed, Network: small}, Rand: rand.New(rand.NewPCG(seed, 2))}
+	d.Pin = d.IntN(small.Slots())
 	slot := d.Pin
 	for i := range 5 + d.IntN(4) {
 		if d.chance(0.4) { // else the same first wish as the host before
-			slot = d.IntN(Small.Slots())
+			slot = d.IntN(small.Slots())
 		}
-		by := ByCA
+		by := byCA
 		if i > 0 {
-			by = []Admitted{ByToken, ByAnother}[d.IntN(2)]
+			by = []admission{byToken, byAnother}[d.IntN(2)]
 		}
-		h := HostPlan{Identity: Wishing(d.Rand, Small, slot), Admitted: by}
+		h := hostPlan{Identity: wishing(d.Rand, small, slot), Admitted: by}
 		if d.chance(0.3) { // less than what is worth a warning
 			h.Skew = d.upTo(4*time.Minute) - 2*time.Minute
 		}
 		d.Hosts = append(d.Hosts, h)
 	}
 	if d.chance(0.3) {
-		d.Hosts[2+d.IntN(len(d.Hosts)-2)].Admitted = ByPin // only one, or they would have to fight
+		d.Hosts[2+d.IntN(len(d.Hosts)-2)].Admitted = byPin // only one, or they would have to fight
 	}
 	if d.chance(0.5) {
-		d.Hosts = append(d.Hosts, HostPlan{Identity: Wishing(d.Rand, Small, slot), Admitted: ByNobody})
+		d.Hosts = append(d.Hosts, hostPlan{Identity: wishing(d.Rand, small, slot), Admitted: byNobody})
 		d.join(len(d.Hosts) - 1)
 	}
-	d.Weather = Weather{Latency: d.upTo(60 * time.Millisecond), Jitter: d.upTo(40 * time.Millisecond)}
+	d.Weather = weather{Latency: d.upTo(60 * time.Millisecond), Jitter: d.upTo(40 * time.Millisecond)}
 	if d.chance(0.5) {
 		d.Weather.Loss, d.Weather.Duplicate = d.Float64()/20, d.Float64()/20
 	}
@@ -136,27 +136,27 @@ func Draw(seed uint64) *Schedule {
 	}
 	// What has not ended by then ends all at once.
 	d.End = d.at + d.upTo(15*time.Second)
-	d.Steps = slices.DeleteFunc(d.Steps, func(s Step) bool { return s.At > d.End })
+	d.Steps = slices.DeleteFunc(d.Steps, func(s step) bool { return s.At > d.End })
 	if d.chance(0.3) {
 		d.controlPlaneCut()
 	}
-	slices.SortStableFunc(d.Steps, func(a, b Step) int { return int(a.At - b.At) })
-	return d.Schedule
+	slices.SortStableFunc(d.Steps, func(a, b step) int { return int(a.At - b.At) })
+	return d.schedule
 }
 
-// DrawWishers makes a mesh of one node and n more that want the same subnet first,
+// drawWishers makes a mesh of one node and n more that want the same subnet first,
 // of a network of 256. Which one they try next is their own choice.
-func DrawWishers(seed uint64, n int) *Schedule {
-	wide := Small
+func drawWishers(seed uint64, n int) *schedule {
+	wide := small
 	wide.IPv4 = netip.MustParsePrefix("10.86.0.0/16")
-	d := &drawer{Schedule: &Schedule{Seed: seed, Network: wide}, Rand: rand.New(rand.NewPCG(seed, 3))}
-	d.Hosts = []HostPlan{{Identity: Wishing(d.Rand, wide, 0), Admitted: ByCA}}
+	d := &drawer{schedule: &schedule{Seed: seed, Network: wide}, Rand: rand.New(rand.NewPCG(seed, 3))}
+	d.Hosts = []hostPlan{{Identity: wishing(d.Rand, wide, 0), Admitted: byCA}}
 	slot := 1 + d.IntN(wide.Slots()-1)
 	for range n {
-		d.Hosts = append(d.Hosts, HostPlan{Identity: Wishing(d.Rand, wide, slot), Admitted: ByToken})
+		d.Hosts = append(d.Hosts, hostPlan{Identity: wishing(d.Rand, wide, slot), Admitted: byToken})
 	}
-	d.Weather = Weather{Latency: d.upTo(60 * time.Millisecond), Jitter: d.upTo(40 * time.Millisecond), Loss: d.Float64() / 20}
-	return d.Schedule
+	d.Weather = weather{Latency: d.upTo(60 * time.Millisecond), Jitter: d.upTo(40 * time.Millisecond), Loss: d.Float64() / 20}
+	return d.schedule
 }
 
 func (d *drawer) chance(p float64) bool { return d.Float64() < p }
@@ -170,21 +170,21 @@ func (d *drawer) between(least, most time.Duration) time.Duration {
 }
 
 // add adds a step, some time from now.
-func (d *drawer) add(in time.Duration, do func(*World), format string, args ...any) {
-	d.Steps = append(d.Steps, Step{d.at + in, fmt.Sprintf(format, args...), do})
+func (d *drawer) add(in time.Duration, do func(*world), format string, args ...any) {
+	d.Steps = append(d.Steps, step{d.at + in, fmt.Sprintf(format, args...), do})
 }
 
 func (d *drawer) host() int { return d.IntN(len(d.Hosts)) }
 
 func (d *drawer) joinNext() {
-	if d.next < len(d.Hosts) && d.Hosts[d.next].Admitted != ByNobody {
+	if d.next < len(d.Hosts) && d.Hosts[d.next].Admitted != byNobody {
 		d.join(d.next)
 		d.next++
 	}
 }
 
 func (d *drawer) join(n int) {
-	d.add(0, func(w *World) { w.hosts[n].come() }, "n%d joins%s%s", n, clockText(d.Hosts[n].Skew), map[Admitted]string{ByPin: fmt.Sprintf(", pinned to slot %d", d.Pin), ByNobody: " with an expired token"}[d.Hosts[n].Admitted])
+	d.add(0, func(w *world) { w.hosts[n].come() }, "n%d joins%s%s", n, clockText(d.Hosts[n].Skew), map[admission]string{byPin: fmt.Sprintf(", pinned to slot %d", d.Pin), byNobody: " with an expired token"}[d.Hosts[n].Admitted])
 }
 
 func clockText(skew time.Duration) string {
@@ -195,7 +195,7 @@ func clockText(skew time.Duration) string {
 }
 
 // come makes a host a member, and starts it.
-func (h *Host) come() {
+func (h *host) come() {
 	if h.member == nil {
 		h.join()
 		h.wanted, h.startAt = true, time.Time{}
@@ -203,7 +203,7 @@ func (h *Host) come() {
 }
 
 // again starts a host that was stopped.
-func (h *Host) again() { h.wanted = h.member != nil && !h.left }
+func (h *host) again() { h.wanted = h.member != nil && !h.left }
 
 // fault draws one.
 func (d *drawer) fault() {
@@ -216,19 +216,19 @@ func (d *drawer) fault() {
 
 func (d *drawer) crash() {
 	n, down := d.host(), d.between(50*time.Millisecond, 20*time.Second)
-	d.add(0, func(w *World) { w.hosts[n].off() }, "n%d: kill -9", n)
-	d.add(down, func(w *World) { w.hosts[n].again() }, "n%d starts again", n)
+	d.add(0, func(w *world) { w.hosts[n].off() }, "n%d: kill -9", n)
+	d.add(down, func(w *world) { w.hosts[n].again() }, "n%d starts again", n)
 }
 
 // off kills a daemon and does not let it start.
-func (h *Host) off() {
+func (h *host) off() {
 	h.wanted = false
 	h.kill()
 }
 
 func (d *drawer) restart() {
 	n := d.host()
-	d.add(0, func(w *World) {
+	d.add(0, func(w *world) {
 		w.hosts[n].stop()
 		w.hosts[n].startAt = time.Now().Add(100 * time.Millisecond)
 	}, "n%d: systemctl restart", n)
@@ -236,18 +236,18 @@ func (d *drawer) restart() {
 
 func (d *drawer) reboot() {
 	n, down := d.host(), d.between(2*time.Second, 20*time.Second)
-	d.add(0, func(w *World) {
+	d.add(0, func(w *world) {
 		h := w.hosts[n]
 		h.off()
 		h.hurtRoutes()
 		h.kernel.Damage(func(s *tun.HostState) { *s = tun.HostState{} })
 	}, "n%d: power fails", n)
-	d.add(down, func(w *World) { w.hosts[n].again() }, "n%d boots", n)
+	d.add(down, func(w *world) { w.hosts[n].again() }, "n%d boots", n)
 }
 
 func (d *drawer) leave() {
-	if n := d.host(); n > 1 && d.Hosts[n].Admitted != ByNobody { // the seeds stay
-		d.add(0, func(w *World) {
+	if n := d.host(); n > 1 && d.Hosts[n].Admitted != byNobody { // the seeds stay
+		d.add(0, func(w *world) {
 			w.hosts[n].disk.Fail(false)
 			w.hosts[n].kernel.Fail(0)
 			w.hosts[n].leave()
@@ -274,8 +274,8 @@ func names(hosts []int) string {
 }
 
 // cutOff cuts, or joins again, what goes from one group to another.
-func cutOff(from, to []int, cut bool) func(*World) {
-	return func(w *World) {
+func cutOff(from, to []int, cut bool) func(*world) {
+	return func(w *world) {
 		for _, a := range from {
 			for _, b := range to {
 				if cut {
@@ -289,8 +289,8 @@ func cutOff(from, to []int, cut bool) func(*World) {
 	}
 }
 
-func both(f, g func(*World)) func(*World) {
-	return func(w *World) { f(w); g(w) }
+func both(f, g func(*world)) func(*world) {
+	return func(w *world) { f(w); g(w) }
 }
 
 func (d *drawer) partition() { d.part(d.between(time.Second, time.Minute)) }
@@ -315,20 +315,20 @@ func (d *drawer) flap() {
 }
 
 // worse changes the weather for a while.
-func (d *drawer) worse(change func(*Weather)) {
+func (d *drawer) worse(change func(*weather)) {
 	x, usual := d.Weather, d.Weather
 	change(&x)
-	d.add(0, func(w *World) { w.weather(x) }, "weather: %s", x)
-	d.add(d.between(5*time.Second, 40*time.Second), func(w *World) { w.weather(usual) }, "weather: %s", usual)
+	d.add(0, func(w *world) { w.weather(x) }, "weather: %s", x)
+	d.add(d.between(5*time.Second, 40*time.Second), func(w *world) { w.weather(usual) }, "weather: %s", usual)
 }
 
-func (d *drawer) lossy() { d.worse(func(x *Weather) { x.Loss = 0.05 + 0.45*d.Float64() }) }
+func (d *drawer) lossy() { d.worse(func(x *weather) { x.Loss = 0.05 + 0.45*d.Float64() }) }
 
 func (d *drawer) slow() {
-	d.worse(func(x *Weather) { x.Latency, x.Jitter = d.upTo(300*time.Millisecond), d.upTo(300*time.Millisecond)+1 })
+	d.worse(func(x *weather) { x.Latency, x.Jitter = d.upTo(300*time.Millisecond), d.upTo(300*time.Millisecond)+1 })
 }
 
-func (d *drawer) doubles() { d.worse(func(x *Weather) { x.Duplicate = d.Float64() }) }
+func (d *drawer) doubles() { d.worse(func(x *weather) { x.Duplicate = d.Float64() }) }
 
 func (d *drawer) flush() {
 	n := d.host()
@@ -336,7 +336,7 @@ func (d *drawer) flush() {
 	if d.chance(0.3) {
 		what, damage = "addresses and routes", func(s *tun.HostState) { s.Addresses, s.Routes = nil, nil }
 	}
-	d.add(0, func(w *World) {
+	d.add(0, func(w *world) {
 		if h := w.hosts[n]; h.kernel.State().Link != "" {
 			h.hurtRoutes()
 			h.kernel.Damage(damage)
@@ -346,12 +346,12 @@ func (d *drawer) flush() {
 
 func (d *drawer) deleteTUN() {
 	n := d.host()
-	d.add(0, func(w *World) { w.hosts[n].removeTUN() }, "n%d: the TUN device is deleted", n)
+	d.add(0, func(w *world) { w.hosts[n].removeTUN() }, "n%d: the TUN device is deleted", n)
 }
 
 func (d *drawer) refuse() {
 	n, times := d.host(), 1+d.IntN(6)
-	d.add(0, func(w *World) {
+	d.add(0, func(w *world) {
 		w.hosts[n].excuse()
 		w.hosts[n].kernel.Fail(times)
 		w.hosts[n].kernel.Damage(func(s *tun.HostState) { s.MTU++ })
@@ -360,13 +360,13 @@ func (d *drawer) refuse() {
 
 func (d *drawer) diskFull() {
 	n := d.host()
-	d.add(0, func(w *World) { w.hosts[n].disk.Fail(true) }, "n%d: the disk is full", n)
-	d.add(d.between(2*time.Second, time.Minute), func(w *World) { w.hosts[n].disk.Fail(false) }, "n%d: the disk has room", n)
+	d.add(0, func(w *world) { w.hosts[n].disk.Fail(true) }, "n%d: the disk is full", n)
+	d.add(d.between(2*time.Second, time.Minute), func(w *world) { w.hosts[n].disk.Fail(false) }, "n%d: the disk has room", n)
 }
 
 func (d *drawer) move() {
 	n := 1 + d.IntN(len(d.Hosts)-1) // one seed keeps its address, as one does by name
-	d.add(0, func(w *World) {
+	d.add(0, func(w *world) {
 		h := w.hosts[n]
 		h.moves++
 		h.setAddress(address(n, h.moves))
@@ -377,14 +377,14 @@ func (d *drawer) move() {
 func (d *drawer) seedsDie() {
 	down := d.between(10*time.Second, time.Minute)
 	for n := range 2 {
-		d.add(0, func(w *World) { w.hosts[n].off() }, "n%d, a seed: kill -9", n)
-		d.add(down, func(w *World) { w.hosts[n].again() }, "n%d starts again", n)
+		d.add(0, func(w *world) { w.hosts[n].off() }, "n%d, a seed: kill -9", n)
+		d.add(down, func(w *world) { w.hosts[n].again() }, "n%d starts again", n)
 	}
 }
 
 // twoSides lets two hosts join on the two sides of a partition, each by a seed.
 func (d *drawer) twoSides() {
-	if d.next < 2 || d.next+1 >= len(d.Hosts) || d.Hosts[d.next+1].Admitted == ByNobody {
+	if d.next < 2 || d.next+1 >= len(d.Hosts) || d.Hosts[d.next+1].Admitted == byNobody {
 		return
 	}
 	a, b := []int{0, d.next}, []int{1, d.next + 1}
@@ -410,20 +410,20 @@ func (d *drawer) twoSides() {
 func (d *drawer) controlPlaneCut() {
 	d.at = d.End
 	length := d.between(time.Minute, 3*time.Minute)
-	d.add(0, func(w *World) {
+	d.add(0, func(w *world) {
 		w.heal()
-		if _, err := w.Settle(w.Bound()); err != nil {
+		if _, err := w.settle(w.bound()); err != nil {
 			w.violate("heal", "%v", err)
 			return
 		}
 		w.say("", "nothing of gossip gets through for %s", length)
 		w.silence = true
 		w.rewire()
-		for end := time.Now().Add(length); time.Now().Before(end) && !w.Failed(); {
+		for end := time.Now().Add(length); time.Now().Before(end) && !w.failed(); {
 			if lost := w.unreached(w.members()); lost != "" {
 				w.violate("I5", "gossip is silent, and %s", lost)
 			}
-			w.Pass(10 * time.Second)
+			w.pass(10 * time.Second)
 		}
 	}, "all faults end, and then gossip is cut")
 }

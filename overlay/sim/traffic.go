@@ -18,7 +18,7 @@ const echo = 7
 
 // trip is a packet that should arrive.
 type trip struct {
-	from, to *Host
+	from, to *host
 	dst      netip.Addr
 	arrived  bool
 }
@@ -28,7 +28,7 @@ const repairIn = 2 * time.Second
 
 // route sends a packet as the kernel of the host does. Without a source it takes
 // the one of the route.
-func (h *Host) route(p tunneltest.Inner) {
+func (h *host) route(p tunneltest.Inner) {
 	r, ours := h.kernel.Route(p.Dst.Addr())
 	h.mu.Lock()
 	e, exposed := h.engine, h.guarded && time.Since(h.hurt) > repairIn
@@ -48,16 +48,16 @@ func (h *Host) route(p tunneltest.Inner) {
 	e.Send(p)
 }
 
-func (w *World) inMesh(a netip.Addr) bool {
+func (w *world) inMesh(a netip.Addr) bool {
 	return slices.ContainsFunc(w.mesh.Charter.Ranges(), func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // Deliver implements [tunneltest.Machine]: a packet came out of the TUN device.
 // This is where invariants are judged: by what arrives where.
-func (h *Host) Deliver(from mesh.Key, p tunneltest.Inner) {
+func (h *host) Deliver(from mesh.Key, p tunneltest.Inner) {
 	sender := h.w.truth.holder(from)
 	src, dst := p.Src.Addr(), p.Dst.Addr()
-	if sender.admitted == ByNobody || h.admitted == ByNobody {
+	if sender.admitted == byNobody || h.admitted == byNobody {
 		h.w.violate("I8", "a packet from %s to %s arrived from %s at %s, one of which was never admitted", src, dst, sender, h)
 		return
 	}
@@ -90,7 +90,7 @@ func (h *Host) Deliver(from mesh.Key, p tunneltest.Inner) {
 	}
 }
 
-func (w *World) arrived(at *Host, id uint64) {
+func (w *world) arrived(at *host, id uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if t := w.trips[id]; t != nil && t.to == at {
@@ -99,7 +99,7 @@ func (w *World) arrived(at *Host, id uint64) {
 }
 
 // send sends a packet that counts as arrived when it is at its host.
-func (w *World) send(t *trip) {
+func (w *world) send(t *trip) {
 	w.mu.Lock()
 	w.next++
 	id := w.next
@@ -114,30 +114,30 @@ var nobodyWaits = make([]byte, 8)
 // sample sends a few packets that must not go astray: honest ones to addresses
 // that are somebody's, were somebody's, or are nobody's; one of an insider who
 // lies about its address; one of a host that was never admitted.
-func (w *World) sample() {
-	var up []*Host
+func (w *world) sample() {
+	var up []*host
 	for _, h := range w.hosts {
-		if h.life != nil && h.admitted != ByNobody {
+		if h.life != nil && h.admitted != byNobody {
 			up = append(up, h)
 		}
 	}
 	if len(up) == 0 {
 		return
 	}
-	any := func(hosts []*Host) *Host { return hosts[w.random.IntN(len(hosts))] }
+	any := func(hosts []*host) *host { return hosts[w.random.IntN(len(hosts))] }
 	for range 2 {
 		any(up).route(tunneltest.Inner{Dst: netip.AddrPortFrom(w.someAddress(any(w.hosts)), echo), Payload: nobodyWaits})
 	}
 	w.forge(any(up), any(up), any(w.hosts))
 	for _, h := range w.hosts {
-		if h.life != nil && h.admitted == ByNobody {
+		if h.life != nil && h.admitted == byNobody {
 			w.forge(h, any(up), any(w.hosts))
 		}
 	}
 }
 
 // someAddress gives an address that a host has or had, or that anybody may have.
-func (w *World) someAddress(h *Host) netip.Addr {
+func (w *world) someAddress(h *host) netip.Addr {
 	claims := w.truth.claims(h)
 	switch n := w.random.IntN(4); {
 	case n == 0:
@@ -153,7 +153,7 @@ func (w *World) someAddress(h *Host) netip.Addr {
 }
 
 // forge has a host send a packet in another's name.
-func (w *World) forge(liar, to, as *Host) {
+func (w *world) forge(liar, to, as *host) {
 	liar.mu.Lock()
 	e := liar.engine
 	liar.mu.Unlock()
@@ -173,7 +173,7 @@ func (w *World) forge(liar, to, as *Host) {
 
 // everything is how a host configures its engine that was never admitted: it
 // would take all.
-func everything(c tunnel.Config, h *Host) tunnel.Config {
+func everything(c tunnel.Config, h *host) tunnel.Config {
 	all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
 	c.Own, c.Peers = all, nil
 	for _, o := range h.w.hosts {
@@ -187,7 +187,7 @@ func everything(c tunnel.Config, h *Host) tunnel.Config {
 // unreached tries all pairs of hosts, by control address and by lease, and says
 // which do not reach each other; empty: all do. What the weather may have eaten
 // is tried again.
-func (w *World) unreached(hosts []*Host) string {
+func (w *world) unreached(hosts []*host) string {
 	var open []*trip
 	for _, a := range hosts {
 		for _, b := range hosts {
@@ -210,7 +210,7 @@ func (w *World) unreached(hosts []*Host) string {
 		for _, t := range open {
 			w.send(t)
 		}
-		w.Pass(w.sky.Latency + w.sky.Jitter + time.Millisecond)
+		w.pass(w.sky.Latency + w.sky.Jitter + time.Millisecond)
 		w.mu.Lock()
 		clear(w.trips)
 		open = slices.DeleteFunc(open, func(t *trip) bool { return t.arrived })

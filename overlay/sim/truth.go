@@ -15,12 +15,12 @@ import (
 // truth is what really is: what every node has signed and saved, written down
 // where it happens. Invariants are judged by it, not by any node's tables.
 type truth struct {
-	w *World
+	w *world
 
 	mu      sync.Mutex // guards all below
-	byKey   map[mesh.Key]*Host
-	byCert  map[trust.Hash]*Host
-	past    map[*Host]*past
+	byKey   map[mesh.Key]*host
+	byCert  map[trust.Hash]*host
+	past    map[*host]*past
 	records map[string]*trust.Record // parsed; nil: not a record
 }
 
@@ -36,18 +36,18 @@ type past struct {
 // claim is a lease as a node has signed it.
 type claim struct {
 	mesh.Lease
-	owner *Host
+	owner *host
 	cert  *trust.Certificate
 	until time.Time // zero: it stands
 }
 
-func newTruth(w *World) *truth {
+func newTruth(w *world) *truth {
 	return &truth{
-		w: w, byKey: map[mesh.Key]*Host{}, byCert: map[trust.Hash]*Host{}, past: map[*Host]*past{}, records: map[string]*trust.Record{},
+		w: w, byKey: map[mesh.Key]*host{}, byCert: map[trust.Hash]*host{}, past: map[*host]*past{}, records: map[string]*trust.Record{},
 	}
 }
 
-func (t *truth) join(h *Host, raw []byte) {
+func (t *truth) join(h *host, raw []byte) {
 	cert, err := trust.ParseCertificate(raw, t.w.mesh.Charter.CA)
 	if err != nil {
 		t.w.t.Fatal(err)
@@ -58,7 +58,7 @@ func (t *truth) join(h *Host, raw []byte) {
 	t.past[h] = &past{cert: cert, saved: map[netip.Prefix]bool{}}
 }
 
-func (t *truth) save(h *Host, s member.State) {
+func (t *truth) save(h *host, s member.State) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p := t.past[h]
@@ -81,7 +81,7 @@ func (t *truth) parseLocked(raw []byte) *trust.Record {
 }
 
 // signed takes note of what a node says of itself.
-func (t *truth) signed(h *Host, raw []byte) {
+func (t *truth) signed(h *host, raw []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r := t.parseLocked(raw)
@@ -153,7 +153,7 @@ func (c *claim) since() int64 { return max(c.Since.Unix(), c.cert.Admitted.Unix(
 
 // heard looks at what reaches a node: nothing may be said before what it rests
 // on is saved.
-func (t *truth) heard(by *Host, raw []byte) {
+func (t *truth) heard(by *host, raw []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r := t.parseLocked(raw)
@@ -183,8 +183,8 @@ const lag = time.Second
 
 // owns tells whether a node is, or was a moment ago, the signed owner of an
 // address; ever, whether it was at any time.
-func (t *truth) owns(h *Host, a netip.Addr) (now, ever bool) {
-	if h.admitted == ByNobody {
+func (t *truth) owns(h *host, a netip.Addr) (now, ever bool) {
+	if h.admitted == byNobody {
 		return false, false
 	}
 	if a == t.w.controlOf(h.id) {
@@ -209,7 +209,7 @@ func (t *truth) owns(h *Host, a netip.Addr) (now, ever bool) {
 }
 
 // claims lists what a node has claimed, in order.
-func (t *truth) claims(h *Host) []claim {
+func (t *truth) claims(h *host) []claim {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if p := t.past[h]; p != nil {
@@ -219,14 +219,14 @@ func (t *truth) claims(h *Host) []claim {
 }
 
 // holder finds who has a tunnel key.
-func (t *truth) holder(k mesh.Key) *Host {
+func (t *truth) holder(k mesh.Key) *host {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.byKey[k]
 }
 
 // applied looks at a table of the data plane: no two prefixes overlap.
-func (t *truth) applied(h *Host, c tunnel.Config) {
+func (t *truth) applied(h *host, c tunnel.Config) {
 	type entry struct {
 		netip.Prefix
 		whose mesh.NodeID

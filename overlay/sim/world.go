@@ -1,7 +1,7 @@
 // Package sim runs whole nodes in virtual time: real membership, real gossip,
 // real decisions, over a network, kernels and tunnel engines in memory.
 //
-//	Draw(seed) ──► Schedule ──► World.Play ──► World.Settle
+//	draw(seed) ──► schedule ──► world.play ──► world.settle
 //	 (pure)        faults,        │  faults as      └─ all is well again, in time
 //	               in order       │  they are due
 //	                              └─ every packet, record and configuration is
@@ -12,7 +12,7 @@
 // same faults at the same times. The order of goroutines, and what memberlist
 // draws, are not ours, so a rare failure may take some replays.
 //
-// A World lives inside a [Bubble].
+// A world lives inside a bubble.
 package sim
 
 import (
@@ -39,22 +39,22 @@ const (
 	gossipPort = 51881
 )
 
-// World is a mesh with everything around it.
-type World struct {
+// world is a mesh with everything around it.
+type world struct {
 	// fixed at construction
 	t      *testing.T
 	begin  time.Time
 	mesh   *meshtest.Mesh
-	tokens map[Admitted]*trust.Token
+	tokens map[admission]*trust.Token
 	net    *meshtest.Network
 	fabric *tunneltest.Fabric
-	hosts  []*Host
+	hosts  []*host
 	truth  *truth
 
 	// owned by the test's goroutine
 	random  *rand.Rand
 	cut     map[[2]int]bool // from host, to host
-	sky     Weather
+	sky     weather
 	silence bool // gossip does not get through, packets do
 
 	mu    sync.Mutex // guards all below
@@ -71,27 +71,27 @@ type line struct {
 	text string
 }
 
-// Bubble runs a test in virtual time, with keys and serials drawn from the seed.
-func Bubble(t *testing.T, seed uint64, test func(*testing.T)) {
+// bubble runs a test in virtual time, with keys and serials drawn from the seed.
+func bubble(t *testing.T, seed uint64, test func(*testing.T)) {
 	t.Helper()
 	cryptotest.SetGlobalRandom(t, seed) // out here, since in a bubble it would end before the goroutines do
 	meshtest.Bubble(t, test)
 }
 
-// New makes the world of a schedule; nobody runs yet.
-func New(t *testing.T, s *Schedule) *World {
+// newWorld makes the world of a schedule; nobody runs yet.
+func newWorld(t *testing.T, s *schedule) *world {
 	t.Helper()
-	w := &World{
+	w := &world{
 		t: t, begin: time.Now(), mesh: meshtest.NewMesh(t, s.Network), net: meshtest.NewNetwork(s.Seed),
 		random: rand.New(rand.NewPCG(s.Seed, 1)), cut: map[[2]int]bool{}, trips: map[uint64]*trip{},
 	}
 	w.fabric = tunneltest.NewFabric(w.net)
 	w.truth = newTruth(w)
-	w.tokens = map[Admitted]*trust.Token{
-		ByToken:   w.mesh.Token(t, nil),
-		ByAnother: w.mesh.Token(t, nil),
-		ByPin:     w.mesh.Token(t, func(c *trust.Credential) { c.Rights.Pins = s.Network.Slot(s.Pin)[:1] }),
-		ByNobody: w.mesh.Token(t, func(c *trust.Credential) {
+	w.tokens = map[admission]*trust.Token{
+		byToken:   w.mesh.Token(t, nil),
+		byAnother: w.mesh.Token(t, nil),
+		byPin:     w.mesh.Token(t, func(c *trust.Credential) { c.Rights.Pins = s.Network.Slot(s.Pin)[:1] }),
+		byNobody: w.mesh.Token(t, func(c *trust.Credential) {
 			c.NotBefore, c.NotAfter = w.begin.Add(-3*time.Hour), w.begin.Add(-time.Hour)
 		}),
 	}
@@ -103,23 +103,23 @@ func New(t *testing.T, s *Schedule) *World {
 	return w
 }
 
-// Failed tells whether something was seen that must never be.
-func (w *World) Failed() bool {
+// failed tells whether something was seen that must never be.
+func (w *world) failed() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return len(w.wrong) > 0
 }
 
-// Violations lists what was seen that must never be.
-func (w *World) Violations() []string {
+// violations lists what was seen that must never be.
+func (w *world) violations() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return append([]string(nil), w.wrong...)
 }
 
-// Tell writes the story so far: the faults, or with all everything that a node
+// tell writes the story so far: the faults, or with all everything that a node
 // has logged too.
-func (w *World) Tell(out io.Writer, all bool) {
+func (w *world) tell(out io.Writer, all bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, l := range w.story {
@@ -132,7 +132,7 @@ func (w *World) Tell(out io.Writer, all bool) {
 }
 
 // say adds to the story; who is empty for what happens to the world.
-func (w *World) say(who, format string, args ...any) {
+func (w *world) say(who, format string, args ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.story = append(w.story, line{time.Since(w.begin), who, fmt.Sprintf(format, args...)})
@@ -142,7 +142,7 @@ func (w *World) say(who, format string, args ...any) {
 const maxWrong = 8
 
 // violate notes what must never be.
-func (w *World) violate(invariant, format string, args ...any) {
+func (w *world) violate(invariant, format string, args ...any) {
 	text := fmt.Sprintf("%s: %s", invariant, fmt.Sprintf(format, args...))
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -153,18 +153,18 @@ func (w *World) violate(invariant, format string, args ...any) {
 	}
 }
 
-// Weather is how the underlay treats packets.
-type Weather struct {
+// weather is how the underlay treats packets.
+type weather struct {
 	Latency, Jitter time.Duration
 	Loss, Duplicate float64
 }
 
-func (x Weather) String() string {
+func (x weather) String() string {
 	return fmt.Sprintf("latency %s to %s, %.0f %% lost, %.0f %% twice",
 		x.Latency.Round(time.Millisecond), (x.Latency + x.Jitter).Round(time.Millisecond), 100*x.Loss, 100*x.Duplicate)
 }
 
-func (w *World) weather(x Weather) {
+func (w *world) weather(x weather) {
 	w.sky = x
 	w.net.SetLatency(x.Latency)
 	w.net.SetJitter(x.Jitter)
@@ -173,7 +173,7 @@ func (w *World) weather(x Weather) {
 }
 
 // rewire makes the underlay as cut, silence and the hosts' addresses say.
-func (w *World) rewire() {
+func (w *world) rewire() {
 	where := map[netip.Addr]int{}
 	for _, h := range w.hosts {
 		for _, a := range h.Addresses() {
@@ -219,6 +219,6 @@ func address(host, n int) netip.Addr {
 }
 
 // controlOf is a node's control address.
-func (w *World) controlOf(id mesh.NodeID) netip.Addr {
+func (w *world) controlOf(id mesh.NodeID) netip.Addr {
 	return mesh.ControlAddr(w.mesh.Charter.ID(), id)
 }

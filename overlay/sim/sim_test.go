@@ -1,4 +1,4 @@
-package overlay_test
+package sim
 
 import (
 	"flag"
@@ -6,15 +6,12 @@ import (
 	"slices"
 	"testing"
 	"time"
-
-	"meshd/overlay/sim"
 )
 
 var (
 	simSeed  = flag.Uint64("sim.seed", 0, "the one schedule to play")
 	simFrom  = flag.Uint64("sim.from", 1, "the first of the schedules to play")
 	simSeeds = flag.Int("sim.seeds", 0, "how many to play; 0: as many as fit in the time")
-	simOn    = flag.Bool("sim.on", false, "go on after a failure")
 	simTime  = flag.Duration("sim.time", 40*time.Second, "for how long to play, without -sim.seeds")
 )
 
@@ -22,15 +19,15 @@ var (
 // again in time.
 func playSchedule(t *testing.T, seed uint64, verbose bool) (took time.Duration) {
 	t.Helper()
-	sim.Bubble(t, seed, func(t *testing.T) {
-		s := sim.Draw(seed)
-		w := sim.New(t, s)
-		w.Play(s)
+	bubble(t, seed, func(t *testing.T) {
+		s := draw(seed)
+		w := newWorld(t, s)
+		w.play(s)
 		var err error
-		if took, err = w.Settle(w.Bound()); err == nil {
-			err = w.Quiet(15 * time.Second)
+		if took, err = w.settle(w.bound()); err == nil {
+			err = w.quiet(15 * time.Second)
 		}
-		if err != nil && !w.Failed() {
+		if err != nil && !w.failed() {
 			t.Error(err)
 		}
 		tell(t, w, fmt.Sprintf("-run 'TestSim$' -sim.seed=%d", seed), verbose)
@@ -39,20 +36,20 @@ func playSchedule(t *testing.T, seed uint64, verbose bool) (took time.Duration) 
 }
 
 // tell fails the test for what must never be, and tells the story of a failure.
-func tell(t *testing.T, w *sim.World, replay string, verbose bool) {
+func tell(t *testing.T, w *world, replay string, verbose bool) {
 	t.Helper()
-	for _, v := range w.Violations() {
+	for _, v := range w.violations() {
 		t.Error(v)
 	}
 	if t.Failed() || verbose {
-		w.Tell(t.Output(), true) // all of it: a replay may go well
+		w.tell(t.Output(), true) // all of it: a replay may go well
 	}
 	if t.Failed() {
-		fmt.Fprintf(t.Output(), "replay: go test ./overlay %s -v    if it goes well: -count=20\n", replay)
+		fmt.Fprintf(t.Output(), "replay: go test ./overlay/sim %s -v    if it goes well: -count=20\n", replay)
 	}
 }
 
-// Whole nodes survive whatever a seed draws; see package sim.
+// Whole nodes survive whatever a seed draws.
 func TestSim(t *testing.T) {
 	if *simSeed != 0 {
 		playSchedule(t, *simSeed, testing.Verbose())
@@ -68,15 +65,15 @@ const wishers = 20
 // their own, and nobody is ready with one that it then loses.
 func TestSameFirstWish(t *testing.T) {
 	runs(t, "meshes", *simTime/4, func(t *testing.T, seed uint64) (took time.Duration) {
-		sim.Bubble(t, seed, func(t *testing.T) {
-			s := sim.DrawWishers(seed, wishers)
-			w := sim.New(t, s)
-			w.Start()
+		bubble(t, seed, func(t *testing.T) {
+			s := drawWishers(seed, wishers)
+			w := newWorld(t, s)
+			w.start()
 			var err error
-			if took, err = w.Settle(10 * time.Second); err == nil {
-				err = w.ReadyOnce()
+			if took, err = w.settle(10 * time.Second); err == nil {
+				err = w.readyOnce()
 			}
-			if err != nil && !w.Failed() {
+			if err != nil && !w.failed() {
 				t.Error(err)
 			}
 			tell(t, w, fmt.Sprintf("-run 'TestSameFirstWish$' -sim.from=%d -sim.seeds=1", seed), false)
@@ -88,7 +85,7 @@ func TestSameFirstWish(t *testing.T) {
 // A seed decides everything that is ours to decide.
 func TestScheduleIsOfItsSeed(t *testing.T) {
 	text := func(seed uint64) string {
-		s := sim.Draw(seed)
+		s := draw(seed)
 		out := fmt.Sprint(s.Hosts, s.Weather, s.Pin, s.End)
 		for _, step := range s.Steps {
 			out += fmt.Sprintln(step.At, step.Text)
@@ -116,7 +113,7 @@ func runs(t *testing.T, what string, limit time.Duration, play func(*testing.T, 
 			break
 		}
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { took = append(took, play(t, seed)) })
-		if t.Failed() && !*simOn {
+		if t.Failed() {
 			break
 		}
 		if *simSeeds > 0 && time.Since(told) > 5*time.Second {
