@@ -90,7 +90,7 @@ func capture(t *testing.T, c *cluster.Cluster, do func()) (frames [][]byte) {
 	t.Helper()
 	var all []*lab.Capture
 	for _, n := range c.Nodes {
-		one, err := c.Lab.Capture(n.Host)
+		one, err := n.Host.Capture()
 		must(t, err)
 		all = append(all, one)
 	}

@@ -180,7 +180,7 @@ func checkNotAdmitted(t *testing.T, c *cluster.Cluster, alpha, beta, kept *clust
 // captureAt records what passes the port of one node while do runs.
 func captureAt(t *testing.T, in *cluster.Cluster, n *cluster.Node, do func()) [][]byte {
 	t.Helper()
-	c, err := in.Lab.Capture(n.Host)
+	c, err := n.Host.Capture()
 	must(t, err)
 	do()
 	must(t, c.Stop())

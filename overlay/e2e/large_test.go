@@ -285,7 +285,7 @@ func (l *large) idle(ctx context.Context, rest time.Duration) {
 	wait(ctx, min(rest, 40*time.Second))
 	meters := make([]*lab.Meter, len(l.Nodes))
 	for i, n := range l.Nodes {
-		m, err := l.Lab.Meter(n.Host, gossipPort, tunnelPort)
+		m, err := n.Host.Meter(gossipPort, tunnelPort)
 		must(t, err)
 		defer m.Stop()
 		meters[i] = m

@@ -3,7 +3,6 @@
 package cluster
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -214,22 +212,4 @@ func (n *Node) Addresses(ctx context.Context) ([]netip.Addr, error) {
 		return nil, fmt.Errorf("look up addresses of %s: it has none, state %s", n.Name, d.State)
 	}
 	return out, nil
-}
-
-// RSS is the resident memory of the daemon, in bytes.
-func (n *Node) RSS() (int, error) {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", n.Process().Pid()))
-	if err != nil {
-		return 0, fmt.Errorf("read memory of %s: %w", n.Name, err)
-	}
-	for line := range bytes.Lines(raw) {
-		if value, ok := bytes.CutPrefix(line, []byte("VmRSS:")); ok {
-			kib, err := strconv.Atoi(string(bytes.TrimSpace(bytes.TrimSuffix(bytes.TrimSpace(value), []byte("kB")))))
-			if err != nil {
-				return 0, fmt.Errorf("read memory of %s: %w", n.Name, err)
-			}
-			return kib << 10, nil
-		}
-	}
-	return 0, fmt.Errorf("read memory of %s: its daemon has ended", n.Name)
 }

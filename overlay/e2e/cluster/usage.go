@@ -59,35 +59,35 @@ func (n *Node) Metrics(ctx context.Context, address string, names ...string) (ma
 			return n.Host.Dial(ctx, network, address)
 		},
 	}}
-	fail := func(err error) (map[string]float64, error) {
-		return nil, fmt.Errorf("read metrics of %s: %w", n.Name, err)
+	fail := func(err error) error {
+		return fmt.Errorf("read metrics of %s: %w", n.Name, err)
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/metrics", nil)
 	if err != nil {
-		return fail(err)
+		return nil, fail(err)
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return fail(err)
+		return nil, fail(err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return fail(err)
+		return nil, fail(err)
 	}
 	out := map[string]float64{}
 	for line := range bytes.Lines(body) {
 		for _, name := range names {
 			if value, ok := bytes.CutPrefix(line, []byte(name+" ")); ok {
 				if out[name], err = strconv.ParseFloat(string(bytes.TrimSpace(value)), 64); err != nil {
-					return fail(err)
+					return nil, fail(err)
 				}
 			}
 		}
 	}
 	for _, name := range names {
 		if _, ok := out[name]; !ok {
-			return fail(fmt.Errorf("there is no %s", name))
+			return nil, fail(fmt.Errorf("there is no %s", name))
 		}
 	}
 	return out, nil

@@ -218,11 +218,11 @@ func (s *stage) load(ctx context.Context, d time.Duration) error {
 	}
 	s.print(fmt.Sprintf("%s -> %s   %.0f Mbit/s (both ends on this machine)", from.Name, to.Name, bits/1e6))
 	for _, n := range s.Nodes {
-		rss, err := n.RSS()
+		u, err := n.Usage()
 		if err != nil {
 			return err
 		}
-		s.print(fmt.Sprintf("memory of meshd on %-5s  %.1f MB", n.Name, float64(rss)/1e6))
+		s.print(fmt.Sprintf("memory of meshd on %-5s  %.1f MB", n.Name, float64(u.RSS)/1e6))
 	}
 	return nil
 }

@@ -4,7 +4,6 @@ package lab
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -12,7 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -35,37 +33,14 @@ type Capture struct {
 }
 
 // Capture begins to record the host's traffic. Call Stop.
-func (l *Lab) Capture(h *Host) (*Capture, error) {
-	c := &Capture{done: make(chan struct{})}
-	err := l.sw.Do(func() error {
-		port, err := netlink.LinkByName(h.port)
-		if err != nil {
-			return err
-		}
-		// Protocol 0 receives nothing: it begins with the bind.
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-		if err != nil {
-			return err
-		}
-		c.file = os.NewFile(uintptr(fd), "capture")
-		return errors.Join(
-			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, captureBuffer),
-			unix.Bind(fd, &unix.SockaddrLinklayer{
-				Protocol: networkOrder(unix.ETH_P_ALL), Ifindex: port.Attrs().Index,
-			}))
-	})
+func (h *Host) Capture() (*Capture, error) {
+	file, err := h.tap(captureBuffer)
 	if err != nil {
-		if c.file != nil {
-			c.file.Close()
-		}
 		return nil, fmt.Errorf("capture at %s: %w", h.Name, err)
 	}
+	c := &Capture{file: file, done: make(chan struct{})}
 	go c.run()
 	return c, nil
-}
-
-func networkOrder(v uint16) uint16 {
-	return binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, v))
 }
 
 func (c *Capture) run() {
@@ -140,14 +115,4 @@ func (c *Capture) Frames() [][]byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Clip(c.frames)
-}
-
-// Contains tells whether a frame has the marker in it.
-func (c *Capture) Contains(marker []byte) bool {
-	for _, f := range c.Frames() {
-		if bytes.Contains(f, marker) {
-			return true
-		}
-	}
-	return false
 }

@@ -154,12 +154,6 @@ func (h *Host) LinkDown() error { return h.onPort(netlink.LinkSetDown) }
 // LinkUp plugs the cable in again.
 func (h *Host) LinkUp() error { return h.onPort(netlink.LinkSetUp) }
 
-// SetMTU sets the MTU of the host's network card, and of the switch behind it.
-func (h *Host) SetMTU(mtu int) error {
-	set := func(l netlink.Link) error { return netlink.LinkSetMTU(l, mtu) }
-	return errors.Join(h.onPort(set), h.onNIC(set))
-}
-
 // onPort runs fn with the host's port, in the switch's network.
 func (h *Host) onPort(fn func(netlink.Link) error) error {
 	return h.lab.sw.Do(func() error {

@@ -241,44 +241,6 @@ func (l *Lab) Host(name string) *Host {
 	panic("lab has no host " + name)
 }
 
-// nowhere is a hardware address that nobody has.
-var nowhere = net.HardwareAddr{0x02, 0, 0, 0xde, 0xad, 0}
-
-// Cut has everything that two hosts send each other on the switch get lost,
-// silently, until [Lab.Heal]. It holds for the addresses that they have now.
-func (l *Lab) Cut(a, b *Host) error {
-	return l.neighbours(a, b, func(n *netlink.Neigh) error {
-		n.State, n.HardwareAddr = netlink.NUD_PERMANENT, nowhere
-		return netlink.NeighSet(n)
-	})
-}
-
-// Heal undoes [Lab.Cut].
-func (l *Lab) Heal(a, b *Host) error { return l.neighbours(a, b, netlink.NeighDel) }
-
-func (l *Lab) neighbours(a, b *Host, change func(*netlink.Neigh) error) error {
-	one := func(at, of *Host) error {
-		addrs, err := of.addresses()
-		if err != nil {
-			return err
-		}
-		return at.Do(func() error {
-			eth, err := netlink.LinkByName(nic)
-			if err != nil {
-				return err
-			}
-			for _, p := range addrs {
-				n := &netlink.Neigh{LinkIndex: eth.Attrs().Index, IP: p.Addr().AsSlice()}
-				if err := change(n); err != nil {
-					return fmt.Errorf("change neighbour %s of %s: %w", p.Addr(), at.Name, err)
-				}
-			}
-			return nil
-		})
-	}
-	return errors.Join(one(a, b), one(b, a))
-}
-
 // Close kills the programs that run in the hosts, waits for their end, and
 // removes hosts and switch. Its error names programs that others started in a
 // host and left there; they are killed too. Further calls do nothing.

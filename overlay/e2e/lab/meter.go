@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,30 +24,14 @@ type Meter struct {
 }
 
 // Meter begins to count the host's traffic by the given ports. Call Stop.
-func (l *Lab) Meter(h *Host, ports ...uint16) (*Meter, error) {
-	m := &Meter{ports: map[uint16]*atomic.Uint64{}}
+func (h *Host) Meter(ports ...uint16) (*Meter, error) {
+	fd, err := h.tap(0)
+	if err != nil {
+		return nil, fmt.Errorf("meter at %s: %w", h.Name, err)
+	}
+	m := &Meter{fd: fd, ports: map[uint16]*atomic.Uint64{}}
 	for _, p := range ports {
 		m.ports[p] = new(atomic.Uint64)
-	}
-	err := l.sw.Do(func() error {
-		port, err := netlink.LinkByName(h.port)
-		if err != nil {
-			return err
-		}
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-		if err != nil {
-			return err
-		}
-		m.fd = os.NewFile(uintptr(fd), "meter")
-		return unix.Bind(fd, &unix.SockaddrLinklayer{
-			Protocol: networkOrder(unix.ETH_P_ALL), Ifindex: port.Attrs().Index,
-		})
-	})
-	if err != nil {
-		if m.fd != nil {
-			m.fd.Close()
-		}
-		return nil, fmt.Errorf("meter at %s: %w", h.Name, err)
 	}
 	m.done.Go(m.run)
 	return m, nil

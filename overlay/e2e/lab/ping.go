@@ -30,11 +30,23 @@ func (h *Host) Await(ctx context.Context, to netip.Addr) (time.Duration, error) 
 	return time.Since(start), err
 }
 
-// The ICMP types (RFC 792, RFC 4443).
-const (
-	echoRequest4, echoReply4 = 8, 0
-	echoRequest6, echoReply6 = 128, 129
+// family is how ICMP echo works for one family of addresses.
+type family struct {
+	network        string // for net.ListenPacket
+	request, reply byte   // types of messages (RFC 792, RFC 4443)
+}
+
+var (
+	icmp4 = family{"ip4:icmp", 8, 0}
+	icmp6 = family{"ip6:ipv6-icmp", 128, 129}
 )
+
+func familyOf(a netip.Addr) family {
+	if a.Is6() {
+		return icmp6
+	}
+	return icmp4
+}
 
 // echo sends a request, and another one after each interval unless that is
 // zero, until a reply comes or ctx is done.
@@ -42,11 +54,8 @@ func (h *Host) echo(ctx context.Context, to netip.Addr, every time.Duration) (ti
 	fail := func(err error) (time.Duration, error) {
 		return 0, fmt.Errorf("ping %s from %s: %w", to, h.Name, err)
 	}
-	network, request, reply := "ip4:icmp", byte(echoRequest4), byte(echoReply4)
-	if to.Is6() {
-		network, request, reply = "ip6:ipv6-icmp", echoRequest6, echoReply6
-	}
-	c, err := h.ListenPacket(ctx, network, "")
+	f := familyOf(to)
+	c, err := h.ListenPacket(ctx, f.network, "")
 	if err != nil {
 		return fail(err)
 	}
@@ -60,7 +69,7 @@ func (h *Host) echo(ctx context.Context, to netip.Addr, every time.Duration) (ti
 	buf := make([]byte, 1500)
 	for {
 		sent = append(sent, time.Now()) // before: the reply may be there when WriteTo returns
-		_, sendErr = c.WriteTo(echoMessage(request, id, len(sent)-1), &net.IPAddr{IP: to.AsSlice()})
+		_, sendErr = c.WriteTo(echoMessage(f.request, id, len(sent)-1), &net.IPAddr{IP: to.AsSlice()})
 		if sendErr != nil && every == 0 {
 			return fail(sendErr)
 		}
@@ -78,7 +87,7 @@ func (h *Host) echo(ctx context.Context, to netip.Addr, every time.Duration) (ti
 			if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 				return fail(err)
 			}
-			if seq, ok := echoSeq(buf[:n], reply, id); ok && seq < len(sent) {
+			if seq, ok := echoSeq(buf[:n], f.reply, id); ok && seq < len(sent) {
 				return time.Since(sent[seq]), nil
 			}
 		}

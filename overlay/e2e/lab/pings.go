@@ -17,14 +17,14 @@ import (
 // traffic did not get through.
 type Pings struct {
 	// fixed at construction
-	conn           net.PacketConn
-	from           string
-	to             netip.Addr
-	id             uint64
-	request, reply byte
-	every          time.Duration
-	stop           context.CancelFunc
-	tasks          sync.WaitGroup
+	conn   net.PacketConn
+	from   string
+	to     netip.Addr
+	family family
+	id     uint64
+	every  time.Duration
+	stop   context.CancelFunc
+	tasks  sync.WaitGroup
 
 	mu       sync.Mutex
 	sent     []time.Time // guarded by mu
@@ -33,14 +33,10 @@ type Pings struct {
 
 // Pings begins to send from the host. Call [Pings.Stop].
 func (h *Host) Pings(ctx context.Context, to netip.Addr, every time.Duration) (*Pings, error) {
-	p := &Pings{from: h.Name, to: to, id: rand.Uint64(), request: echoRequest4, reply: echoReply4, every: every}
-	network := "ip4:icmp"
-	if to.Is6() {
-		network, p.request, p.reply = "ip6:ipv6-icmp", echoRequest6, echoReply6
-	}
+	p := &Pings{from: h.Name, to: to, family: familyOf(to), id: rand.Uint64(), every: every}
 	ctx, p.stop = context.WithCancel(ctx)
 	var err error
-	if p.conn, err = h.ListenPacket(ctx, network, ""); err != nil {
+	if p.conn, err = h.ListenPacket(ctx, p.family.network, ""); err != nil {
 		return nil, fmt.Errorf("ping %s from %s: %w", to, h.Name, err)
 	}
 	p.tasks.Go(func() { p.send(ctx) })
@@ -62,7 +58,7 @@ func (p *Pings) send(ctx context.Context) {
 		p.sent, p.answered = append(p.sent, time.Now()), append(p.answered, false)
 		p.mu.Unlock()
 		// One that cannot be sent is one without an answer.
-		_, _ = p.conn.WriteTo(echoMessage(p.request, p.id, seq), &net.IPAddr{IP: p.to.AsSlice()})
+		_, _ = p.conn.WriteTo(echoMessage(p.family.request, p.id, seq), &net.IPAddr{IP: p.to.AsSlice()})
 	}
 }
 
@@ -73,7 +69,7 @@ func (p *Pings) receive() {
 		if err != nil {
 			return
 		}
-		if seq, ok := echoSeq(buf[:n], p.reply, p.id); ok {
+		if seq, ok := echoSeq(buf[:n], p.family.reply, p.id); ok {
 			p.mu.Lock()
 			if seq < len(p.answered) {
 				p.answered[seq] = true

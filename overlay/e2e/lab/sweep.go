@@ -54,13 +54,10 @@ func (h *Host) Sweep(ctx context.Context, to []netip.Addr, heard func(netip.Addr
 
 // sweep is Sweep in one family.
 func (h *Host) sweep(ctx context.Context, to []netip.Addr, heard func(netip.Addr)) error {
-	network, request, reply := "ip4:icmp", byte(echoRequest4), byte(echoReply4)
-	if to[0].Is6() {
-		network, request, reply = "ip6:ipv6-icmp", echoRequest6, echoReply6
-	}
-	c, err := h.ListenPacket(ctx, network, "")
+	f := familyOf(to[0])
+	c, err := h.ListenPacket(ctx, f.network, "")
 	if err == nil {
-		err = onlyReplies(c.(*net.IPConn), to[0].Is6())
+		err = onlyReplies(c.(*net.IPConn), f)
 	}
 	if err != nil {
 		return fmt.Errorf("sweep from %s: %w", h.Name, err)
@@ -81,7 +78,7 @@ func (h *Host) sweep(ctx context.Context, to []netip.Addr, heard func(netip.Addr
 			if err != nil {
 				return
 			}
-			if _, ok := echoSeq(buf[:n], reply, id); !ok {
+			if _, ok := echoSeq(buf[:n], f.reply, id); !ok {
 				continue
 			}
 			a, _ := netip.AddrFromSlice(from.(*net.IPAddr).IP)
@@ -108,7 +105,7 @@ func (h *Host) sweep(ctx context.Context, to []netip.Addr, heard func(netip.Addr
 		left := slices.Collect(maps.Keys(silent))
 		mu.Unlock()
 		for _, a := range left {
-			_, sendErr = c.WriteTo(echoMessage(request, id, seq), &net.IPAddr{IP: a.AsSlice()})
+			_, sendErr = c.WriteTo(echoMessage(f.request, id, seq), &net.IPAddr{IP: a.AsSlice()})
 		}
 		select {
 		case <-all:
@@ -130,23 +127,23 @@ const icmpFilter = 1
 
 // onlyReplies keeps from a socket all that is not an echo reply: where everybody
 // asks everybody it would else get as many requests.
-func onlyReplies(c syscall.Conn, six bool) error {
+func onlyReplies(c syscall.Conn, f family) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var setErr error
 	err = raw.Control(func(fd uintptr) {
-		if !six {
-			setErr = unix.SetsockoptInt(int(fd), unix.SOL_RAW, icmpFilter, ^(1 << echoReply4))
+		if f == icmp4 {
+			setErr = unix.SetsockoptInt(int(fd), unix.SOL_RAW, icmpFilter, ^(1 << int(f.reply)))
 			return
 		}
-		var f unix.ICMPv6Filter
-		for i := range f.Data {
-			f.Data[i] = ^uint32(0)
+		var filter unix.ICMPv6Filter
+		for i := range filter.Data {
+			filter.Data[i] = ^uint32(0)
 		}
-		f.Data[echoReply6/32] &^= 1 << (echoReply6 % 32)
-		setErr = unix.SetsockoptICMPv6Filter(int(fd), unix.IPPROTO_ICMPV6, unix.ICMPV6_FILTER, &f)
+		filter.Data[f.reply/32] &^= 1 << (f.reply % 32)
+		setErr = unix.SetsockoptICMPv6Filter(int(fd), unix.IPPROTO_ICMPV6, unix.ICMPV6_FILTER, &filter)
 	})
 	return errors.Join(err, setErr)
 }
