@@ -32,7 +32,7 @@ type Host interface {
 // Timers.
 const (
 	firstRetry = 100 * time.Millisecond
-	lastRetry  = 5 * time.Second
+	lastRetry  = 2 * time.Second // what stood in the way may be gone any moment
 	// again is when everything is applied even if nothing called for it: an event
 	// may have been lost.
 	again = 30 * time.Second
