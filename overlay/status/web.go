@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // web is the HTTP listener, whose address may change while it serves.
@@ -65,10 +66,7 @@ func (w *web) move(ctx context.Context, address string) (net.Listener, error) {
 		return next, nil
 	}
 	old, errOld := listenTCP(ctx, w.address)
-	w.replace(old) // nil if somebody was quicker
-	if errOld != nil {
-		w.address = ""
-	}
+	w.replace(old) // nil if somebody was quicker: see restore
 	return nil, errors.Join(err, errOld)
 }
 
@@ -83,6 +81,25 @@ func (w *web) replace(next net.Listener) {
 	default:
 	}
 }
+
+// restore binds the address again that a move in vain has lost. While that does not
+// work either, it says when to try anew.
+func (w *web) restore(ctx context.Context) <-chan time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.listener != nil || w.address == "" {
+		return nil
+	}
+	listener, err := listenTCP(ctx, w.address)
+	if err != nil {
+		return time.After(restoreEvery)
+	}
+	w.replace(listener)
+	return nil
+}
+
+// restoreEvery costs nothing, and it is for whoever was quicker to go.
+const restoreEvery = time.Second
 
 func (w *web) take() net.Listener {
 	w.mu.Lock()
@@ -99,6 +116,7 @@ func (w *web) Run(ctx context.Context) error {
 	defer w.end()
 	failed := make(chan error, 1)
 	var current *http.Server
+	var lost <-chan time.Time
 	finish := func(srv *http.Server) {
 		if srv != nil {
 			serving.Go(func() { shutdown(ctx, srv) })
@@ -112,11 +130,17 @@ func (w *web) Run(ctx context.Context) error {
 		case err := <-failed:
 			finish(current)
 			return fmt.Errorf("serve HTTP: %w", err)
+		case <-lost:
+			lost = w.restore(ctx)
+			continue
 		case <-w.moved:
 		}
 		finish(current)
 		current = nil
-		if listener := w.take(); listener != nil {
+		listener := w.take()
+		if listener == nil {
+			lost = w.restore(ctx)
+		} else {
 			srv := newHTTPServer(w.handler, w.log)
 			current = srv
 			serving.Go(func() {
