@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -61,8 +62,12 @@ func (s *settings) Reload(ctx context.Context) (status.ReloadReply, error) {
 	answer := s.change(ctx, file)
 	s.log.Info("configuration reloaded", "applied", keysOf(answer.Applied), "restart", keysOf(answer.Restart),
 		"rejoin", keysOf(answer.Rejoin))
+	level := slog.LevelError
+	if errors.Is(ctx.Err(), context.Canceled) {
+		level = slog.LevelInfo // the daemon ends, or whoever asked has gone
+	}
 	for _, c := range answer.Failed {
-		s.log.Error("key not applied, it stays as it was", "key", c.Key, "err", c.Error)
+		s.log.Log(ctx, level, "key not applied, it stays as it was", "key", c.Key, "err", c.Error)
 	}
 	return answer, nil
 }
@@ -121,6 +126,9 @@ func (s *settings) obey(ctx context.Context, signals <-chan os.Signal) {
 		case <-ctx.Done():
 			return
 		case <-signals:
+			if ctx.Err() != nil {
+				return // both had come
+			}
 		}
 		ctx, cancel := context.WithTimeout(ctx, reloadTimeout)
 		_, _ = s.Reload(ctx) // it has logged what there is to say
