@@ -93,8 +93,12 @@ type Options struct {
 // WireGuard's header 16 and tag 16. IPv4 takes 20 less, but a path may change.
 const tunnelOverhead = 40 + 8 + 16 + 16
 
-// lookAround is how often the underlay is read even if no event came.
-const lookAround = 10 * time.Second
+const (
+	// lookAround is how often the underlay is read even if no event came.
+	lookAround = 10 * time.Second
+	// lookAgain is when it is read again after that went wrong.
+	lookAgain = time.Second
+)
 
 // Reasons for which Run ends by itself.
 var (
@@ -313,8 +317,8 @@ func (n *Node) replan(ctx context.Context) error {
 // watch follows the host: repairs what others change, and tells the mesh where
 // this node can be reached.
 func (n *Node) watch(ctx context.Context, events <-chan struct{}) error {
-	ticker := time.NewTicker(lookAround)
-	defer ticker.Stop()
+	timer := time.NewTimer(lookAround)
+	defer timer.Stop()
 	var p pace
 	for {
 		select {
@@ -333,11 +337,14 @@ func (n *Node) watch(ctx context.Context, events <-chan struct{}) error {
 			if err := n.replan(ctx); err != nil {
 				return err
 			}
-		case <-ticker.C:
+		case <-timer.C:
 		}
+		next := lookAround
 		if err := n.lookAtUnderlay(ctx); err != nil && ctx.Err() == nil {
 			n.opt.Log.Warn("underlay not read, will be tried again", "err", err)
+			next = lookAgain
 		}
+		timer.Reset(next)
 	}
 }
 

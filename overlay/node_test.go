@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -60,6 +61,7 @@ func (e mortal) Run(ctx context.Context) error {
 type world struct {
 	mesh    *fakeMesh
 	kernel  *tuntest.Kernel
+	blind   atomic.Bool // the kernel does not tell the underlay
 	node    *overlay.Node
 	mu      sync.Mutex
 	engines []mortal
@@ -85,6 +87,19 @@ func (w *world) engine() mortal {
 	return w.engines[len(w.engines)-1]
 }
 
+// sight is a kernel that may be asked in vain for the underlay.
+type sight struct {
+	*tuntest.Kernel
+	blind *atomic.Bool
+}
+
+func (s sight) Underlay(ctx context.Context, exclude ...netip.Prefix) (tun.Underlay, error) {
+	if s.blind.Load() {
+		return tun.Underlay{}, errors.New("interrupted")
+	}
+	return s.Kernel.Underlay(ctx, exclude...)
+}
+
 // inWorld runs a test in virtual time.
 func inWorld(t *testing.T, prepare, test func(*testing.T, *world)) {
 	synctest.Test(t, func(t *testing.T) {
@@ -95,7 +110,7 @@ func inWorld(t *testing.T, prepare, test func(*testing.T, *world)) {
 		}
 		w.node = overlay.New(overlay.Options{
 			Self: self.ID, Name: "alpha", Version: "test", Log: slog.New(slog.DiscardHandler),
-			Mesh: w.mesh, Host: w.kernel, NewEngine: w.newEngine, Link: "mesh0", TunnelPort: 51880, GossipPort: 51881,
+			Mesh: w.mesh, Host: sight{w.kernel, &w.blind}, NewEngine: w.newEngine, Link: "mesh0", TunnelPort: 51880, GossipPort: 51881,
 		})
 		ctx, stop := context.WithCancel(t.Context())
 		w.stop = stop
@@ -262,6 +277,24 @@ func TestFollowsTheUnderlay(t *testing.T) {
 		settle()
 		if h := w.node.Status().Health; len(h) != 1 || h[0].Code != "no_underlay" {
 			t.Errorf("health %+v, want no_underlay", h)
+		}
+	})
+}
+
+// An event comes once: what went wrong with it is made up for soon.
+func TestLooksAgainAtTheUnderlay(t *testing.T) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
+		w.mesh.views <- view(self, beta)
+		settle()
+		w.blind.Store(true)
+		w.kernel.SetUnderlay(tun.Underlay{Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.7")}, MTU: 1400})
+		settle()
+		w.blind.Store(false)
+		time.Sleep(1500 * time.Millisecond)
+		w.mesh.mu.Lock()
+		defer w.mesh.mu.Unlock()
+		if e := w.mesh.endpoints; len(e) != 1 || e[0].String() != "198.51.100.7:51880" {
+			t.Errorf("endpoints %v", e)
 		}
 	})
 }
