@@ -1,4 +1,6 @@
-package overlay_test
+// Package docs_test compares the documentation with the code, so that neither
+// gets ahead.
+package docs_test
 
 import (
 	"context"
@@ -25,12 +27,10 @@ import (
 	"meshd/overlay/status"
 )
 
-// These tests compare the documentation with the code, so that neither gets ahead.
-
 // section gives the text of docs/operations.md below a heading.
 func section(t *testing.T, heading string) string {
 	t.Helper()
-	text, err := os.ReadFile("../docs/operations.md")
+	text, err := os.ReadFile("operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,23 +141,29 @@ func constants(t *testing.T, dir string, choose func(name, typ string) bool) map
 	return out
 }
 
-// codeInGo finds the codes of findings where they are made.
-var codeInGo = regexp.MustCompile(`(?:Code: |find\("\w+", )"(\w+)"`)
+// findingInGo finds the level and the code of a finding where it is made.
+var findingInGo = regexp.MustCompile(`(?:Level: |find\()"(\w+)",(?: Code:)? "(\w+)"`)
 
-// TestFindingsAreDocumented: each finding that a node can show has its row, and
-// no row is about nothing.
-func TestFindingsAreDocumented(t *testing.T) {
-	made := map[string]bool{}
+// findings gives the levels (1) or the codes (2) of all findings.
+func findings(t *testing.T, group int) map[string]string {
+	t.Helper()
+	made := map[string]string{}
 	for path := range sources(t) {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range codeInGo.FindAllStringSubmatch(string(text), -1) {
-			made[m[1]] = true
+		for _, m := range findingInGo.FindAllStringSubmatch(string(text), -1) {
+			made[m[group]] = path
 		}
 	}
-	compare(t, made, rows(t, section(t, "Findings")))
+	return made
+}
+
+// TestFindingsAreDocumented: each finding that a node can show has its row, and
+// no row is about nothing.
+func TestFindingsAreDocumented(t *testing.T) {
+	compare(t, findings(t, 2), rows(t, section(t, "Findings")))
 }
 
 func TestExitCodesAreDocumented(t *testing.T) {
@@ -251,13 +257,13 @@ func TestEnumerationsAreDocumented(t *testing.T) {
 	}
 	for field, made := range map[string]map[string]string{
 		"state":                 constants(t, "../mesh", func(_, typ string) bool { return typ == "State" }),
-		"peers[].state":         constants(t, "status", func(_, typ string) bool { return typ == "PeerState" }),
-		"peers[].path":          constants(t, "status", func(name, _ string) bool { return strings.HasPrefix(name, "Path") }),
-		"engine.drops":          constants(t, "tunnel", func(name, _ string) bool { return strings.HasPrefix(name, "Drop") }),
-		"peers[].suite":         constants(t, "tunnel", func(name, _ string) bool { return name == "ChaCha20Poly1305" }),
+		"peers[].state":         constants(t, "../overlay/status", func(_, typ string) bool { return typ == "PeerState" }),
+		"peers[].path":          constants(t, "../overlay/status", func(name, _ string) bool { return strings.HasPrefix(name, "Path") }),
+		"engine.drops":          constants(t, "../overlay/tunnel", func(name, _ string) bool { return strings.HasPrefix(name, "Drop") }),
+		"peers[].suite":         constants(t, "../overlay/tunnel", func(name, _ string) bool { return name == "ChaCha20Poly1305" }),
 		"node.leases[].state":   leases,
-		"health[].level":        {"info": "", "warning": "", "error": ""},
-		"node.leases[].network": {"default": ""},
+		"health[].level":        findings(t, 1),
+		"node.leases[].network": constants(t, "../mesh/member", func(name, _ string) bool { return name == "network" }),
 	} {
 		t.Run(field, func(t *testing.T) {
 			if told[field] == nil {
@@ -494,7 +500,7 @@ func TestCommandsExist(t *testing.T) {
 // TestNamedTestsExist: what docs/security.md says cannot be done is proved by
 // tests that there are.
 func TestNamedTestsExist(t *testing.T) {
-	page, err := os.ReadFile("../docs/security.md")
+	page, err := os.ReadFile("security.md")
 	if err != nil {
 		t.Fatal(err)
 	}
