@@ -7,6 +7,9 @@
 //	echo 'state_dir: /var/lib/embed' >embed.yaml
 //	meshctl --config embed.yaml join -
 //	embed --state /var/lib/embed
+//
+// A program of another module names this one's place, as meshd is no address of a
+// module: go mod edit -require=meshd@v0.0.0 -replace=meshd=/path/to/meshd
 package main
 
 import (
