@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"meshd/cmd/internal/exit"
@@ -99,8 +100,11 @@ func (p *parts) appliers(server *status.Server, logs *logSwitch) map[string]func
 		},
 		"seeds": func(ctx context.Context, c *config.Config) error {
 			all := seeds(c, p.dir)
-			p.gossip.SetSeeds(all)
-			return core(ctx, func(time.Time) error { p.core.SetHasSeeds(len(all) > 0); return nil })
+			err := core(ctx, func(time.Time) error { p.core.SetHasSeeds(len(all) > 0); return nil })
+			if err == nil { // else the seeds before stay in force
+				p.gossip.SetSeeds(all)
+			}
+			return err
 		},
 		"advertise":     func(_ context.Context, c *config.Config) error { p.node.SetAdvertise(c.Advertise); return nil },
 		"http":          func(ctx context.Context, c *config.Config) error { return server.SetHTTP(ctx, httpAddress(c)) },
@@ -222,8 +226,8 @@ func dryStart(ctx context.Context, cfg *config.Config) (*member.Member, error) {
 	return core, checkHost(ctx, dir, quiet)
 }
 
-// cleanUp removes what is ours from the host: by way of the daemon if one runs,
-// by hand otherwise.
+// cleanUp removes what is ours from the host: by way of the daemon if one runs
+// with this configuration, by hand if none runs at all.
 func cleanUp(ctx context.Context, cfg *config.Config, stdout io.Writer) error {
 	switch err := status.NewClient(cfg.Control).Down(ctx); {
 	case err == nil:
@@ -232,9 +236,18 @@ func cleanUp(ctx context.Context, cfg *config.Config, stdout io.Writer) error {
 	case !errors.Is(err, status.ErrNoDaemon):
 		return withCode(err)
 	}
-	if err := hostnet.New(hostnet.Options{}).Cleanup(ctx, cfg.Interface.Name); err != nil {
+	removed, err := hostnet.New(hostnet.Options{}).Cleanup(ctx)
+	switch {
+	case errors.Is(err, hostnet.ErrRunning):
+		return exit.With(exit.Unavailable, fmt.Errorf(
+			"clean up host network: %w, and not with this configuration: stop it first, or use `meshd --cleanup --config` with its file", err))
+	case err != nil:
 		return withCode(fmt.Errorf("clean up host network: %w", err))
+	case len(removed) == 0:
+		fmt.Fprintln(stdout, "there is nothing of meshd's in this host's network")
+		return nil
 	}
+	fmt.Fprintln(stdout, strings.Join(removed, "\n"))
 	fmt.Fprintln(stdout, "nothing of meshd's is left in this host's network; IP forwarding stays as it is")
 	return nil
 }

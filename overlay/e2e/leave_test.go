@@ -4,7 +4,10 @@ package e2e
 
 import (
 	"context"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -128,6 +131,20 @@ func TestEnd(t *testing.T) {
 			start(t, c, beta)
 		})
 	}
+	t.Run("cleanup of a daemon that runs with another configuration", func(t *testing.T) {
+		before := leftovers(t, beta)
+		other := filepath.Join(t.TempDir(), "config.yaml")
+		must(t, os.WriteFile(other, []byte("control: "+filepath.Join(t.TempDir(), "meshd.sock")+"\n"), 0o644))
+		if out, code := daemon(t, beta, "--cleanup", "--config", other); code != 69 || !strings.Contains(out, "a daemon runs") {
+			t.Errorf("meshd --cleanup exits %d: %s; want 69 and that a daemon runs", code, out)
+		}
+		if after := leftovers(t, beta); !slices.Equal(before, after) {
+			t.Errorf("the daemon had %v, and has %v", before, after)
+		}
+		if _, err := beta.Host.Ping(t.Context(), addresses(t, alpha)[0]); err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("cleanup of a daemon that runs", func(t *testing.T) {
 		if out, code := daemon(t, beta, "--cleanup"); code != 0 {
 			t.Errorf("meshd --cleanup exits %d: %s", code, out)

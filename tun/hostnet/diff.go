@@ -175,6 +175,7 @@ type (
 	addRoute     struct{ route }
 	replaceRoute struct{ route }
 	delRoute     struct{ route }
+	delLink      struct{ netlink.Link }
 )
 
 func (o setSysctl) String() string    { return "sysctl -w " + o.key + "=" + o.value }
@@ -183,6 +184,7 @@ func (o delAddr) String() string      { return fmt.Sprintf("ip addr del %s dev %
 func (o addRoute) String() string     { return "ip route add " + o.route.String() }
 func (o replaceRoute) String() string { return "ip route replace " + o.route.String() }
 func (o delRoute) String() string     { return "ip route del " + o.route.String() }
+func (o delLink) String() string      { return "ip link del " + o.Attrs().Name }
 
 func (o setLink) String() string {
 	switch o.attr {
@@ -240,6 +242,8 @@ func (o delRoute) do(k kernel) error {
 	r.Scope = netlink.SCOPE_NOWHERE // whatever it has
 	return k.RouteDel(r)
 }
+
+func (o delLink) do(k kernel) error { return k.LinkDel(o.Link) }
 
 func (l link) netlink() netlink.Link {
 	return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: l.name, Index: l.index}}

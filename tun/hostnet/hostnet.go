@@ -22,6 +22,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -58,6 +59,9 @@ var (
 	// ErrNoIPv6 says that IPv6 is wanted and the kernel runs without. The IPv4
 	// part was applied.
 	ErrNoIPv6 = errors.New("the kernel has no IPv6 (is it booted with ipv6.disable=1?)")
+	// ErrRunning says that a daemon lives in this network namespace: a process
+	// holds a TUN device to which routes of ours go.
+	ErrRunning = errors.New("a daemon runs")
 )
 
 // Options for [New]. The zero value is for the process's own namespace.
@@ -133,49 +137,44 @@ func (n *Net) run(ctx context.Context, k kernel, ops []op) error {
 	return errors.Join(errs...)
 }
 
-// Cleanup removes everything that is ours, and with it the TUN device of the
-// given name if one of our routes goes there. Any other link of that name
-// stays: a TUN of ours ends with its daemon, so it is somebody else's.
-func (n *Net) Cleanup(ctx context.Context, link string) error {
-	var ours netlink.Link
-	err := n.with(func(k kernel) (err error) {
-		ours, err = k.ourTUN(link)
-		return err
-	})
-	err = errors.Join(err, n.Apply(ctx, tun.HostState{}))
-	if ours == nil {
-		return err
-	}
+// Cleanup removes everything that is ours, whichever daemon left it, and lists it
+// as commands. While a daemon runs it fails with [ErrRunning] and changes nothing.
+func (n *Net) Cleanup(ctx context.Context) (removed []string, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return errors.Join(err, n.with(func(k kernel) error {
-		if err := k.LinkDel(ours); err != nil && !errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("ip link del %s: %w", link, err)
+	err = n.with(func(k kernel) error {
+		have, err := k.read("")
+		if err != nil {
+			return err
 		}
-		return nil
-	}))
+		ops, _ := diff(have, tun.HostState{})
+		devices, err := k.devices(have.routes)
+		for _, l := range devices {
+			// Only a process that holds it gives a TUN device its carrier.
+			if l.Attrs().RawFlags&unix.IFF_LOWER_UP != 0 {
+				return fmt.Errorf("%w, on the device %s", ErrRunning, l.Attrs().Name)
+			}
+			ops = append(ops, delLink{l}) // it was made to outlast its daemon
+		}
+		if err != nil {
+			return err
+		}
+		for _, op := range ops {
+			removed = append(removed, op.String())
+		}
+		return n.run(ctx, k, ops)
+	})
+	return removed, err
 }
 
-// ourTUN finds the TUN device of that name if one of our routes goes there, else
-// it gives nil.
-func (k kernel) ourTUN(name string) (netlink.Link, error) {
-	if name == "" {
-		return nil, nil
-	}
-	l, err := k.linkByName(name)
-	if t, ok := l.(*netlink.Tuntap); err != nil || !ok || t.Mode != netlink.TUNTAP_MODE_TUN {
-		return nil, err
-	}
-	routes, err := k.ourRoutes()
-	if err != nil {
-		return nil, err
-	}
-	for _, r := range routes {
-		if r.LinkIndex == l.Attrs().Index {
-			return l, nil
-		}
-	}
-	return nil, nil
+// devices finds the TUN devices that some of the routes go to.
+func (k kernel) devices(routes []route) ([]netlink.Link, error) {
+	all, err := k.links()
+	return slices.DeleteFunc(all, func(l netlink.Link) bool {
+		t, ok := l.(*netlink.Tuntap)
+		return !ok || t.Mode != netlink.TUNTAP_MODE_TUN ||
+			!slices.ContainsFunc(routes, func(r route) bool { return r.index == l.Attrs().Index })
+	}), err
 }
 
 // kernel is an open netlink socket, with the sysctls beside it.

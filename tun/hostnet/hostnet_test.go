@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"meshd/tun"
+	"meshd/tun/device"
 	"meshd/tun/hostnet"
 	"meshd/tun/netns"
 )
@@ -57,6 +58,16 @@ func (h host) apply(want tun.HostState) {
 	if err := h.net.Apply(h.Context(), want); err != nil {
 		h.Fatal(err)
 	}
+}
+
+// cleanup removes what is ours, and gives the commands.
+func (h host) cleanup() []string {
+	h.Helper()
+	removed, err := h.net.Cleanup(h.Context())
+	if err != nil {
+		h.Fatal(err)
+	}
+	return removed
 }
 
 // want checks the whole of the namespace's routes, addresses and links, but
@@ -202,9 +213,31 @@ func TestApply(t *testing.T) {
 		h.apply(full())
 		h.want(fullText)
 
-		if err := h.net.Cleanup(t.Context(), "mesh0"); err != nil {
+		if removed := h.cleanup(); len(removed) != 9 || removed[8] != "ip link del mesh0" {
+			t.Errorf("says that it removed %q", removed)
+		}
+		h.want("")
+		if removed := h.cleanup(); len(removed) != 0 {
+			t.Errorf("says that it removed %q, and there was nothing", removed)
+		}
+	})
+
+	t.Run("a daemon runs", func(t *testing.T) {
+		h := newHost(t)
+		var daemon *device.Device
+		h.in(func() (err error) {
+			daemon, err = device.Open(device.Options{Name: "mesh0"})
+			return err
+		})
+		h.apply(full())
+		if removed, err := h.net.Cleanup(t.Context()); !errors.Is(err, hostnet.ErrRunning) || len(removed) != 0 {
+			t.Errorf("removed %q: %v; want it to be refused", removed, err)
+		}
+		h.want(fullText)
+		if err := daemon.Close(); err != nil {
 			t.Fatal(err)
 		}
+		h.cleanup()
 		h.want("")
 	})
 
@@ -266,16 +299,11 @@ func TestApply(t *testing.T) {
 		})
 		before := h.show()
 		h.apply(full())
-		if err := h.net.Cleanup(t.Context(), "mesh0"); err != nil {
-			t.Fatal(err)
-		}
+		h.cleanup()
 		_, rest, _ := strings.Cut(before, "\n") // without mesh0
 		h.want(rest)
 		if !strings.Contains(rest, "route 203.0.113.0/24 dev other0") {
 			t.Errorf("the test set up nothing: %s", before)
-		}
-		if err := h.net.Cleanup(t.Context(), "lo"); err != nil {
-			t.Errorf("Cleanup of a link that is no TUN device: %v", err)
 		}
 	})
 
@@ -286,9 +314,7 @@ func TestApply(t *testing.T) {
 		want.Routes = slices.DeleteFunc(want.Routes, func(r tun.Route) bool { return !r.Unreachable })
 		h.apply(want) // what a daemon that died leaves behind
 		h.addTUN("mesh0")
-		if err := h.net.Cleanup(t.Context(), "mesh0"); err != nil {
-			t.Fatal(err)
-		}
+		h.cleanup()
 		h.want("link mesh0 mtu 1500 qlen 500 up false")
 	})
 
