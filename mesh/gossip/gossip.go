@@ -57,15 +57,14 @@ type Store interface {
 // Options are the parts and settings. Those that do not say what their zero
 // value means are required.
 type Options struct {
-	Core      Core
-	Store     Store
-	Self      mesh.NodeID
-	Keys      [][]byte         // AES keys, newest first; it encrypts with the first
-	Bind      netip.AddrPort   // where to listen, TCP and UDP; port 0: a free one
-	Advertise netip.AddrPort   // where members reach us; zero: until SetAddress says it, nobody is spoken to, unless Bind tells. Port 0: the bound one
-	Seeds     []string         // host:port, until SetSeeds names others; ourselves may be among them
-	Peers     []netip.AddrPort // known from the last run
-	Log       *slog.Logger     // nil: none
+	Core  Core
+	Store Store
+	Self  mesh.NodeID
+	Keys  [][]byte         // AES keys, newest first; it encrypts with the first
+	Bind  netip.AddrPort   // where to listen, TCP and UDP; port 0: a free one
+	Seeds []string         // host:port, until SetSeeds names others; ourselves may be among them
+	Peers []netip.AddrPort // known from the last run
+	Log   *slog.Logger     // nil: none
 
 	// Transport makes what a memberlist instance talks through; nil: sockets on
 	// Bind. For tests and simulations.
@@ -173,8 +172,9 @@ func (g *Gossip) SetEndpoints(endpoints []netip.AddrPort) {
 	g.set(func(w *wish) { w.endpoints, w.newPorts = slices.Clone(endpoints), true })
 }
 
-// SetAddress says where members can reach this node's gossip. A new address
-// takes a new memberlist instance; members hear of it within seconds.
+// SetAddress says where members can reach this node's gossip; port 0: the bound
+// one. Until then nobody is spoken to, unless Bind tells. A new address takes a new
+// memberlist instance; members hear of it within seconds.
 func (g *Gossip) SetAddress(address netip.AddrPort) {
 	g.set(func(w *wish) { w.address = plain(address) })
 }

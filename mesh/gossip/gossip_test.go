@@ -164,19 +164,25 @@ func address(n int) netip.AddrPort {
 // start runs node n at its address until the test ends. change may be nil.
 func start(t *testing.T, net *meshtest.Network, n int, change func(*gossip.Options, *core)) *node {
 	t.Helper()
-	x := &node{core: newCore(id(n)), store: &meshtest.Store{}, id: id(n), at: address(n)}
+	return startAt(t, net, n, address(n), change)
+}
+
+// startAt does so at another address; the zero one: it does not know it yet.
+func startAt(t *testing.T, net *meshtest.Network, n int, at netip.AddrPort, change func(*gossip.Options, *core)) *node {
+	t.Helper()
+	x := &node{core: newCore(id(n)), store: &meshtest.Store{}, id: id(n), at: at}
 	opt := gossip.Options{
-		Core: x.core, Store: x.store, Self: x.id, Keys: [][]byte{testKey}, Advertise: x.at,
+		Core: x.core, Store: x.store, Self: x.id, Keys: [][]byte{testKey},
 		Seeds: []string{address(1).String()}, Transport: net.Transport,
 	}
 	if change != nil {
 		change(&opt, x.core)
 	}
-	x.at = opt.Advertise
 	var err error
 	if x.Gossip, err = gossip.New(opt); err != nil {
 		t.Fatal(err)
 	}
+	x.SetAddress(x.at)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- x.Run(ctx) }()
@@ -294,7 +300,7 @@ func TestRestartIsWelcomeAtOnce(t *testing.T) {
 					within(t, 2*time.Second, "they meet", x.sees(2))
 				}
 				nodes[2].stop() // as kill -9 does: nobody is told
-				again := start(t, net, 3, func(o *gossip.Options, _ *core) { o.Advertise = tt.at })
+				again := startAt(t, net, 3, tt.at, nil)
 				within(t, 2*time.Second, "it sees the others", again.sees(2))
 				again.SetEndpoints(nil)
 				for _, x := range nodes[:2] {
@@ -336,7 +342,7 @@ func TestNoAddressYet(t *testing.T) {
 	meshtest.Bubble(t, func(t *testing.T) {
 		net := meshtest.NewNetwork(6)
 		a := start(t, net, 1, nil)
-		b := start(t, net, 2, func(o *gossip.Options, _ *core) { o.Advertise = netip.AddrPort{} })
+		b := startAt(t, net, 2, netip.AddrPort{}, nil)
 		b.SetEndpoints(nil)
 		time.Sleep(5 * time.Second)
 		if b.Stats().Name != "" || a.core.knows(id(2).Short()) {

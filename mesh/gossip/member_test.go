@@ -52,11 +52,12 @@ func (h *host) start(t *testing.T, net *meshtest.Network) {
 	}
 	g, err := gossip.New(gossip.Options{
 		Core: meshtest.Member(t, time.Now(), h.keys, h.membership, state, table, h.starts), Store: h.store, Self: h.keys.ID(),
-		Keys: h.membership.GossipKeys, Advertise: h.at, Seeds: []string{address(1).String()}, Peers: peers, Transport: net.Transport,
+		Keys: h.membership.GossipKeys, Seeds: []string{address(1).String()}, Peers: peers, Transport: net.Transport,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	g.SetAddress(h.at)
 	ctx, cancel := context.WithCancel(t.Context())
 	var tasks sync.WaitGroup
 	tasks.Go(func() {

@@ -80,7 +80,6 @@ func (g *Gossip) Run(ctx context.Context) error {
 		s.know(l.book.known)
 	}
 	l.move(g.opt.Bind)
-	l.move(g.opt.Advertise)
 	l.obey()
 	l.run()
 	cancel()
