@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"time"
 
@@ -46,6 +47,38 @@ func (n *Node) Status() status.Document {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), a.ID.Compare(b.ID))
 	})
 	return doc
+}
+
+// findings lists everything that is wrong, from all parts.
+func (n *Node) findings(view *mesh.View) []status.Finding {
+	all := n.opt.Mesh.Findings()
+	if view != nil {
+		all = append(all, view.Health...)
+	}
+	if planned := n.health.Load(); planned != nil {
+		all = append(all, *planned...)
+	}
+	for _, p := range n.loop.Problems() {
+		all = append(all, mesh.Finding{Level: "error", Code: "not_applied", Message: fmt.Sprintf("%s: %v", p.Adapter, p.Err)})
+	}
+	if u := n.underlay.Load(); u != nil {
+		if len(n.endpoints(*u)) == 0 {
+			all = append(all, mesh.Finding{Level: "warning", Code: "no_underlay", Message: "this host has no address by which others could reach it: bring an interface up, or set advertise in the config file"})
+		}
+		if u.NoIPv6 {
+			all = append(all, mesh.Finding{Level: "warning", Code: "no_ipv6", Message: "the kernel has no IPv6 for new interfaces, so peers cannot be probed and only IPv4 is carried: boot it without ipv6.disable=1, and set net.ipv6.conf.default.disable_ipv6=0"})
+		}
+		if u.NoForwarding {
+			all = append(all, mesh.Finding{Level: "info", Code: "no_forwarding", Message: "the kernel does not forward packets, so this host is on the mesh and its containers are not: run `meshd --preflight` as root, as the systemd unit does, or set net.ipv4.ip_forward=1 and net.ipv6.conf.all.forwarding=1"})
+		}
+	}
+	var out []status.Finding
+	for _, f := range all {
+		if s := status.Finding(f); !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // peerDocument tells of one peer; what was not measured stays nil.

@@ -1,6 +1,9 @@
 package overlay
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // pace spaces out the looks at a host whose kernel tells of changes without
 // rest. The first change is looked at at once, and so is one after a quiet time;
@@ -27,4 +30,14 @@ func (p *pace) next(now time.Time) time.Duration {
 	}
 	p.last, p.pause = at, min(2*p.pause, lastLook)
 	return at.Sub(now)
+}
+
+// pause waits, and tells whether ctx let it.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
 }
