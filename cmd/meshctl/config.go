@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -81,10 +80,7 @@ func (c *cli) configShow() *cobra.Command {
 				return err
 			}
 			if form == "json" {
-				encoder := json.NewEncoder(c.stdout)
-				encoder.SetIndent("", "  ")
-				encoder.SetEscapeHTML(false)
-				err = encoder.Encode(config.Document(cfg))
+				err = writeJSON(c.stdout, config.Document(cfg))
 			} else {
 				_, err = c.stdout.Write(config.Show(cfg))
 			}

@@ -52,10 +52,7 @@ func (o *output) print(w io.Writer, v any, text func(w io.Writer, wide bool) err
 	case o.parsed != nil:
 		return o.execute(w, v)
 	case o.format == "json":
-		encoder := json.NewEncoder(w)
-		encoder.SetIndent("", "  ")
-		encoder.SetEscapeHTML(false)
-		return encoder.Encode(v)
+		return writeJSON(w, v)
 	case o.format == "yaml":
 		raw, err := config.ToYAML(v)
 		if err != nil {
@@ -65,6 +62,13 @@ func (o *output) print(w io.Writer, v any, text func(w io.Writer, wide bool) err
 		return err
 	}
 	return text(w, o.format == "wide")
+}
+
+func writeJSON(w io.Writer, v any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(v)
 }
 
 // execute runs the template over what JSON says, so that names and values are
