@@ -8,8 +8,8 @@
 //	meshctl --config embed.yaml join -
 //	embed --state /var/lib/embed
 //
-// A program of another module names this one's place, as meshd is no address of a
-// module: go mod edit -require=meshd@v0.0.0 -replace=meshd=/path/to/meshd
+// A program of another module names the place of this one, since meshd is no
+// address: go mod edit -replace=meshd=/path/to/meshd && go mod tidy
 package main
 
 import (
