@@ -99,10 +99,7 @@ func (m *Mesh) Joined(t testing.TB, name string) (statedir.Keys, statedir.Member
 // clock.
 func Member(t testing.TB, now time.Time, keys statedir.Keys, m statedir.Membership, state member.State, table [][]byte, nonce uint64) *member.Member {
 	t.Helper()
-	return must(member.New(now, member.Config{
-		Identity: keys.Identity, Charter: m.Charter, Certificate: m.Certificate, TunnelKey: keys.Tunnel.Public(),
-		Nonce: nonce, Founder: m.Founder, HasSeeds: !m.Founder,
-	}, state, table))(t)
+	return must(member.New(now, m.Member(keys, nonce), state, table))(t)
 }
 
 // Store keeps in memory what gossip saves. Its zero value is ready, and it is

@@ -3,6 +3,7 @@ package meshtest
 import (
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -103,14 +104,14 @@ func TestDuplicates(t *testing.T) {
 		if got := received(b); len(got) != 2 {
 			t.Errorf("%d came, want 2", len(got))
 		}
-		arrived := 0
-		n.Carry(at(1), at(2), func() { arrived++ })
+		var arrived atomic.Int32
+		n.Carry(at(1), at(2), func() { arrived.Add(1) })
 		synctest.Wait()
 		n.Block(func(netip.AddrPort, netip.AddrPort) bool { return true })
-		n.Carry(at(1), at(2), func() { arrived++ })
+		n.Carry(at(1), at(2), func() { arrived.Add(1) })
 		synctest.Wait()
-		if arrived != 2 {
-			t.Errorf("%d carried, want 2 before the block and none after", arrived)
+		if got := arrived.Load(); got != 2 {
+			t.Errorf("%d carried, want 2 before the block and none after", got)
 		}
 	})
 }
