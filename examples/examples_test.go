@@ -56,6 +56,9 @@ func checkUnit(t *testing.T, path string) {
 	got := map[string]string{}
 	for _, o := range options {
 		got[o.Name] = o.Value
+		if o.Name == "StartLimitIntervalSec" && o.Section != "Unit" {
+			t.Errorf("%s: %s in [%s] counts for nothing", path, o.Name, o.Section)
+		}
 	}
 	if got["Type"] != "notify" || !strings.Contains(got["ExecStart"], "meshd --config "+config.DefaultPath) {
 		t.Errorf("%s: Type=%s, ExecStart=%s", path, got["Type"], got["ExecStart"])
@@ -76,6 +79,9 @@ func checkUnit(t *testing.T, path string) {
 	}
 	if got["Restart"] != "on-failure" {
 		t.Errorf("%s: Restart=%s would undo meshctl down, which ends the daemon with success", path, got["Restart"])
+	}
+	if got["StartLimitIntervalSec"] != "0" {
+		t.Errorf("%s: some quick failures end the service for good", path)
 	}
 	// Usage, bad state, missing file, permission, configuration: a person's turn.
 	for _, code := range []string{"64", "65", "66", "77", "78"} {
