@@ -12,10 +12,15 @@ import (
 func (d *Dir) Member() member.Config {
 	var nonce [8]byte
 	_, _ = rand.Read(nonce[:]) // never fails since Go 1.24
+	return d.membership.Member(d.keys, binary.BigEndian.Uint64(nonce[:]))
+}
+
+// Member is what a membership says of the member that has the keys.
+func (m Membership) Member(keys Keys, nonce uint64) member.Config {
 	return member.Config{
-		Identity: d.keys.Identity, TunnelKey: d.keys.Tunnel.Public(),
-		Charter: d.membership.Charter, Certificate: d.membership.Certificate,
-		Founder: d.membership.Founder, HasSeeds: len(d.membership.Seeds) > 0,
-		Nonce: binary.BigEndian.Uint64(nonce[:]),
+		Identity: keys.Identity, TunnelKey: keys.Tunnel.Public(),
+		Charter: m.Charter, Certificate: m.Certificate,
+		Founder: m.Founder, HasSeeds: len(m.Seeds) > 0,
+		Nonce: nonce,
 	}
 }
