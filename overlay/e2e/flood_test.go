@@ -269,7 +269,7 @@ func TestFloodOfConnections(t *testing.T) {
 		half []byte // the beginning of what belongs there
 	}{
 		"control socket": {func(ctx context.Context) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(s.alpha.Dir, "meshd.sock"))
+			return new(net.Dialer).DialContext(ctx, "unix", s.alpha.Socket())
 		}, []byte("GET /v1/status HTTP/1.1\r\nHost: x\r\n")},
 		"HTTP": {func(ctx context.Context) (net.Conn, error) {
 			return s.alpha.Host.Dial(ctx, "tcp", web)
@@ -383,7 +383,7 @@ func TestOutOfDescriptors(t *testing.T) {
 			if c, err := s.stranger.Dial(ctx, "tcp", netip.AddrPortFrom(s.alpha.Host.IPv4, gossipPort).String()); err == nil {
 				held = append(held, c)
 			}
-			if c, err := new(net.Dialer).DialContext(ctx, "unix", filepath.Join(s.alpha.Dir, "meshd.sock")); err == nil {
+			if c, err := new(net.Dialer).DialContext(ctx, "unix", s.alpha.Socket()); err == nil {
 				held = append(held, c)
 			}
 		}

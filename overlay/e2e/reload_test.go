@@ -94,23 +94,18 @@ func TestReload(t *testing.T) {
 	})
 }
 
-// rewrite writes a node's configuration with other lines. Those that begin with
-// "node:" replace its name.
+// rewrite replaces a node's configuration file, whatever it is.
 func rewrite(t *testing.T, n *cluster.Node, lines ...string) {
 	t.Helper()
-	if !slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "node:") }) {
-		lines = append(lines, "node: {name: "+n.Name+"}")
-	}
-	text := fmt.Sprintf("state_dir: %s\ncontrol: %s\n%s\n", n.StateDir(), filepath.Join(n.Dir, "meshd.sock"), strings.Join(lines, "\n"))
 	must(t, os.RemoveAll(n.ConfigFile()))
-	must(t, os.WriteFile(n.ConfigFile(), []byte(text), 0o644))
+	must(t, n.Configure(lines...))
 }
 
 // reload runs `meshctl config reload`. It names the socket, so that the daemon is
 // asked although the file is bad.
 func reload(t *testing.T, n *cluster.Node) (answer status.ReloadReply, stderr string, code int) {
 	t.Helper()
-	cmd := n.Command(bounded(t), "--socket", filepath.Join(n.Dir, "meshd.sock"), "config", "reload", "-o", "json")
+	cmd := n.Command(bounded(t), "--socket", n.Socket(), "config", "reload", "-o", "json")
 	out, err := n.Host.Run(cmd)
 	if e, ok := errors.AsType[*exec.ExitError](err); ok {
 		code, stderr = e.ExitCode(), err.Error()
@@ -149,7 +144,7 @@ func hangup(t *testing.T, n *cluster.Node, about string) {
 // inForce is the daemon's configuration.
 func inForce(t *testing.T, n *cluster.Node) string {
 	t.Helper()
-	c, err := status.NewClient(filepath.Join(n.Dir, "meshd.sock")).Config(bounded(t))
+	c, err := status.NewClient(n.Socket()).Config(bounded(t))
 	must(t, err)
 	return c.Config
 }
@@ -322,7 +317,7 @@ func reloadTaken(t *testing.T, n *cluster.Node) {
 
 // reloadMany lets the file change while many ask for reloads: the last one counts.
 func reloadMany(t *testing.T, n *cluster.Node) {
-	client := status.NewClient(filepath.Join(n.Dir, "meshd.sock"))
+	client := status.NewClient(n.Socket())
 	for i := range 5 {
 		rewrite(t, n, fmt.Sprintf("interface: {mtu: %d}", 1300+i))
 		var tasks sync.WaitGroup

@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -145,8 +143,7 @@ func survive(t *testing.T, c *cluster.Cluster, f fault) {
 func gossip(t *testing.T, from, to *cluster.Node) time.Duration {
 	t.Helper()
 	word := fmt.Sprintf("%x", random(8))
-	must(t, os.WriteFile(from.ConfigFile(), fmt.Appendf(nil, "node: {name: %s, labels: {said: %q}}\nstate_dir: %s\ncontrol: %s\n",
-		from.Name, word, from.StateDir(), filepath.Join(from.Dir, "meshd.sock")), 0o644))
+	must(t, from.Configure(fmt.Sprintf("node: {name: %s, labels: {said: %q}}", from.Name, word)))
 	start := time.Now()
 	_, err := from.Meshctl(bounded(t), "config", "reload")
 	must(t, err)

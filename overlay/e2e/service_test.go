@@ -253,7 +253,7 @@ func belongsToService(t *testing.T, dir string) {
 
 func socketIsTheGroups(t *testing.T, n *cluster.Node) {
 	t.Helper()
-	info, err := os.Stat(filepath.Join(n.Dir, "meshd.sock"))
+	info, err := os.Stat(n.Socket())
 	must(t, err)
 	gid := serviceGID
 	if g, err := user.LookupGroup("meshd"); err == nil {

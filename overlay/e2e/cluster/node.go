@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -36,6 +37,9 @@ type Node struct {
 // ConfigFile is the path of the node's configuration.
 func (n *Node) ConfigFile() string { return filepath.Join(n.Dir, "config.yaml") }
 
+// Socket is the path of the daemon's control socket.
+func (n *Node) Socket() string { return filepath.Join(n.Dir, "meshd.sock") }
+
 // StateDir is the path of the node's state.
 func (n *Node) StateDir() string { return filepath.Join(n.Dir, "state") }
 
@@ -47,11 +51,15 @@ func (n *Node) configure(extra []string) error {
 }
 
 // Configure writes the configuration file: name and paths, and the given lines.
-// It counts from the next start on.
+// One that begins with "node:" replaces the name. It counts from the next start
+// or reload on.
 func (n *Node) Configure(extra ...string) error {
-	text := fmt.Sprintf("node: {name: %s}\nstate_dir: %s\ncontrol: %s\n%s\n",
-		n.Name, n.StateDir(), filepath.Join(n.Dir, "meshd.sock"), strings.Join(extra, "\n"))
-	if err := os.WriteFile(n.ConfigFile(), []byte(text), 0o644); err != nil {
+	lines := []string{"state_dir: " + n.StateDir(), "control: " + n.Socket()}
+	lines = append(lines, extra...)
+	if !slices.ContainsFunc(extra, func(l string) bool { return strings.HasPrefix(l, "node:") }) {
+		lines = append(lines, "node: {name: "+n.Name+"}")
+	}
+	if err := os.WriteFile(n.ConfigFile(), []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
 	return nil
@@ -153,7 +161,7 @@ func (n *Node) Status(ctx context.Context) (*status.Document, int, error) {
 
 // Document asks the daemon on its socket, which is cheaper than [Node.Status].
 func (n *Node) Document(ctx context.Context) (*status.Document, error) {
-	return status.NewClient(filepath.Join(n.Dir, "meshd.sock")).Status(ctx)
+	return status.NewClient(n.Socket()).Status(ctx)
 }
 
 // WaitReady waits until the node says that it is ready. It fails at once when
