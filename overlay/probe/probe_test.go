@@ -140,7 +140,7 @@ func TestDownAndUpAgain(t *testing.T) {
 	s.set(start, []target{beta})
 	drive(s, start, time.Minute, always(time.Millisecond))
 	dead := start.Add(time.Minute)
-	drive(s, dead, 25*time.Second, always(-1))
+	drive(s, dead, 25*time.Second, always(-1)) // README.md promises it
 	if r := s.results()[beta.ID]; !r.Down || r.Loss == 0 {
 		t.Errorf("%+v: silent for 25 s, and not down", r)
 	}
@@ -153,6 +153,36 @@ func TestDownAndUpAgain(t *testing.T) {
 	}
 	if c := s.changes(); len(c) != 1 || c[beta.ID] || len(s.changes()) != 0 {
 		t.Errorf("changes %v, want once that it came back", c)
+	}
+}
+
+// A handshake that gets lost is repeated after a little more than 5 s, and until
+// then nothing passes.
+func TestLostHandshake(t *testing.T) {
+	const silence = 5500 * time.Millisecond
+	for seed := range uint64(100) {
+		s := newSchedule(seed)
+		s.set(start, []target{beta})
+		lost, since := 0, time.Duration(0)
+		answer := func(at time.Duration) time.Duration {
+			if at < time.Minute || lost > 0 && at >= since+silence {
+				return time.Millisecond
+			}
+			if lost == 0 {
+				since = at
+			}
+			lost++
+			return -1
+		}
+		for at := time.Duration(0); at < 2*time.Minute; at += 100 * time.Millisecond {
+			drive(s, start.Add(at), 100*time.Millisecond, answer)
+			if down := s.changes(); len(down) > 0 {
+				t.Fatalf("down %v after the start and %d lost probes", at, lost)
+			}
+		}
+		if lost < 5 {
+			t.Errorf("%d probes were lost: the test proves nothing", lost)
+		}
 	}
 }
 

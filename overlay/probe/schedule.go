@@ -27,9 +27,10 @@ const (
 	patience = time.Second
 	// retry is the time between probes of a peer that does not answer.
 	retry = 5 * time.Second
-	// downAfter is the number of probes lost in a row that make a peer down: a
-	// handshake that has to be repeated takes 5 s, so one or two prove nothing.
-	downAfter = 3
+	// downAfter is the number of probes lost in a row, one every second or so, that
+	// make a peer down. A handshake that gets lost is repeated after up to 5.4 s, so
+	// what spans less than 6 s proves nothing.
+	downAfter = 7
 	// window is the number of probes over which loss is told.
 	window = 32
 )
