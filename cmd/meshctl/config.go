@@ -34,7 +34,8 @@ mistake with file, line and key, and exit code 78.
 
 FILE is that of --config if none is named. It takes no daemon, and no rights but to
 read the file. What only the host can tell (are the ports free, does the state
-exist) is not looked at: "meshd --check" does more of that.`
+exist) is not looked at: "meshd --check" looks at the state, and whether the mesh
+overlaps what this host uses.`
 
 func (c *cli) configCheck() *cobra.Command {
 	return &cobra.Command{
