@@ -93,8 +93,7 @@ func noArguments(args []string) error {
 // path is where the configuration is read again.
 func serve(ctx context.Context, cfg *config.Config, path string, stderr io.Writer) error {
 	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP) // from the first moment on: else it would end the process
-	defer signal.Stop(hangup)
+	signal.Notify(hangup, syscall.SIGHUP) // from the first moment to the last: else it would end the process
 	logs := newLogSwitch(cfg.Log, stderr)
 	log := slog.New(logs)
 	release, err := lock(cfg.StateDir)
