@@ -10,6 +10,7 @@ package reconcile
 import (
 	"context"
 	"log/slog"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -61,6 +62,7 @@ const (
 type adapter struct {
 	name  string
 	apply func(context.Context, *plan.Plan) error
+	part  func(*plan.Plan) any // of the plan, that it applies
 
 	// owned by Run
 	due   time.Time
@@ -77,15 +79,30 @@ func New(t Tunnel, h Host, log *slog.Logger) *Loop {
 		log: log, changed: make(chan struct{}, 1), kick: make(chan struct{}, 1), repair: make(chan struct{}, 1),
 		adapters: []*adapter{
 			// The tunnel first, so that no route leads to a peer it does not know.
-			{name: tunnelName, apply: func(ctx context.Context, p *plan.Plan) error { return t.Apply(ctx, p.Tunnel) }},
-			{name: hostName, apply: func(ctx context.Context, p *plan.Plan) error { return h.Apply(ctx, p.Host) }},
+			{
+				name:  tunnelName,
+				apply: func(ctx context.Context, p *plan.Plan) error { return t.Apply(ctx, p.Tunnel) },
+				part:  func(p *plan.Plan) any { return p.Tunnel },
+			},
+			{
+				name:  hostName,
+				apply: func(ctx context.Context, p *plan.Plan) error { return h.Apply(ctx, p.Host) },
+				part:  func(p *plan.Plan) any { return p.Host },
+			},
 		},
 	}
 }
 
-// Set replaces the plan.
+// Set replaces the plan. An adapter whose part is as before has nothing to do,
+// and the loop stays settled as far as it is concerned. The caller does not
+// change p afterwards.
 func (l *Loop) Set(p *plan.Plan) {
 	l.mu.Lock()
+	for _, a := range l.adapters {
+		if l.want != nil && a.applied == l.version && reflect.DeepEqual(a.part(l.want), a.part(p)) {
+			a.applied++
+		}
+	}
 	l.want, l.version = p, l.version+1
 	l.mu.Unlock()
 	l.signal(l.changed)
@@ -196,7 +213,7 @@ func (l *Loop) note(a *adapter, version uint64, err error) time.Duration {
 	before := a.err
 	a.err = err
 	if err == nil {
-		a.applied = version
+		a.applied = max(a.applied, version) // Set may have found the next one the same
 	}
 	l.mu.Unlock()
 	switch {

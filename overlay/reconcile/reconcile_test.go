@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"meshd/mesh"
 	"meshd/overlay/plan"
 	"meshd/overlay/reconcile"
 	"meshd/overlay/tunnel"
@@ -134,5 +136,30 @@ func TestKickAndRepair(t *testing.T) {
 		if n := tunnels.count() - before; n < 1 || n > 3 {
 			t.Errorf("%d calls in a quiet minute, want one or two", n)
 		}
+	})
+}
+
+// TestSamePartIsNotApplied: what only a person reads changes a plan often, and
+// must neither cost the kernel anything nor make the node unready.
+func TestSamePartIsNotApplied(t *testing.T) {
+	run(t, 0, 0, func(loop *reconcile.Loop, tunnels *fake[tunnel.Config], host *fake[tun.HostState]) {
+		set := func(p *plan.Plan, settled bool, tunnelCalls, hostCalls int) {
+			t.Helper()
+			synctest.Wait()
+			loop.Set(p)
+			if got := loop.Settled(); got != settled {
+				t.Errorf("settled %t as soon as %+v was set, want %t", got, p, settled)
+			}
+			synctest.Wait()
+			if !loop.Settled() || tunnels.count() != tunnelCalls || host.count() != hostCalls {
+				t.Errorf("%+v: settled %t, tunnel applied %d times, host %d times; want %d and %d",
+					p, loop.Settled(), tunnels.count(), host.count(), tunnelCalls, hostCalls)
+			}
+		}
+		set(planFor("mesh0"), false, 1, 1)
+		set(planFor("mesh0"), true, 1, 1)
+		set(&plan.Plan{Host: tun.HostState{Link: "mesh0"}, Health: []mesh.Finding{{Code: "overlap"}}}, true, 1, 1)
+		set(planFor("mesh1"), false, 1, 2)
+		set(&plan.Plan{Host: tun.HostState{Link: "mesh1"}, Tunnel: tunnel.Config{Inside: []netip.Prefix{{}}}}, false, 2, 2)
 	})
 }
