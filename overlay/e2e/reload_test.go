@@ -13,7 +13,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -50,7 +49,7 @@ func TestReload(t *testing.T) {
 		must(t, n.Start())
 	}
 	must(t, cluster.WaitPairs(bounded(t), alpha, beta))
-	systemd.await(t, "READY=1")
+	systemd.next(t, "READY=1")
 
 	flow, err := beta.Host.Pings(t.Context(), addresses(t, alpha)[0], 10*time.Millisecond)
 	must(t, err)
@@ -63,11 +62,11 @@ func TestReload(t *testing.T) {
 	t.Run("systemd", func(t *testing.T) {
 		systemd.drain()
 		hangup(t, alpha, "configuration reloaded")
-		message := systemd.await(t, "RELOADING=1")
+		message := systemd.next(t, "RELOADING=1")
 		if _, value, _ := strings.Cut(message, "MONOTONIC_USEC="); value == "" {
 			t.Errorf("it says %q without the time", message)
 		}
-		systemd.await(t, "READY=1")
+		systemd.next(t, "READY=1")
 	})
 	t.Run("many at once", func(t *testing.T) { reloadMany(t, alpha) })
 
@@ -331,63 +330,5 @@ func reloadMany(t *testing.T, n *cluster.Node) {
 		}
 		tasks.Wait()
 		awaitMTU(t, n, 1300+i)
-	}
-}
-
-// notified is what a daemon tells systemd.
-type notified struct {
-	path     string
-	messages chan string
-}
-
-// listenNotify makes a node's daemons believe that systemd has started them.
-func listenNotify(t *testing.T, n *cluster.Node) *notified {
-	t.Helper()
-	s := &notified{filepath.Join(n.Dir, "notify"), make(chan string, 1000)}
-	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: s.path, Net: "unixgram"})
-	must(t, err)
-	must(t, os.Chmod(s.path, 0o666))
-	t.Cleanup(func() { socket.Close() })
-	go func() {
-		message := make([]byte, 4096)
-		for {
-			length, err := socket.Read(message)
-			if err != nil {
-				return
-			}
-			s.messages <- string(message[:length])
-		}
-	}()
-	wrap := n.Wrap
-	n.Wrap = func(cmd *exec.Cmd) error {
-		cmd.Env = append(cmd.Environ(), "NOTIFY_SOCKET="+s.path)
-		return wrap(cmd)
-	}
-	return s
-}
-
-// await gives the next message, which must begin as told.
-func (s *notified) await(t *testing.T, want string) string {
-	t.Helper()
-	select {
-	case got := <-s.messages:
-		if !strings.HasPrefix(got, want) {
-			t.Errorf("systemd is told %q, want %q", got, want)
-		}
-		return got
-	case <-bounded(t).Done():
-		t.Fatalf("systemd is told nothing, want %q", want)
-		return ""
-	}
-}
-
-// drain forgets what has been said.
-func (s *notified) drain() {
-	for {
-		select {
-		case <-s.messages:
-		default:
-			return
-		}
 	}
 }

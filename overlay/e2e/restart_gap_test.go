@@ -3,10 +3,7 @@
 package e2e
 
 import (
-	"net"
-	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -27,7 +24,7 @@ const (
 func TestRestartGap(t *testing.T) {
 	c := mesh(t, 3)
 	beta := c.Nodes[1]
-	notified := notifySocket(t)
+	systemd := listenNotify(t, beta)
 	for _, r := range []struct {
 		name string
 		stop func()
@@ -40,7 +37,7 @@ func TestRestartGap(t *testing.T) {
 			for range restarts {
 				// One bound each, so that the run which is late is the one that is done again.
 				within(t, "traffic again", gapWithin, func() time.Duration {
-					gap, up := restartUnderTraffic(t, c, beta, r.stop, notified)
+					gap, up := restartUnderTraffic(t, c, beta, r.stop, systemd)
 					gaps, ups = append(gaps, gap), append(ups, up)
 					return gap
 				})
@@ -50,7 +47,7 @@ func TestRestartGap(t *testing.T) {
 			slices.Sort(ups)
 			if m := ups[len(ups)/2]; m > upWithin {
 				within(t, "ready", upWithin, func() time.Duration {
-					_, up := restartUnderTraffic(t, c, beta, r.stop, notified)
+					_, up := restartUnderTraffic(t, c, beta, r.stop, systemd)
 					return up
 				})
 			}
@@ -60,7 +57,7 @@ func TestRestartGap(t *testing.T) {
 
 // restartUnderTraffic restarts a daemon while all others ping its host every 10
 // milliseconds, in both families.
-func restartUnderTraffic(t *testing.T, c *cluster.Cluster, n *cluster.Node, stop func(), notified <-chan time.Time) (gap, up time.Duration) {
+func restartUnderTraffic(t *testing.T, c *cluster.Cluster, n *cluster.Node, stop func(), systemd notices) (gap, up time.Duration) {
 	t.Helper()
 	var flows []*lab.Pings
 	for _, other := range c.Nodes {
@@ -80,12 +77,7 @@ func restartUnderTraffic(t *testing.T, c *cluster.Cluster, n *cluster.Node, stop
 	stop()
 	start := time.Now()
 	must(t, n.Start())
-	select {
-	case at := <-notified:
-		up = at.Sub(start)
-	case <-bounded(t).Done():
-		t.Fatal("the daemon never told that it is ready")
-	}
+	up = systemd.ready(t).Sub(start)
 	for _, p := range flows {
 		_, err := p.Flows(bounded(t), start)
 		must(t, err)
@@ -93,31 +85,6 @@ func restartUnderTraffic(t *testing.T, c *cluster.Cluster, n *cluster.Node, stop
 		gap = max(gap, p.Gap())
 	}
 	return gap, up
-}
-
-// notifySocket listens as systemd does, and gives the times at which a daemon
-// told that it is ready. It counts for daemons that are started from now on.
-func notifySocket(t *testing.T) <-chan time.Time {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "notify")
-	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	must(t, err)
-	t.Cleanup(func() { l.Close() })
-	t.Setenv("NOTIFY_SOCKET", path)
-	ready := make(chan time.Time, 1)
-	go func() {
-		buf := make([]byte, 4096)
-		for {
-			n, _, err := l.ReadFromUnix(buf)
-			if err != nil {
-				return
-			}
-			if slices.Contains(strings.Split(string(buf[:n]), "\n"), "READY=1") {
-				ready <- time.Now()
-			}
-		}
-	}()
-	return ready
 }
 
 func medianAndMax(all []time.Duration) string {
