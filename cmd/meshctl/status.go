@@ -8,10 +8,12 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"meshd/cmd/internal/exit"
 	"meshd/mesh"
 	"meshd/mesh/statedir"
 	"meshd/mesh/trust"
@@ -22,10 +24,16 @@ import (
 const statusHelp = `Show how this node and its peers are doing.
 
 Exit code: 0 ready and healthy, 1 degraded (health findings, or a peer is down),
-3 not ready or no daemon.
+3 not ready or no daemon. --check healthy gives that without printing; --check ready
+is for who waits for this node alone, and gives 0 or 3.
 
 What was not measured is shown as - (null in JSON). Round-trip time and loss are
 those of probes through the tunnel.`
+
+// What --check may ask for.
+const checkReady, checkHealthy = "ready", "healthy"
+
+var checks = []string{checkReady, checkHealthy}
 
 const watchInterval = 2 * time.Second
 
@@ -41,8 +49,8 @@ func (c *cli) status() *cobra.Command {
 			if err := o.check(); err != nil {
 				return err
 			}
-			if check != "" && check != "ready" {
-				return usage("--check %s: there is only `ready`", check)
+			if check != "" && !slices.Contains(checks, check) {
+				return usage("--check %s: there are %s", check, strings.Join(checks, ", "))
 			}
 			client, cfg, err := c.client()
 			if err != nil {
@@ -50,7 +58,7 @@ func (c *cli) status() *cobra.Command {
 			}
 			switch {
 			case check != "":
-				return checkReady(cmd.Context(), client)
+				return checkStatus(cmd.Context(), client, check)
 			case watch:
 				return c.watchStatus(cmd.Context(), client, cfg, &o)
 			}
@@ -58,19 +66,22 @@ func (c *cli) status() *cobra.Command {
 		},
 	}
 	o.addFlags(cmd)
-	cmd.Flags().StringVar(&check, "check", "", "print nothing, only exit with the code; `WHAT` is ready")
+	cmd.Flags().StringVar(&check, "check", "", "print nothing, only exit with the code; `WHAT` is "+strings.Join(checks, " or "))
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it again every two seconds")
-	_ = cmd.RegisterFlagCompletionFunc("check", cobra.FixedCompletions([]string{"ready"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("check", cobra.FixedCompletions(checks, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
-func checkReady(ctx context.Context, client *status.Client) error {
+func checkStatus(ctx context.Context, client *status.Client, what string) error {
 	doc, err := client.Status(ctx)
 	if errors.Is(err, status.ErrNoDaemon) {
-		return quiet((&status.Document{State: mesh.Unreachable}).ExitCode())
+		return quiet(exit.NotReady)
 	}
 	if err != nil {
 		return noDaemon(err, "")
+	}
+	if what == checkReady && doc.State == mesh.Ready {
+		return nil // whatever is wrong elsewhere
 	}
 	return quiet(doc.ExitCode())
 }
