@@ -31,7 +31,7 @@ type bind struct {
 	mu     sync.Mutex
 	closed chan struct{} // of the current Open; closed by Close
 
-	crossings crossings
+	crossings *crossings
 	tries     tries
 	yields    atomic.Pointer[map[netip.AddrPort]bool] // endpoints of peers, and whether the peer goes first
 }
@@ -52,7 +52,7 @@ const (
 func newBind(late func(packet []byte, from netip.AddrPort)) *bind {
 	b := &bind{
 		Bind: conn.NewStdNetBind(), tries: tries{at: map[netip.AddrPort]time.Time{}},
-		crossings: crossings{late: late, open: map[netip.AddrPort]*crossing{}, held: map[netip.AddrPort]*time.Timer{}},
+		crossings: newCrossings(late),
 	}
 	b.inside.Store(&prefixes{})
 	b.yields.Store(&map[netip.AddrPort]bool{})
@@ -144,16 +144,25 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 		if !ok {
 			return b.Bind.Send(bufs, ep)
 		}
-		switch peerFirst, known := (*b.yields.Load())[plain(std.AddrPort)]; {
-		case peerFirst:
+		to := plain(std.AddrPort)
+		peerFirst, known := (*b.yields.Load())[to]
+		wait := b.crossings.wait(to)
+		if peerFirst {
+			wait = max(wait, minYield+rand.N(maxYield-minYield))
+		}
+		if known && wait > 0 {
 			// Both belong to the device, which goes on to use them.
-			packet, to := bytes.Clone(bufs[0]), &conn.StdNetEndpoint{AddrPort: std.AddrPort}
-			b.crossings.hold(plain(std.AddrPort), minYield+rand.N(maxYield-minYield), func() {
-				_ = b.Bind.Send([][]byte{packet}, to) // lost like any packet if the socket is closed by then
+			packet, ep := bytes.Clone(bufs[0]), &conn.StdNetEndpoint{AddrPort: std.AddrPort}
+			b.crossings.hold(to, wait, func() {
+				if !peerFirst {
+					b.crossings.sent(to)
+				}
+				_ = b.Bind.Send([][]byte{packet}, ep) // lost like any packet if the socket is closed by then
 			})
 			return nil
-		case known:
-			b.crossings.sent(plain(std.AddrPort))
+		}
+		if known {
+			b.crossings.sent(to)
 		}
 	}
 	if std, ok := ep.(*conn.StdNetEndpoint); ok && len(bufs) == 1 && isResponse(bufs[0]) {
@@ -172,7 +181,17 @@ func (b *bind) crosses(packet []byte, ep conn.Endpoint) bool {
 		b.crossings.answered(plain(std.AddrPort))
 		return false
 	}
-	return isInitiation(packet) && b.crossings.putAside(packet, plain(std.AddrPort))
+	if !isInitiation(packet) {
+		return false
+	}
+	from := plain(std.AddrPort)
+	if b.crossings.putAside(packet, from) {
+		return true
+	}
+	if _, known := (*b.yields.Load())[from]; known {
+		b.crossings.arrived(from)
+	}
+	return false
 }
 
 // yield says which peers go first: those with a key that is greater than ours.

@@ -3,6 +3,7 @@ package wggo
 import (
 	"bytes"
 	"encoding/binary"
+	"maps"
 	"net/netip"
 	"sync"
 	"time"
@@ -25,14 +26,22 @@ const asideFor = time.Second
 //
 // Where we go first, the peer's is put aside. If ours is not answered within
 // asideFor (it was lost, or the peer has restarted), the peer's is taken in then.
-// Nothing is believed of either packet: a forged one costs what it would without
-// this.
+// And while one of the peer waits for the device to answer it, ours stays back,
+// whoever goes first. Nothing is believed of any packet: a forged one can delay a
+// handshake by asideFor, not keep it from being made.
 type crossings struct {
 	late func(packet []byte, from netip.AddrPort) // fixed at construction: takes in what was put aside
 
 	mu   sync.Mutex                     // guards all below
 	open map[netip.AddrPort]*crossing   // where an initiation of ours is not answered
-	held map[netip.AddrPort]*time.Timer // where one waits, since the peer goes first
+	held map[netip.AddrPort]*time.Timer // where one of ours stays back
+	came map[netip.AddrPort]time.Time   // where one of the peer is not answered
+}
+
+func newCrossings(late func([]byte, netip.AddrPort)) *crossings {
+	return &crossings{
+		late: late, open: map[netip.AddrPort]*crossing{}, held: map[netip.AddrPort]*time.Timer{}, came: map[netip.AddrPort]time.Time{},
+	}
 }
 
 // crossing is an initiation of ours.
@@ -46,12 +55,27 @@ func (c *crossings) sent(to netip.AddrPort) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
-	for ep, x := range c.open {
-		if now.Sub(x.sent) > asideFor {
-			delete(c.open, ep)
-		}
-	}
+	maps.DeleteFunc(c.open, func(_ netip.AddrPort, x *crossing) bool { return now.Sub(x.sent) > asideFor })
 	c.open[to] = &crossing{sent: now}
+}
+
+// arrived notes an initiation of a peer that the device gets.
+func (c *crossings) arrived(from netip.AddrPort) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.came[from] = time.Now()
+}
+
+// wait is how long an initiation has to stay back for the peer's.
+func (c *crossings) wait(to netip.AddrPort) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(c.came, func(_ netip.AddrPort, at time.Time) bool { return now.Sub(at) >= asideFor })
+	if at, ok := c.came[to]; ok {
+		return asideFor - now.Sub(at)
+	}
+	return 0
 }
 
 // hold sends an initiation later, unless we answer one of the peer's until then.
@@ -80,6 +104,7 @@ func (c *crossings) hold(to netip.AddrPort, d time.Duration, send func()) {
 func (c *crossings) drop(to netip.AddrPort) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	delete(c.came, to)
 	if timer := c.held[to]; timer != nil {
 		timer.Stop()
 		delete(c.held, to)

@@ -193,3 +193,44 @@ func TestHeldInitiationIsDropped(t *testing.T) {
 		}
 	})
 }
+
+// While the device is about to answer the peer, ours stays back, although we go
+// first.
+func TestInitiationWaitsForThePeers(t *testing.T) {
+	lesser := netip.MustParseAddrPort("192.0.2.1:9")
+	initiation, response := make([]byte, device.MessageInitiationSize), make([]byte, device.MessageResponseSize)
+	initiation[0], response[0] = device.MessageInitiationType, device.MessageResponseType
+	for _, answer := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBind(nil)
+			socket := sentAt{b.Bind, make(chan time.Time, 10)}
+			b.Bind = socket
+			b.yield(mesh.Key{5}, map[mesh.Key]*peer{{1}: {want: tunnel.Peer{Endpoints: []netip.AddrPort{lesser}}}})
+			to := &conn.StdNetEndpoint{AddrPort: lesser}
+			start := time.Now()
+			if b.crosses(initiation, to) {
+				t.Fatal("it is put aside")
+			}
+			packets := [][]byte{initiation}
+			if answer {
+				packets = append(packets, response)
+			}
+			for _, p := range packets {
+				if err := b.Send([][]byte{p}, to); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(time.Minute) // virtual
+			want := asideFor
+			if answer {
+				want = 0 // the response, and nothing else
+			}
+			if n := len(socket.at); n != 1 {
+				t.Fatalf("answered %v: %d packets have left, want 1", answer, n)
+			}
+			if after := (<-socket.at).Sub(start); after != want {
+				t.Errorf("answered %v: a packet left after %s, want %s", answer, after, want)
+			}
+		})
+	}
+}
