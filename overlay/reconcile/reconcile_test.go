@@ -147,8 +147,8 @@ func TestSamePartIsNotApplied(t *testing.T) {
 			t.Helper()
 			synctest.Wait()
 			loop.Set(p)
-			if got := loop.Settled(); got != settled {
-				t.Errorf("settled %t as soon as %+v was set, want %t", got, p, settled)
+			if settled && !loop.Settled() { // otherwise the loop may have been quick
+				t.Errorf("not settled as soon as %+v was set", p)
 			}
 			synctest.Wait()
 			if !loop.Settled() || tunnels.count() != tunnelCalls || host.count() != hostCalls {
