@@ -156,9 +156,12 @@ func (c *cli) configReload() *cobra.Command {
 			if err := o.check(); err != nil {
 				return err
 			}
+			if _, err := c.loadConfig(); err != nil && c.socket == "" {
+				fmt.Fprintln(c.stderr, "Note: the daemon was not asked, and stays as it is")
+				return err
+			}
 			client, _, err := c.client()
 			if err != nil {
-				fmt.Fprintln(c.stderr, "Note: the daemon was not asked, and stays as it is")
 				return err
 			}
 			answer, err := client.Reload(cmd.Context())

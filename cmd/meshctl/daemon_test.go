@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -130,6 +131,33 @@ func TestStatusCodes(t *testing.T) {
 				t.Errorf("status --check ready: %+v, want code %d and silence", got, ready)
 			}
 		})
+	}
+}
+
+// Who has spoilt the file can still ask the daemon, but not another one than meant.
+func TestWithoutConfig(t *testing.T) {
+	usual := config.Default().Control
+	for _, path := range []string{config.DefaultPath, usual} {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Skipf("this machine has a %s", path)
+		}
+	}
+	for _, args := range [][]string{{"status"}, {"ping", "beta"}, {"leave"}, {"down"}} {
+		got := meshctl(t.Context(), args...)
+		for _, want := range []string{"Note: no config file " + config.DefaultPath, "--socket", "no daemon answers on " + usual} {
+			if got.code != 3 || !strings.Contains(got.stderr, want) {
+				t.Errorf("%s: %+v, want code 3 and %q", args, got, want)
+			}
+		}
+		other := filepath.Join(t.TempDir(), "config.yaml")
+		if got := meshctl(t.Context(), append(args, "--config", other)...); got.code != 66 || strings.Contains(got.stderr, usual) {
+			t.Errorf("%s --config %s: %+v, want code 66, and nobody asked", args, other, got)
+		}
+	}
+	for _, args := range [][]string{{"status", "--check", "ready"}, {"version"}} {
+		if got := meshctl(t.Context(), args...); got.stderr != "" {
+			t.Errorf("%s: %+v, want silence", args, got)
+		}
 	}
 }
 

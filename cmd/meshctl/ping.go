@@ -88,7 +88,7 @@ func (c *cli) runPing(ctx context.Context, client *status.Client, req status.Pin
 
 // completeNodes offers the peers' names to the shell.
 func (c *cli) completeNodes(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	client, _, err := c.client()
+	client, _, err := c.clientQuietly()
 	if err != nil || len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

@@ -66,7 +66,7 @@ func (c *cli) root() *cobra.Command {
 		return usage("%w: see `%s --help`", err, cmd.CommandPath())
 	})
 	root.PersistentFlags().StringVar(&c.configPath, "config", config.DefaultPath, "configuration `FILE` of the daemon")
-	root.PersistentFlags().StringVar(&c.socket, "socket", "", "control socket `PATH` of the daemon (default: as the config file says)")
+	root.PersistentFlags().StringVar(&c.socket, "socket", "", "control socket `PATH` of the daemon (default: as the config file says, "+config.Default().Control+" without one)")
 	token := &cobra.Command{Use: "token", Short: "Invite hosts to the mesh"}
 	token.AddCommand(c.tokenCreate(), c.tokenInspect())
 	root.AddCommand(c.init(), token, c.join(), c.leave(), c.status(), c.ping(), c.down(), c.adopt(), c.config(), c.version())
@@ -127,17 +127,31 @@ func usage(format string, args ...any) error {
 // loadConfig reads the config file, which must be there.
 func (c *cli) loadConfig() (*config.Config, error) { return setup.LoadConfig(c.configPath) }
 
-// client finds the daemon's socket. The config is nil if there is none and
-// --socket makes it needless.
+// client finds the daemon's socket. The config is nil if there is none and it is
+// needless: a bad file at the usual place takes nobody the daemon at the usual
+// place. One named with --config may be another daemon's, so there it does.
 func (c *cli) client() (*status.Client, *config.Config, error) {
 	cfg, err := c.loadConfig()
 	switch {
-	case c.socket == "" && err != nil:
-		return nil, nil, err
 	case c.socket != "":
 		return status.NewClient(c.socket), cfg, nil
+	case err == nil:
+		return status.NewClient(cfg.Control), cfg, nil
+	case c.configPath == config.DefaultPath:
+		socket := config.Default().Control
+		first, _, _ := strings.Cut(err.Error(), "\n")
+		fmt.Fprintf(c.stderr, "Note: %s\nNote: the daemon is asked on %s; --socket names another socket\n", first, socket)
+		return status.NewClient(socket), nil, nil
 	}
-	return status.NewClient(cfg.Control), cfg, nil
+	fmt.Fprintln(c.stderr, "Note: the daemon was not asked; --socket names its socket without a configuration")
+	return nil, nil, err
+}
+
+// clientQuietly is client without notes.
+func (c *cli) clientQuietly() (*status.Client, *config.Config, error) {
+	silent := *c
+	silent.stderr = io.Discard
+	return silent.client()
 }
 
 // daemonCommand is how to start the daemon with this config: as a service, if one

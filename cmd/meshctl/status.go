@@ -52,14 +52,14 @@ func (c *cli) status() *cobra.Command {
 			if check != "" && !slices.Contains(checks, check) {
 				return usage("--check %s: there are %s", check, strings.Join(checks, ", "))
 			}
+			if check != "" {
+				return c.checkStatus(cmd.Context(), check)
+			}
 			client, cfg, err := c.client()
 			if err != nil {
 				return err
 			}
-			switch {
-			case check != "":
-				return checkStatus(cmd.Context(), client, check)
-			case watch:
+			if watch {
 				return c.watchStatus(cmd.Context(), client, cfg, &o)
 			}
 			return c.showStatus(cmd.Context(), client, cfg, &o)
@@ -72,7 +72,11 @@ func (c *cli) status() *cobra.Command {
 	return cmd
 }
 
-func checkStatus(ctx context.Context, client *status.Client, what string) error {
+func (c *cli) checkStatus(ctx context.Context, what string) error {
+	client, _, err := c.clientQuietly()
+	if err != nil {
+		return err
+	}
 	doc, err := client.Status(ctx)
 	if errors.Is(err, status.ErrNoDaemon) {
 		return quiet(exit.NotReady)

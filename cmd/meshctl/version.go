@@ -22,7 +22,7 @@ func (c *cli) version() *cobra.Command {
 				return err
 			}
 			doc := versionDocument{Client: version}
-			if client, _, err := c.client(); err == nil {
+			if client, _, err := c.clientQuietly(); err == nil {
 				if v, err := client.Version(cmd.Context()); err == nil {
 					doc.Daemon = &v
 				}
