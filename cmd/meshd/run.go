@@ -73,7 +73,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	cmd.Flags().StringVar(&path, "config", config.DefaultPath, "configuration `FILE`")
 	cmd.Flags().BoolVar(&check, "check", false, "say whether configuration and state are good, and exit")
-	cmd.Flags().BoolVar(&cleanup, "cleanup", false, "remove everything that is ours from this host's network, whether a daemon runs or not, and exit")
+	cmd.Flags().BoolVar(&cleanup, "cleanup", false, "remove everything that is ours from this host's network, by way of the daemon with this configuration if it runs, and exit")
 	cmd.Flags().BoolVar(&pre, "preflight", false, "as root: prepare this host for a daemon that is not root, and exit")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exit.With(exit.Usage, err) })
 	cmd.SetArgs(args)
