@@ -16,9 +16,9 @@ import (
 	"meshd/overlay/e2e/cluster"
 )
 
-// demo builds the demo and gives a command that runs it, with a directory for
+// buildDemo builds the demo and gives a command that runs it, with a directory for
 // its files.
-func demo(t *testing.T) func(args ...string) (*exec.Cmd, *bytes.Buffer, string) {
+func buildDemo(t *testing.T) func(args ...string) (*exec.Cmd, *bytes.Buffer, string) {
 	t.Helper()
 	bin := filepath.Dir(cluster.Programs(t).Meshd)
 	path := filepath.Join(t.TempDir(), "demo")
@@ -37,7 +37,7 @@ func demo(t *testing.T) func(args ...string) (*exec.Cmd, *bytes.Buffer, string) 
 }
 
 func TestDemo(t *testing.T) {
-	run := demo(t)
+	run := buildDemo(t)
 	t.Run("to its end", func(t *testing.T) {
 		cmd, out, dir := run("-load", "500ms")
 		start := time.Now()
@@ -144,7 +144,7 @@ func forAll(t *testing.T, path string) string {
 	dir, err := os.MkdirTemp("", "meshd-bin-") //nolint:usetesting // t.TempDir is closed to others
 	must(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	open(t, dir)
+	openToAll(t, dir)
 	to := filepath.Join(dir, filepath.Base(path))
 	must(t, os.WriteFile(to, raw, 0o755))
 	return to

@@ -17,7 +17,7 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
-	meshpkg "meshd/mesh"
+	"meshd/mesh"
 	"meshd/mesh/trust"
 	"meshd/overlay/e2e/cluster"
 	"meshd/overlay/e2e/lab"
@@ -46,7 +46,7 @@ func newInsider(t *testing.T, on *lab.Host, token *trust.Token, victim *cluster.
 }
 
 func (i *insider) seal(message, additional []byte) []byte {
-	out := append([]byte{1}, random(12)...)
+	out := append([]byte{1}, randomBytes(12)...)
 	return i.seals.Seal(out, out[1:], message, additional)
 }
 
@@ -81,28 +81,28 @@ func userPacket(message []byte) []byte { return append([]byte{8}, message...) }
 
 // userStream is one of ours in a stream.
 func userStream(message []byte) []byte {
-	return append(append([]byte{8, 0x81}, field("UserMsgLen", number(uint32(len(message))))...), message...)
+	return append(append([]byte{8, 0x81}, mpField("UserMsgLen", mpUint(uint32(len(message))))...), message...)
 }
 
 // pushPull gives a whole table, and memberlist's own list.
 func pushPull(nodes [][]byte, state []byte) []byte {
 	out := []byte{6, 0x83}
-	out = append(out, field("Nodes", number(uint32(len(nodes))))...)
-	out = append(out, field("UserStateLen", number(uint32(len(state))))...)
-	out = append(out, field("Join", []byte{0xc3})...)
+	out = append(out, mpField("Nodes", mpUint(uint32(len(nodes))))...)
+	out = append(out, mpField("UserStateLen", mpUint(uint32(len(state))))...)
+	out = append(out, mpField("Join", []byte{0xc3})...)
 	return append(append(out, bytes.Join(nodes, nil)...), state...)
 }
 
-// alive says that a name is live.
-func alive(name string, at netip.AddrPort) []byte {
-	out := append([]byte{4, 0x86}, field("Node", text(name))...)
+// aliveMessage says that a name is live.
+func aliveMessage(name string, at netip.AddrPort) []byte {
+	out := append([]byte{4, 0x86}, mpField("Node", mpString(name))...)
 	return append(out, liveFields(at)...)
 }
 
 // listedNode says the same in a list.
 func listedNode(name string, at netip.AddrPort) []byte {
-	out := append([]byte{0x87}, field("Name", text(name))...)
-	out = append(out, field("State", []byte{0})...)
+	out := append([]byte{0x87}, mpField("Name", mpString(name))...)
+	out = append(out, mpField("State", []byte{0})...)
 	return append(out, liveFields(at)...)
 }
 
@@ -111,27 +111,27 @@ const versions = "\x01\x05\x02\x00\x00\x00"
 
 func liveFields(at netip.AddrPort) []byte {
 	return bytes.Join([][]byte{
-		field("Addr", text(string(at.Addr().AsSlice()))), field("Port", number(uint32(at.Port()))),
-		field("Meta", []byte{0xc0}), field("Incarnation", []byte{1}), field("Vsn", text(versions)),
+		mpField("Addr", mpString(string(at.Addr().AsSlice()))), mpField("Port", mpUint(uint32(at.Port()))),
+		mpField("Meta", []byte{0xc0}), mpField("Incarnation", []byte{1}), mpField("Vsn", mpString(versions)),
 	}, nil)
 }
 
-func field(name string, value []byte) []byte { return append(text(name), value...) }
+func mpField(name string, value []byte) []byte { return append(mpString(name), value...) }
 
-func number(n uint32) []byte { return binary.BigEndian.AppendUint32([]byte{0xce}, n) }
+func mpUint(n uint32) []byte { return binary.BigEndian.AppendUint32([]byte{0xce}, n) }
 
-func text(s string) []byte {
+func mpString(s string) []byte {
 	return append(binary.BigEndian.AppendUint16([]byte{0xda}, uint16(len(s))), s...)
 }
 
 // instanceName is one that nobody has, of a node that nobody knows.
 func instanceName() string {
 	const digits = "0123456789abcdef"
-	nonce := random(8)
+	nonce := randomBytes(8)
 	for i := range nonce {
 		nonce[i] = digits[nonce[i]%16]
 	}
-	return meshpkg.NodeID(random(len(meshpkg.NodeID{}))).String() + "." + string(nonce)
+	return mesh.NodeID(randomBytes(len(mesh.NodeID{}))).String() + "." + string(nonce)
 }
 
 // Our own messages.
@@ -144,7 +144,7 @@ func stateMessage(from string, objects ...[]byte) []byte {
 
 func wantMessage(from string, hashes int) []byte {
 	out := append(binary.AppendUvarint([]byte{2}, uint64(len(from))), from...)
-	return append(out, random(32*hashes)...)
+	return append(out, randomBytes(32*hashes)...)
 }
 
 func appendObjects(out []byte, objects [][]byte) []byte {
@@ -161,23 +161,23 @@ func unadmitted(t *testing.T, token *trust.Token) (certificate, record []byte) {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(nil)
 	must(t, err)
-	c, err := token.Certify(key.Public().(ed25519.PublicKey), meshpkg.Key(random(32)), "junk", time.Now())
+	c, err := token.Certify(key.Public().(ed25519.PublicKey), mesh.Key(randomBytes(32)), "junk", time.Now())
 	must(t, err)
 	return c.Raw, recordOf(t, key, c.Hash)
 }
 
-// orphan makes a record whose certificate does not exist.
-func orphan(t *testing.T) []byte {
+// orphanRecord makes a record whose certificate does not exist.
+func orphanRecord(t *testing.T) []byte {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(nil)
 	must(t, err)
-	return recordOf(t, key, trust.Hash(random(32)))
+	return recordOf(t, key, trust.Hash(randomBytes(32)))
 }
 
 func recordOf(t *testing.T, key ed25519.PrivateKey, certificate trust.Hash) []byte {
 	t.Helper()
 	r := trust.Record{
-		Version: meshpkg.Version{Epoch: 1, Seq: 1}, Certificate: certificate, Nonce: 1, Key: meshpkg.Key(random(32)),
+		Version: mesh.Version{Epoch: 1, Seq: 1}, Certificate: certificate, Nonce: 1, Key: mesh.Key(randomBytes(32)),
 		Endpoints: []netip.AddrPort{netip.MustParseAddrPort("198.18.0.250:51880")}, Suites: []string{"x"},
 	}
 	raw, err := r.Sign(key)
@@ -205,7 +205,7 @@ func forged(t *testing.T, raw []byte, context string, key ed25519.PrivateKey, ch
 
 // junkObjects are bytes that are no objects.
 func junkObjects(n, size int) [][]byte {
-	block := random(n * size)
+	block := randomBytes(n * size)
 	out := make([][]byte, n)
 	for i := range out {
 		out[i] = block[i*size : (i+1)*size]

@@ -3,10 +3,8 @@
 package e2e
 
 import (
-	"crypto/ed25519"
 	"encoding/binary"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -17,11 +15,6 @@ import (
 	"meshd/overlay/e2e/cluster"
 	"meshd/overlay/status"
 	"meshd/overlay/tunnel"
-)
-
-const (
-	tunnelPort = 51880
-	gossipPort = 51881
 )
 
 // The gossip key alone, as from a token of long ago, gives an intruder no route,
@@ -51,7 +44,7 @@ func TestIntruder(t *testing.T) {
 		checkKeptOut(t, c, alpha, beta, evil, func() {
 			must(t, evil.Start())
 			must(t, evil.WaitFor(bounded(t), "to answer", func(*status.Document) bool { return true }))
-			watch(t, 3*time.Second)
+			pause(t.Context(), 3*time.Second)
 			evil.Kill()
 		})
 	})
@@ -67,12 +60,12 @@ func TestIntruder(t *testing.T) {
 			for _, p := range peers {
 				for _, a := range p.AllowedIPs {
 					if a.Addr().Is4() {
-						err := send(t.Context(), evil.Host, "udp", netip.AddrPortFrom(a.Addr(), 7), []byte("let me in"))
+						err := sendData(t.Context(), evil.Host, "udp", netip.AddrPortFrom(a.Addr(), 7), []byte("let me in"))
 						must(t, err)
 					}
 				}
 			}
-			watch(t, 3*time.Second)
+			pause(t.Context(), 3*time.Second)
 		})
 		if n := udpFrames(frames, tunnelPort, evil.Host.IPv4, netip.Addr{}); n == 0 {
 			t.Error("the intruder sent nothing: there was nothing to keep out")
@@ -89,35 +82,6 @@ func TestIntruder(t *testing.T) {
 		kept := joinAs(t, c, evil, text) // beta has used it
 		checkNotAdmitted(t, c, alpha, beta, kept)
 	})
-}
-
-// watch lets time pass in which something must not happen.
-func watch(t *testing.T, d time.Duration) {
-	t.Helper()
-	select {
-	case <-time.After(d):
-	case <-t.Context().Done():
-	}
-}
-
-// shortToken makes another token, with a node's CA key, as `meshctl token create`
-// does but for a time that this refuses.
-func shortToken(t *testing.T, n *cluster.Node, like *trust.Token, ttl time.Duration) *trust.Token {
-	t.Helper()
-	ca, err := statedir.LoadCAKey(filepath.Join(n.Dir, "ca.key"))
-	must(t, err)
-	public, key, err := ed25519.GenerateKey(nil)
-	must(t, err)
-	now := time.Now()
-	credential := trust.Credential{
-		Serial: trust.NewSerial(), Key: public, Uses: 1,
-		NotBefore: now.Add(-time.Minute), NotAfter: now.Add(ttl), MaxCertLife: time.Hour,
-	}
-	raw, err := credential.Sign(ca)
-	must(t, err)
-	parsed, err := trust.ParseCredential(raw, like.Charter.CA)
-	must(t, err)
-	return &trust.Token{Charter: like.Charter, Credential: parsed, Key: key, GossipKey: like.GossipKey, Seeds: like.Seeds}
 }
 
 // joinAs joins with a token on the host of a node, in a directory of its own.
@@ -137,7 +101,7 @@ func checkKeptOut(t *testing.T, c *cluster.Cluster, alpha, beta, evil *cluster.N
 	for _, n := range []*cluster.Node{alpha, beta} {
 		before[n] = len(strings.Split(n.Log(), "\n"))
 	}
-	frames := captureAt(t, c, evil, act)
+	frames := capture(t, []*cluster.Node{evil}, act)
 	for _, n := range []*cluster.Node{alpha, beta} {
 		if d := document(t, n); len(d.Peers) != 1 || d.State != "ready" {
 			t.Errorf("%s is %s and has the peers %+v", n.Name, d.State, d.Peers)
@@ -175,16 +139,6 @@ func checkNotAdmitted(t *testing.T, c *cluster.Cluster, alpha, beta, kept *clust
 	}
 	_, err = kept.Meshctl(bounded(t), "down")
 	must(t, err)
-}
-
-// captureAt records what passes the port of one node while do runs.
-func captureAt(t *testing.T, in *cluster.Cluster, n *cluster.Node, do func()) [][]byte {
-	t.Helper()
-	c, err := n.Host.Capture()
-	must(t, err)
-	do()
-	must(t, c.Stop())
-	return c.Frames()
 }
 
 // udpFrames counts UDP packets with a port as source or destination, between two

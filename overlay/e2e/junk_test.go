@@ -32,14 +32,14 @@ func TestJunk(t *testing.T) {
 	for end := time.Now().Add(4 * time.Second); time.Now().Before(end); {
 		for _, a := range targets {
 			for range 50 {
-				junk := random(1 + rand.IntN(1400))
+				junk := randomBytes(1 + rand.IntN(1400))
 				junk[0] = byte(rand.IntN(5)) // as a WireGuard message begins, or memberlist's
 				for _, port := range []uint16{tunnelPort, gossipPort} {
-					must(t, send(t.Context(), stranger.Host, "udp", netip.AddrPortFrom(a, port), junk))
+					must(t, sendData(t.Context(), stranger.Host, "udp", netip.AddrPortFrom(a, port), junk))
 				}
 			}
 			// Streams of junk; the other side may well end them.
-			_ = send(t.Context(), stranger.Host, "tcp", netip.AddrPortFrom(a, gossipPort), random(1+rand.IntN(10000)))
+			_ = sendData(t.Context(), stranger.Host, "tcp", netip.AddrPortFrom(a, gossipPort), randomBytes(1+rand.IntN(10000)))
 		}
 		sent++
 		if _, err := beta.Host.Ping(t.Context(), to); err != nil {
@@ -51,7 +51,7 @@ func TestJunk(t *testing.T) {
 		t.Errorf("of %d pings, %d got lost", sent, lost)
 	}
 	after := document(t, alpha)
-	if after.State != "ready" || lease(after) != lease(before) || len(after.Peers) != 1 || len(after.Health) > 0 {
+	if after.State != "ready" || leasesOf(after) != leasesOf(before) || len(after.Peers) != 1 || len(after.Health) > 0 {
 		t.Errorf("was %+v, is %+v", before, after)
 	}
 	// At most one line a minute of each kind.

@@ -3,9 +3,7 @@
 package e2e
 
 import (
-	"context"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,35 +13,8 @@ import (
 	"meshd/overlay/status"
 )
 
-// leftovers are what a daemon has left on its host.
-func leftovers(t *testing.T, n *cluster.Node) []string {
-	t.Helper()
-	left, err := n.Host.Leftovers()
-	must(t, err)
-	return left
-}
-
-// daemon runs meshd to its end and gives what it printed and its exit code.
-func daemon(t *testing.T, n *cluster.Node, args ...string) (output string, code int) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), soon)
-	defer cancel()
-	return finish(t, n, n.DaemonCommand(ctx, args...))
-}
-
-// finish runs a command on a node's host to its end.
-func finish(t *testing.T, n *cluster.Node, cmd *exec.Cmd) (output string, code int) {
-	t.Helper()
-	var b strings.Builder
-	cmd.Stdout, cmd.Stderr = &b, &b
-	p, err := n.Host.Start(cmd)
-	must(t, err)
-	<-p.Done()
-	return b.String(), cmd.ProcessState.ExitCode()
-}
-
 func TestLeave(t *testing.T) {
-	c := mesh(t, 3)
+	c := newMesh(t, 3)
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	own := addresses(t, gamma)
 	_, err := gamma.Meshctl(bounded(t), "leave")
@@ -66,7 +37,7 @@ func TestLeave(t *testing.T) {
 			t.Errorf("one has left, and status of %s exits %d: %v %v", n.Name, code, err, d)
 		}
 	}
-	out, code := daemon(t, gamma)
+	out, code := runDaemon(t, gamma)
 	if code != 65 || !strings.Contains(out, "meshctl join") {
 		t.Errorf("a node that has left starts: exit code %d: %s", code, out)
 	}
@@ -89,7 +60,7 @@ func hasHeld(p *status.Peer) bool {
 
 // What stays on the host after each way to end the daemon.
 func TestEnd(t *testing.T) {
-	c := mesh(t, 2)
+	c := newMesh(t, 2)
 	alpha, beta := c.Nodes[0], c.Nodes[1]
 
 	t.Run("down", func(t *testing.T) {
@@ -99,7 +70,7 @@ func TestEnd(t *testing.T) {
 		if left := leftovers(t, beta); len(left) > 0 {
 			t.Errorf("left on the host: %v", left)
 		}
-		start(t, c, beta)
+		startAgain(t, c, beta)
 	})
 	for name, end := range map[string]func() error{
 		"SIGTERM": func() error { return beta.Stop(bounded(t)) },
@@ -121,21 +92,21 @@ func TestEnd(t *testing.T) {
 				t.Errorf("ping %s without a daemon: %v, want unreachable", target, err)
 			}
 			for range 2 { // the second one finds nothing to do
-				if out, code := daemon(t, beta, "--cleanup"); code != 0 {
+				if out, code := runDaemon(t, beta, "--cleanup"); code != 0 {
 					t.Errorf("meshd --cleanup exits %d: %s", code, out)
 				}
 				if left := leftovers(t, beta); len(left) > 0 {
 					t.Errorf("left after --cleanup: %v", left)
 				}
 			}
-			start(t, c, beta)
+			startAgain(t, c, beta)
 		})
 	}
 	t.Run("cleanup of a daemon that runs with another configuration", func(t *testing.T) {
 		before := leftovers(t, beta)
 		other := filepath.Join(t.TempDir(), "config.yaml")
 		must(t, os.WriteFile(other, []byte("control: "+filepath.Join(t.TempDir(), "meshd.sock")+"\n"), 0o644))
-		if out, code := daemon(t, beta, "--cleanup", "--config", other); code != 69 || !strings.Contains(out, "a daemon runs") {
+		if out, code := runDaemon(t, beta, "--cleanup", "--config", other); code != 69 || !strings.Contains(out, "a daemon runs") {
 			t.Errorf("meshd --cleanup exits %d: %s; want 69 and that a daemon runs", code, out)
 		}
 		if after := leftovers(t, beta); !slices.Equal(before, after) {
@@ -146,29 +117,22 @@ func TestEnd(t *testing.T) {
 		}
 	})
 	t.Run("cleanup of a daemon that runs", func(t *testing.T) {
-		if out, code := daemon(t, beta, "--cleanup"); code != 0 {
+		if out, code := runDaemon(t, beta, "--cleanup"); code != 0 {
 			t.Errorf("meshd --cleanup exits %d: %s", code, out)
 		}
 		must(t, beta.Process().Wait(bounded(t)))
 		if left := leftovers(t, beta); len(left) > 0 {
 			t.Errorf("left on the host: %v", left)
 		}
-		start(t, c, beta)
+		startAgain(t, c, beta)
 	})
 	t.Run("without a daemon", func(t *testing.T) {
 		must(t, beta.Stop(bounded(t)))
 		for _, verb := range []string{"leave", "down", "status"} {
 			cmd := beta.Command(t.Context(), verb)
-			if out, code := finish(t, beta, cmd); code != 3 || strings.TrimSpace(out) == "" {
+			if out, code := runToEnd(t, beta, cmd); code != 3 || strings.TrimSpace(out) == "" {
 				t.Errorf("meshctl %s exits %d: %s", verb, code, out)
 			}
 		}
 	})
-}
-
-// start starts a daemon again and waits until all reach each other.
-func start(t *testing.T, c *cluster.Cluster, n *cluster.Node) {
-	t.Helper()
-	must(t, n.Start())
-	must(t, c.WaitAllPairs(bounded(t)))
 }

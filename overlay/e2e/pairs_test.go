@@ -13,17 +13,17 @@ import (
 
 func TestAllPairs(t *testing.T) {
 	c := hosts(t, 3)
-	t.Logf("3 nodes: all pairs after %.2f s", form(t, c).Seconds())
+	t.Logf("3 nodes: all pairs after %.2f s", formMesh(t, c).Seconds())
 	for _, from := range c.Nodes {
 		for _, to := range c.Nodes {
 			if from == to {
 				continue
 			}
 			for _, a := range addresses(t, to) {
-				if err := exchange(t.Context(), from.Host, to.Host, "tcp", a, random(1<<20)); err != nil {
+				if err := exchange(t.Context(), from.Host, to.Host, "tcp", a, randomBytes(1<<20)); err != nil {
 					t.Error(err)
 				}
-				if err := exchange(t.Context(), from.Host, to.Host, "udp", a, random(1300)); err != nil {
+				if err := exchange(t.Context(), from.Host, to.Host, "udp", a, randomBytes(1300)); err != nil {
 					t.Error(err)
 				}
 			}
@@ -69,7 +69,7 @@ func checkStatus(t *testing.T, n *cluster.Node, peers int) {
 // daemon among them is small.
 func TestManyNodes(t *testing.T) {
 	c := hosts(t, 10)
-	t.Logf("10 nodes: all pairs after %.2f s", form(t, c).Seconds())
+	t.Logf("10 nodes: all pairs after %.2f s", formMesh(t, c).Seconds())
 	owner := map[string]string{}
 	for _, n := range c.Nodes {
 		for _, l := range document(t, n).Node.Leases {

@@ -22,15 +22,15 @@ import (
 // refuseWithin is how soon a start that cannot be is told so.
 const refuseWithin = 500 * time.Millisecond
 
-// use is something that a host has in a range of the mesh, or has beside it.
-type use struct {
+// rangeUse is something that a host has in a range of the mesh, or has beside it.
+type rangeUse struct {
 	name   string
 	change func(add bool) error
 	about  string // what the refusal names; empty: it is not in the way
 }
 
-// route is a route of the host while a test runs.
-func route(r netlink.Route) func(bool) error {
+// routeChange is a route of the host while a test runs.
+func routeChange(r netlink.Route) func(bool) error {
 	return func(add bool) error {
 		if r.LinkIndex == 0 && r.Type == 0 {
 			eth, err := netlink.LinkByName("eth0")
@@ -46,32 +46,32 @@ func route(r netlink.Route) func(bool) error {
 	}
 }
 
-func dst(s string) *net.IPNet { return ipNet(netip.MustParsePrefix(s)) }
+func mustIPNet(s string) *net.IPNet { return ipNet(netip.MustParsePrefix(s)) }
 
 const gatewayOfIPv6 = "the default gateway of IPv6"
 
-// uses are what the range 10.86.0.0/16, and fd86::/48 beside it, may meet.
-var uses = []use{
-	{"a narrower route", route(netlink.Route{Dst: dst("10.86.99.0/24"), Scope: netlink.SCOPE_LINK}), "10.86.99.0/24 on eth0"},
-	{"a wider route", route(netlink.Route{Dst: dst("10.0.0.0/8"), Scope: netlink.SCOPE_LINK}), "10.0.0.0/8 on eth0"},
-	{"the same route", route(netlink.Route{Dst: dst("10.86.0.0/16"), Scope: netlink.SCOPE_LINK}), "10.86.0.0/16 on eth0"},
-	{"an IPv6 route", route(netlink.Route{Dst: dst("fd86:0:0:5::/64")}), "fd86:0:0:5::/64 on eth0"},
-	{"a blackhole", route(netlink.Route{Dst: dst("10.86.99.0/24"), Type: unix.RTN_BLACKHOLE}), "blackhole route to 10.86.99.0/24"},
-	{"the default gateway", route(netlink.Route{Dst: dst("0.0.0.0/0"), Gw: net.ParseIP("10.86.0.1"), Flags: int(netlink.FLAG_ONLINK)}), "the default gateway 10.86.0.1 on eth0"},
-	{gatewayOfIPv6, route(netlink.Route{Dst: dst("::/0"), Gw: net.ParseIP("fd86::1"), Flags: int(netlink.FLAG_ONLINK)}), "the default gateway fd86::1 on eth0"},
-	{"a gateway of another route", route(netlink.Route{Dst: dst("10.50.0.0/16"), Gw: net.ParseIP("10.86.0.1"), Flags: int(netlink.FLAG_ONLINK)}), "the gateway 10.86.0.1 of this host's route to 10.50.0.0/16"},
+// rangeUses are what the range 10.86.0.0/16, and fd86::/48 beside it, may meet.
+var rangeUses = []rangeUse{
+	{"a narrower route", routeChange(netlink.Route{Dst: mustIPNet("10.86.99.0/24"), Scope: netlink.SCOPE_LINK}), "10.86.99.0/24 on eth0"},
+	{"a wider route", routeChange(netlink.Route{Dst: mustIPNet("10.0.0.0/8"), Scope: netlink.SCOPE_LINK}), "10.0.0.0/8 on eth0"},
+	{"the same route", routeChange(netlink.Route{Dst: mustIPNet("10.86.0.0/16"), Scope: netlink.SCOPE_LINK}), "10.86.0.0/16 on eth0"},
+	{"an IPv6 route", routeChange(netlink.Route{Dst: mustIPNet("fd86:0:0:5::/64")}), "fd86:0:0:5::/64 on eth0"},
+	{"a blackhole", routeChange(netlink.Route{Dst: mustIPNet("10.86.99.0/24"), Type: unix.RTN_BLACKHOLE}), "blackhole route to 10.86.99.0/24"},
+	{"the default gateway", routeChange(netlink.Route{Dst: mustIPNet("0.0.0.0/0"), Gw: net.ParseIP("10.86.0.1"), Flags: int(netlink.FLAG_ONLINK)}), "the default gateway 10.86.0.1 on eth0"},
+	{gatewayOfIPv6, routeChange(netlink.Route{Dst: mustIPNet("::/0"), Gw: net.ParseIP("fd86::1"), Flags: int(netlink.FLAG_ONLINK)}), "the default gateway fd86::1 on eth0"},
+	{"a gateway of another route", routeChange(netlink.Route{Dst: mustIPNet("10.50.0.0/16"), Gw: net.ParseIP("10.86.0.1"), Flags: int(netlink.FLAG_ONLINK)}), "the gateway 10.86.0.1 of this host's route to 10.50.0.0/16"},
 	{"an own address", func(add bool) error {
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
 			return err
 		}
 		if add {
-			return netlink.AddrAdd(lo, &netlink.Addr{IPNet: dst("10.86.7.7/32")})
+			return netlink.AddrAdd(lo, &netlink.Addr{IPNet: mustIPNet("10.86.7.7/32")})
 		}
-		return netlink.AddrDel(lo, &netlink.Addr{IPNet: dst("10.86.7.7/32")})
+		return netlink.AddrDel(lo, &netlink.Addr{IPNet: mustIPNet("10.86.7.7/32")})
 	}, "the address 10.86.7.7 on lo"},
 	{"another table for everybody", func(add bool) error {
-		r := route(netlink.Route{Dst: dst("10.86.99.0/24"), Table: 52, Scope: netlink.SCOPE_LINK})
+		r := routeChange(netlink.Route{Dst: mustIPNet("10.86.99.0/24"), Table: 52, Scope: netlink.SCOPE_LINK})
 		rule := netlink.NewRule()
 		rule.Family, rule.Table, rule.Priority = netlink.FAMILY_V4, 52, 5270
 		if add {
@@ -80,20 +80,20 @@ var uses = []use{
 		return errors.Join(netlink.RuleDel(rule), r(false))
 	}, "10.86.99.0/24 on eth0 in table 52"},
 
-	{"a table for nobody", route(netlink.Route{Dst: dst("10.86.99.0/24"), Table: 53, Scope: netlink.SCOPE_LINK}), ""},
-	{"a default route", route(netlink.Route{Dst: dst("0.0.0.0/0"), Scope: netlink.SCOPE_LINK}), ""},
+	{"a table for nobody", routeChange(netlink.Route{Dst: mustIPNet("10.86.99.0/24"), Table: 53, Scope: netlink.SCOPE_LINK}), ""},
+	{"a default route", routeChange(netlink.Route{Dst: mustIPNet("0.0.0.0/0"), Scope: netlink.SCOPE_LINK}), ""},
 	{"a VPN's halves", func(add bool) error {
 		return errors.Join(
-			route(netlink.Route{Dst: dst("0.0.0.0/1"), Scope: netlink.SCOPE_LINK})(add),
-			route(netlink.Route{Dst: dst("128.0.0.0/1"), Scope: netlink.SCOPE_LINK})(add),
-			route(netlink.Route{Dst: dst("::/1")})(add), route(netlink.Route{Dst: dst("8000::/1")})(add))
+			routeChange(netlink.Route{Dst: mustIPNet("0.0.0.0/1"), Scope: netlink.SCOPE_LINK})(add),
+			routeChange(netlink.Route{Dst: mustIPNet("128.0.0.0/1"), Scope: netlink.SCOPE_LINK})(add),
+			routeChange(netlink.Route{Dst: mustIPNet("::/1")})(add), routeChange(netlink.Route{Dst: mustIPNet("8000::/1")})(add))
 	}, ""},
 	{"private addresses go nowhere", func(add bool) error {
 		return errors.Join(
-			route(netlink.Route{Dst: dst("10.0.0.0/8"), Type: unix.RTN_BLACKHOLE})(add),
-			route(netlink.Route{Dst: dst("fc00::/7"), Type: unix.RTN_UNREACHABLE})(add))
+			routeChange(netlink.Route{Dst: mustIPNet("10.0.0.0/8"), Type: unix.RTN_BLACKHOLE})(add),
+			routeChange(netlink.Route{Dst: mustIPNet("fc00::/7"), Type: unix.RTN_UNREACHABLE})(add))
 	}, ""},
-	{"a route beside it", route(netlink.Route{Dst: dst("10.87.0.0/16"), Scope: netlink.SCOPE_LINK}), ""},
+	{"a route beside it", routeChange(netlink.Route{Dst: mustIPNet("10.87.0.0/16"), Scope: netlink.SCOPE_LINK}), ""},
 }
 
 // At init, at join, at the start and later, a mesh is not to take what a host has
@@ -102,7 +102,7 @@ func TestRefuse(t *testing.T) {
 	ranges := []string{"--ipv4", "10.86.0.0/16", "--ipv6", "fd86::/48"}
 	c := hosts(t, 2)
 	alpha, beta := c.Nodes[0], c.Nodes[1]
-	during := func(t *testing.T, n *cluster.Node, u use, do func()) {
+	during := func(t *testing.T, n *cluster.Node, u rangeUse, do func()) {
 		t.Helper()
 		must(t, n.Host.Do(func() error { return u.change(true) }))
 		do()
@@ -110,9 +110,9 @@ func TestRefuse(t *testing.T) {
 	}
 	refused := func(t *testing.T, n *cluster.Node, cmd *exec.Cmd, program, about string) {
 		t.Helper()
-		before, files := leftovers(t, n), snapshot(t, n.Dir)
+		before, files := leftovers(t, n), hashFiles(t, n.Dir)
 		start := time.Now()
-		out, code := finish(t, n, cmd)
+		out, code := runToEnd(t, n, cmd)
 		took := time.Since(start)
 		if code != exConfig {
 			t.Errorf("exit code %d, want %d: %s", code, exConfig, out)
@@ -124,13 +124,13 @@ func TestRefuse(t *testing.T) {
 		if after := leftovers(t, n); !slices.Equal(before, after) {
 			t.Errorf("on the host: %v before, %v after", before, after)
 		}
-		if program == "meshctl" && len(snapshot(t, n.Dir)) != len(files) {
-			t.Errorf("files: %v before, %v after", files, snapshot(t, n.Dir))
+		if program == "meshctl" && len(hashFiles(t, n.Dir)) != len(files) {
+			t.Errorf("files: %v before, %v after", files, hashFiles(t, n.Dir))
 		}
 	}
 
 	t.Run("init", func(t *testing.T) {
-		for _, u := range uses {
+		for _, u := range rangeUses {
 			if u.about == "" {
 				continue
 			}
@@ -151,7 +151,7 @@ func TestRefuse(t *testing.T) {
 			cmd.Stdin, cmd.Env = strings.NewReader(token), append(cmd.Environ(), env...)
 			return cmd
 		}
-		for _, u := range uses {
+		for _, u := range rangeUses {
 			if u.about == "" {
 				continue
 			}
@@ -171,13 +171,13 @@ func TestRefuse(t *testing.T) {
 			refused(t, beta, cmd, "meshctl", "10.86.3.4, an end of your SSH session")
 		})
 		t.Run("a connection", func(t *testing.T) {
-			connected(t, c, func() { refused(t, beta, join(), "meshctl", "198.18.0.2:22 with 10.86.3.4:") })
+			whileConnected(t, c, func() { refused(t, beta, join(), "meshctl", "198.18.0.2:22 with 10.86.3.4:") })
 		})
 	})
 	must(t, beta.Join(t.Context(), token))
 
 	t.Run("start", func(t *testing.T) {
-		for _, u := range uses {
+		for _, u := range rangeUses {
 			t.Run(u.name, func(t *testing.T) {
 				during(t, beta, u, func() {
 					if u.about != "" {
@@ -185,14 +185,14 @@ func TestRefuse(t *testing.T) {
 						refused(t, beta, beta.DaemonCommand(bounded(t), "--check"), "meshd", u.about)
 						return
 					}
-					if out, code := finish(t, beta, beta.DaemonCommand(bounded(t), "--check")); code != 0 {
+					if out, code := runToEnd(t, beta, beta.DaemonCommand(bounded(t), "--check")); code != 0 {
 						t.Errorf("exit code %d: %s", code, out)
 					}
 				})
 			})
 		}
 		t.Run("a connection", func(t *testing.T) {
-			connected(t, c, func() {
+			whileConnected(t, c, func() {
 				refused(t, beta, beta.DaemonCommand(bounded(t)), "meshd", "198.18.0.2:22 with 10.86.3.4:")
 			})
 		})
@@ -210,7 +210,7 @@ func TestRefuse(t *testing.T) {
 	t.Run("later", func(t *testing.T) {
 		must(t, c.Start())
 		must(t, c.WaitAllPairs(bounded(t)))
-		whole := network(t, beta.Host)
+		whole := ourNetwork(t, beta.Host)
 		pid := pidOf(beta)
 		overlap := func(d *status.Document) string {
 			for _, f := range d.Health {
@@ -220,7 +220,7 @@ func TestRefuse(t *testing.T) {
 			}
 			return ""
 		}
-		for _, u := range uses {
+		for _, u := range rangeUses {
 			t.Run(u.name, func(t *testing.T) {
 				if u.name == gatewayOfIPv6 {
 					t.Skip("the kernel refuses it: our route leads to it by another link")
@@ -236,7 +236,7 @@ func TestRefuse(t *testing.T) {
 					if u.about == "" && overlap(document(t, beta)) != "" {
 						t.Errorf("it says %q", overlap(document(t, beta)))
 					}
-					if now := network(t, beta.Host); !slices.Equal(now, whole) {
+					if now := ourNetwork(t, beta.Host); !slices.Equal(now, whole) {
 						t.Errorf("torn down: %v before, %v after", whole, now)
 					}
 				})
@@ -250,14 +250,14 @@ func TestRefuse(t *testing.T) {
 	})
 }
 
-// connected has the first host be 10.86.3.4 and hold a TCP connection, such as
+// whileConnected has the first host be 10.86.3.4 and hold a TCP connection, such as
 // that of ssh, with the second one. It is reached by a default route.
-func connected(t *testing.T, c *cluster.Cluster, do func()) {
+func whileConnected(t *testing.T, c *cluster.Cluster, do func()) {
 	t.Helper()
 	client, server := c.Nodes[0].Host, c.Nodes[1].Host
 	address := netip.MustParsePrefix("10.86.3.4/32")
 	must(t, client.AddAddress(address))
-	byDefault := route(netlink.Route{Dst: dst("0.0.0.0/0"), Scope: netlink.SCOPE_LINK})
+	byDefault := routeChange(netlink.Route{Dst: mustIPNet("0.0.0.0/0"), Scope: netlink.SCOPE_LINK})
 	must(t, server.Do(func() error { return byDefault(true) }))
 	l, err := server.Listen(t.Context(), "tcp", netip.AddrPortFrom(server.IPv4, 22).String())
 	must(t, err)
@@ -281,12 +281,12 @@ func TestRefuseAtOnce(t *testing.T) {
 	n := c.Nodes[0]
 	_, err := n.Meshctl(t.Context(), "init", "--name", "lab", "--ipv4", "10.86.0.0/16")
 	must(t, err)
-	must(t, n.Host.Do(func() error { return uses[0].change(true) }))
+	must(t, n.Host.Do(func() error { return rangeUses[0].change(true) }))
 	var all []time.Duration
 	for range 10 {
 		within(t, "refused", refuseWithin, func() time.Duration {
 			start := time.Now()
-			out, code := finish(t, n, n.DaemonCommand(bounded(t)))
+			out, code := runToEnd(t, n, n.DaemonCommand(bounded(t)))
 			took := time.Since(start)
 			if code != exConfig {
 				t.Errorf("exit code %d: %s", code, out)

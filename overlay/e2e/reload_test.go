@@ -22,7 +22,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	meshpkg "meshd/mesh"
+	"meshd/mesh"
 	"meshd/overlay/e2e/cluster"
 	"meshd/overlay/status"
 )
@@ -32,7 +32,7 @@ func TestReload(t *testing.T) {
 	c := hosts(t, 3)
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	for _, n := range c.Nodes {
-		service(t, c, n) // so that a file can be kept from the daemon
+		runAsService(t, c, n) // so that a file can be kept from the daemon
 		forwardNothing(t, n)
 	}
 	_, err := alpha.Meshctl(t.Context(), "init", "--name", "lab")
@@ -45,7 +45,7 @@ func TestReload(t *testing.T) {
 	must(t, gamma.Join(t.Context(), nowhere))
 	systemd := listenNotify(t, alpha)
 	for _, n := range c.Nodes {
-		flown(t, n)
+		preflightPasses(t, n)
 		must(t, n.Start())
 	}
 	must(t, cluster.WaitPairs(bounded(t), alpha, beta))
@@ -81,12 +81,12 @@ func TestReload(t *testing.T) {
 
 	// A node that knows nobody, and so is not ready, is told of a seed.
 	t.Run("seed for a lonely node", func(t *testing.T) {
-		if d := document(t, gamma); d.State != meshpkg.WaitingForSeed {
+		if d := document(t, gamma); d.State != mesh.WaitingForSeed {
 			t.Fatalf("gamma is %s", d.State)
 		}
 		rewrite(t, gamma, fmt.Sprintf("seeds: ['%s']", alpha.Host.IPv4))
 		start := time.Now()
-		applied(t, gamma, "seeds")
+		checkApplied(t, gamma, "seeds")
 		must(t, gamma.WaitReady(bounded(t)))
 		t.Logf("ready %.2f s after the reload", time.Since(start).Seconds())
 		must(t, c.WaitAllPairs(bounded(t)))
@@ -100,9 +100,9 @@ func rewrite(t *testing.T, n *cluster.Node, lines ...string) {
 	must(t, n.Configure(lines...))
 }
 
-// reload runs `meshctl config reload`. It names the socket, so that the daemon is
+// runReload runs `meshctl config reload`. It names the socket, so that the daemon is
 // asked although the file is bad.
-func reload(t *testing.T, n *cluster.Node) (answer status.ReloadReply, stderr string, code int) {
+func runReload(t *testing.T, n *cluster.Node) (answer status.ReloadReply, stderr string, code int) {
 	t.Helper()
 	cmd := n.Command(bounded(t), "--socket", n.Socket(), "config", "reload", "-o", "json")
 	out, err := n.Host.Run(cmd)
@@ -117,10 +117,10 @@ func reload(t *testing.T, n *cluster.Node) (answer status.ReloadReply, stderr st
 	return answer, stderr, code
 }
 
-// applied reloads and checks which keys were applied.
-func applied(t *testing.T, n *cluster.Node, want ...string) {
+// checkApplied reloads and checks which keys were applied.
+func checkApplied(t *testing.T, n *cluster.Node, want ...string) {
 	t.Helper()
-	answer, stderr, code := reload(t, n)
+	answer, stderr, code := runReload(t, n)
 	var got []string
 	for _, c := range answer.Applied {
 		got = append(got, c.Key)
@@ -140,16 +140,16 @@ func hangup(t *testing.T, n *cluster.Node, about string) {
 	}))
 }
 
-// inForce is the daemon's configuration.
-func inForce(t *testing.T, n *cluster.Node) string {
+// configInForce is the daemon's configuration.
+func configInForce(t *testing.T, n *cluster.Node) string {
 	t.Helper()
 	c, err := status.NewClient(n.Socket()).Config(bounded(t))
 	must(t, err)
 	return c.Config
 }
 
-// healthy asks for /healthz on the host itself.
-func healthy(t *testing.T, n *cluster.Node, address string) bool {
+// healthzAnswers asks for /healthz on the host itself.
+func healthzAnswers(t *testing.T, n *cluster.Node, address string) bool {
 	t.Helper()
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 		return n.Host.Dial(ctx, network, address)
@@ -169,24 +169,24 @@ func reloadLive(t *testing.T, n, other *cluster.Node) {
 	rewrite(t, n, "log: {level: debug}")
 	hangup(t, n, "configuration reloaded")
 	rewrite(t, n, "log: {level: debug, format: json}")
-	applied(t, n, "log.format")
+	checkApplied(t, n, "log.format")
 	must(t, cluster.Poll(bounded(t), func() (bool, error) {
 		lines := strings.Split(strings.TrimSpace(n.Log()), "\n")
 		return strings.HasPrefix(lines[len(lines)-1], `{"time":`), fmt.Errorf("it logs %s", lines[len(lines)-1])
 	}))
 
 	rewrite(t, n, "log: {level: debug}", "node: {name: alpha, labels: {site: fra}}")
-	applied(t, n, "node.labels", "log.format")
+	checkApplied(t, n, "node.labels", "log.format")
 	must(t, other.WaitFor(bounded(t), "to see the label", func(d *status.Document) bool {
 		p, err := d.Find(n.Name)
 		return err == nil && p.Labels["site"] == "fra"
 	}))
 
 	rewrite(t, n, "log: {level: debug}", "interface: {mtu: 1300}")
-	applied(t, n, "node.labels", "interface.mtu")
+	checkApplied(t, n, "node.labels", "interface.mtu")
 	awaitMTU(t, n, 1300)
 	rewrite(t, n, "log: {level: debug}", "interface: {mtu: 1380}")
-	applied(t, n, "interface.mtu")
+	checkApplied(t, n, "interface.mtu")
 	awaitMTU(t, n, 1380)
 	if d := document(t, n); d.Engine.MTU != 1380 {
 		t.Errorf("status says MTU %d", d.Engine.MTU)
@@ -195,22 +195,22 @@ func reloadLive(t *testing.T, n, other *cluster.Node) {
 	second := netip.MustParsePrefix("198.18.0.77/24")
 	must(t, n.Host.AddAddress(second))
 	rewrite(t, n, "log: {level: debug}", "advertise: ['"+second.Addr().String()+"']")
-	applied(t, n, "advertise", "interface.mtu")
+	checkApplied(t, n, "advertise", "interface.mtu")
 	must(t, cluster.Poll(bounded(t), func() (bool, error) {
 		return strings.Contains(n.Log(), "address="+second.Addr().String()+":51881"), errors.New("gossip does not move")
 	}))
 
 	rewrite(t, n, "http: 127.0.0.1:9741", "lease: {on_conflict: renumber}")
 	hangup(t, n, "configuration reloaded")
-	if !healthy(t, n, "127.0.0.1:9741") || healthy(t, n, "127.0.0.1:9740") {
+	if !healthzAnswers(t, n, "127.0.0.1:9741") || healthzAnswers(t, n, "127.0.0.1:9740") {
 		t.Error("HTTP has not moved")
 	}
-	if got := inForce(t, n); !strings.Contains(got, "on_conflict: renumber") || !strings.Contains(got, "9741") {
+	if got := configInForce(t, n); !strings.Contains(got, "on_conflict: renumber") || !strings.Contains(got, "9741") {
 		t.Errorf("in force is\n%s", got)
 	}
 	rewrite(t, n)
-	applied(t, n, "http", "lease.on_conflict")
-	applied(t, n)
+	checkApplied(t, n, "http", "lease.on_conflict")
+	checkApplied(t, n)
 }
 
 func awaitMTU(t *testing.T, n *cluster.Node, want int) {
@@ -218,7 +218,7 @@ func awaitMTU(t *testing.T, n *cluster.Node, want int) {
 	must(t, cluster.Poll(bounded(t), func() (bool, error) {
 		mtu := 0
 		err := n.Host.Do(func() error {
-			l, err := netlink.LinkByName(link)
+			l, err := netlink.LinkByName(meshLink)
 			if err == nil {
 				mtu = l.Attrs().MTU
 			}
@@ -231,7 +231,7 @@ func awaitMTU(t *testing.T, n *cluster.Node, want int) {
 func reloadRestart(t *testing.T, n *cluster.Node) {
 	rewrite(t, n, "node: {name: omega}", "listen: {tunnel: ':4000'}", "interface: {name: mesh7}")
 	for range 2 { // they are listed again
-		answer, stderr, code := reload(t, n)
+		answer, stderr, code := runReload(t, n)
 		if code != 0 || len(answer.Applied)+len(answer.Failed) > 0 || len(answer.Rejoin) != 1 || len(answer.Restart) != 2 ||
 			answer.Restart[0] != (status.Change{Key: "listen.tunnel", Old: `":51880"`, New: `":4000"`}) {
 			t.Errorf("exit code %d, %s, %+v", code, stderr, answer)
@@ -253,7 +253,7 @@ func reloadRestart(t *testing.T, n *cluster.Node) {
 }
 
 func reloadBad(t *testing.T, n *cluster.Node) {
-	before, file := inForce(t, n), n.ConfigFile()
+	before, file := configInForce(t, n), n.ConfigFile()
 	for name, bad := range map[string]struct {
 		make func()
 		says string
@@ -272,14 +272,14 @@ func reloadBad(t *testing.T, n *cluster.Node) {
 			rewrite(t, n)
 			bad.make()
 			hangup(t, n, "configuration not reloaded, nothing is changed")
-			answer, stderr, code := reload(t, n)
+			answer, stderr, code := runReload(t, n)
 			if code != exConfig || !strings.Contains(stderr, bad.says) || answer.File != "" {
 				t.Errorf("exit code %d, %s, %+v; want %d about %q", code, stderr, answer, exConfig, bad.says)
 			}
-			if after := inForce(t, n); after != before {
+			if after := configInForce(t, n); after != before {
 				t.Errorf("in force was\n%s\nand is\n%s", before, after)
 			}
-			if d := document(t, n); len(d.Health) > 0 || d.State != meshpkg.Ready {
+			if d := document(t, n); len(d.Health) > 0 || d.State != mesh.Ready {
 				t.Errorf("it is %s and finds %+v", d.State, d.Health)
 			}
 		})
@@ -292,26 +292,26 @@ func reloadTaken(t *testing.T, n *cluster.Node) {
 	must(t, err)
 	rewrite(t, n, "http: 127.0.0.1:9742", "log: {level: warn}")
 	for i := range 2 { // it is not forgotten
-		answer, stderr, code := reload(t, n)
+		answer, stderr, code := runReload(t, n)
 		if code != 1 || len(answer.Failed) != 1 || answer.Failed[0].Key != "http" || len(answer.Applied) != 1-i || !strings.Contains(stderr, "127.0.0.1:9742") {
 			t.Errorf("exit code %d, %s, %+v", code, stderr, answer)
 		}
-		if !healthy(t, n, "127.0.0.1:9740") {
+		if !healthzAnswers(t, n, "127.0.0.1:9740") {
 			t.Error("the old listener is lost")
 		}
 	}
 	must(t, taken.Close())
-	applied(t, n, "http")
-	if !healthy(t, n, "127.0.0.1:9742") {
+	checkApplied(t, n, "http")
+	if !healthzAnswers(t, n, "127.0.0.1:9742") {
 		t.Error("no answer at the new address")
 	}
 	rewrite(t, n, "http: ':9742'") // the same port, but everywhere
-	applied(t, n, "http", "log.level")
-	if !healthy(t, n, "127.0.0.1:9742") || !healthy(t, n, n.Host.IPv4.String()+":9742") {
+	checkApplied(t, n, "http", "log.level")
+	if !healthzAnswers(t, n, "127.0.0.1:9742") || !healthzAnswers(t, n, n.Host.IPv4.String()+":9742") {
 		t.Error("no answer on all addresses")
 	}
 	rewrite(t, n)
-	applied(t, n, "http")
+	checkApplied(t, n, "http")
 }
 
 // reloadMany lets the file change while many ask for reloads: the last one counts.

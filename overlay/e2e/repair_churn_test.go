@@ -27,7 +27,7 @@ const (
 // A host whose links and routes never rest, as one that starts containers or
 // speaks BGP, costs the daemon next to nothing, and is repaired as soon.
 func TestRepairUnderChurn(t *testing.T) {
-	c := mesh(t, 2)
+	c := newMesh(t, 2)
 	alpha := c.Nodes[0]
 	must(t, alpha.Host.Do(fillTable))
 	for _, churn := range []struct {
@@ -39,7 +39,7 @@ func TestRepairUnderChurn(t *testing.T) {
 		{"routes of the main table", changeRoute(unix.RT_TABLE_MAIN)},
 	} {
 		t.Run(churn.name, func(t *testing.T) {
-			whole := network(t, alpha.Host)
+			whole := ourNetwork(t, alpha.Host)
 			within(t, "the CPU time for 10 s of churn was there", cpuOfChurn, func() time.Duration {
 				used, turns := churned(t, alpha, churnFor, churn.turn, func() {})
 				t.Logf("%d turns in %s cost the daemon %s", turns, churnFor, used)
@@ -49,7 +49,7 @@ func TestRepairUnderChurn(t *testing.T) {
 				churned(t, alpha, 4*time.Second, churn.turn, func() {
 					time.Sleep(2 * time.Second) // until looks are as rare as they get
 					must(t, alpha.Host.Do(func() error {
-						l, err := netlink.LinkByName(link)
+						l, err := netlink.LinkByName(meshLink)
 						if err != nil {
 							return err
 						}
@@ -57,7 +57,7 @@ func TestRepairUnderChurn(t *testing.T) {
 					}))
 					start := time.Now()
 					must(t, cluster.Poll(bounded(t), func() (bool, error) {
-						is := network(t, alpha.Host)
+						is := ourNetwork(t, alpha.Host)
 						return slices.Equal(whole, is), fmt.Errorf("want %v, have %v", whole, is)
 					}))
 					took = time.Since(start)

@@ -40,7 +40,7 @@ type fault struct {
 // Whatever happens to the network below the mesh, the same daemon carries
 // traffic soon after it is over, and nothing leaves in clear text meanwhile.
 func TestRepairUnderlay(t *testing.T) {
-	c := mesh(t, 2)
+	c := newMesh(t, 2)
 	alpha, beta := c.Nodes[0], c.Nodes[1]
 	h := alpha.Host
 	for _, f := range []fault{
@@ -69,7 +69,7 @@ func TestRepairUnderlay(t *testing.T) {
 
 // IPv6 addresses that an interface lost by a bounce may stay lost.
 func TestRepairWithoutIPv6Underlay(t *testing.T) {
-	c := mesh(t, 2)
+	c := newMesh(t, 2)
 	h := c.Nodes[0].Host
 	survive(t, c, fault{"interface down and up, IPv6 addresses lost", h.NICDown, func() error { return h.NICUp(t.Context()) }, 0, false})
 	survive(t, c, fault{"IPv6 off for good", h.DisableIPv6, func() error { return nil }, 0, false})
@@ -77,7 +77,7 @@ func TestRepairWithoutIPv6Underlay(t *testing.T) {
 
 // The host moves to another address while traffic flows.
 func TestRepairNewAddress(t *testing.T) {
-	c := mesh(t, 2)
+	c := newMesh(t, 2)
 	h := c.Nodes[0].Host
 	survive(t, c, fault{"another address", func() error {
 		return errors.Join(
@@ -98,7 +98,7 @@ func survive(t *testing.T, c *cluster.Cluster, f fault) {
 	pid := pidOf(c.Nodes[0])
 	within(t, f.name+": traffic flows", backWithin, func() (worst time.Duration) {
 		var flows []*lab.Pings
-		frames := capture(t, c, func() {
+		frames := capture(t, c.Nodes, func() {
 			flows = allPings(t, c.Nodes[0], c.Nodes[1])
 			for _, p := range flows {
 				_, err := p.Flows(bounded(t), time.Now())
@@ -117,14 +117,14 @@ func survive(t *testing.T, c *cluster.Cluster, f fault) {
 				d, err := p.Flows(bounded(t), over)
 				must(t, err)
 				if d > time.Second {
-					t.Logf("%s: %s waited %s; now %s", f.name, p, d, endpoints(t, c))
+					t.Logf("%s: %s waited %s; now %s", f.name, p, d, endpointsInUse(t, c))
 				}
 				worst = max(worst, d)
 				p.Stop()
 			}
 		})
 		for _, p := range flows {
-			if contains(frames, p.Marker()) {
+			if framesContain(frames, p.Marker()) {
 				t.Errorf("%s: clear text on the underlay", f.name)
 			}
 		}
@@ -134,15 +134,15 @@ func survive(t *testing.T, c *cluster.Cluster, f fault) {
 		t.Errorf("%s: the daemon was %d and is %d", f.name, pid, now)
 	}
 	must(t, cluster.WaitPairs(bounded(t), c.Nodes...))
-	t.Logf("%s: gossip reaches the other node %.2f s after that", f.name, gossip(t, c.Nodes[0], c.Nodes[1]).Seconds())
-	t.Logf("%s: and back after %.2f s", f.name, gossip(t, c.Nodes[1], c.Nodes[0]).Seconds())
+	t.Logf("%s: gossip reaches the other node %.2f s after that", f.name, timeGossip(t, c.Nodes[0], c.Nodes[1]).Seconds())
+	t.Logf("%s: and back after %.2f s", f.name, timeGossip(t, c.Nodes[1], c.Nodes[0]).Seconds())
 }
 
-// gossip has a node say something new, which only gossip carries, and tells how
+// timeGossip has a node say something new, which only gossip carries, and tells how
 // long it took until another one had heard of it.
-func gossip(t *testing.T, from, to *cluster.Node) time.Duration {
+func timeGossip(t *testing.T, from, to *cluster.Node) time.Duration {
 	t.Helper()
-	word := fmt.Sprintf("%x", random(8))
+	word := fmt.Sprintf("%x", randomBytes(8))
 	must(t, from.Configure(fmt.Sprintf("node: {name: %s, labels: {said: %q}}", from.Name, word)))
 	start := time.Now()
 	_, err := from.Meshctl(bounded(t), "config", "reload")
@@ -154,8 +154,8 @@ func gossip(t *testing.T, from, to *cluster.Node) time.Duration {
 	return time.Since(start)
 }
 
-// endpoints tells by which way the nodes reach each other.
-func endpoints(t *testing.T, c *cluster.Cluster) string {
+// endpointsInUse tells by which way the nodes reach each other.
+func endpointsInUse(t *testing.T, c *cluster.Cluster) string {
 	t.Helper()
 	var all []string
 	for _, n := range c.Nodes {
@@ -182,17 +182,7 @@ func allPings(t *testing.T, a, b *cluster.Node) []*lab.Pings {
 	return all
 }
 
-// pidOf is the daemon's process ID, 0 if it has ended.
-func pidOf(n *cluster.Node) int {
-	select {
-	case <-n.Process().Done():
-		return 0
-	default:
-		return n.Process().Pid()
-	}
-}
-
-var everything = []*net.IPNet{ipNet(netip.MustParsePrefix("0.0.0.0/0")), ipNet(netip.MustParsePrefix("::/0"))}
+var defaultPrefixes = []*net.IPNet{ipNet(netip.MustParsePrefix("0.0.0.0/0")), ipNet(netip.MustParsePrefix("::/0"))}
 
 // dropRoutes takes all routes by the network card, so that there is no way to
 // anybody.
@@ -214,7 +204,7 @@ func dropRoutes() error {
 // addDefaultRoutes has the host reach everybody by a default route.
 func addDefaultRoutes() error {
 	eth, err := netlink.LinkByName("eth0")
-	for _, dst := range everything {
+	for _, dst := range defaultPrefixes {
 		if err == nil {
 			r := &netlink.Route{Dst: dst, LinkIndex: eth.Attrs().Index}
 			if dst.IP.To4() != nil {
@@ -251,13 +241,13 @@ func startQueue() error {
 
 // What can happen often costs no descriptor and no goroutine.
 func TestRepairLeaksNothing(t *testing.T) {
-	c := mesh(t, 2)
+	c := newMesh(t, 2)
 	alpha := c.Nodes[0]
 	h := alpha.Host
 	onTUN := func(do func(netlink.Link) error) func() error {
 		return func() error {
 			return h.Do(func() error {
-				l, err := netlink.LinkByName(link)
+				l, err := netlink.LinkByName(meshLink)
 				if err != nil {
 					return err
 				}
@@ -279,11 +269,11 @@ func TestRepairLeaksNothing(t *testing.T) {
 		{"sending refused", func() error { return errors.Join(h.ForbidSending(), h.PermitSending()) }},
 	} {
 		t.Run(f.name, func(t *testing.T) {
-			whole := network(t, h)
+			whole := ourNetwork(t, h)
 			again := func() {
 				must(t, f.do())
 				must(t, cluster.Poll(bounded(t), func() (bool, error) {
-					is := network(t, h)
+					is := ourNetwork(t, h)
 					return slices.Equal(whole, is), fmt.Errorf("want %v, have %v", whole, is)
 				}))
 			}
@@ -295,7 +285,7 @@ func TestRepairLeaksNothing(t *testing.T) {
 				again()
 			}
 			must(t, c.WaitAllPairs(bounded(t)))
-			var after held
+			var after holdings
 			err := cluster.Poll(bounded(t), func() (bool, error) {
 				after = resources(t, alpha)
 				return after.descriptors <= before.descriptors+2 && after.goroutines <= before.goroutines+5,
@@ -310,10 +300,10 @@ func TestRepairLeaksNothing(t *testing.T) {
 	}
 }
 
-// held is what a daemon holds.
-type held struct{ descriptors, goroutines int }
+// holdings is what a daemon holds.
+type holdings struct{ descriptors, goroutines int }
 
-func resources(t *testing.T, n *cluster.Node) held {
+func resources(t *testing.T, n *cluster.Node) holdings {
 	t.Helper()
 	u, err := n.Usage()
 	must(t, err)
@@ -321,5 +311,5 @@ func resources(t *testing.T, n *cluster.Node) held {
 	defer cancel()
 	m, err := n.Metrics(ctx, fmt.Sprintf("127.0.0.1:%d", config.DefaultHTTPPort), "go_goroutines")
 	must(t, err)
-	return held{u.Descriptors, int(m["go_goroutines"])}
+	return holdings{u.Descriptors, int(m["go_goroutines"])}
 }

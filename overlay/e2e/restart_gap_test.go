@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	restarts = 10
+	restartsEach = 10
 	// gapWithin is how long a restart of a daemon may keep traffic from its host.
 	gapWithin = time.Second
 	// upWithin is how long a daemon that was a member before may take from its
@@ -22,7 +22,7 @@ const (
 
 // A restart, planned or not, costs little traffic, and the daemon is soon ready.
 func TestRestartGap(t *testing.T) {
-	c := mesh(t, 3)
+	c := newMesh(t, 3)
 	beta := c.Nodes[1]
 	systemd := listenNotify(t, beta)
 	for _, r := range []struct {
@@ -34,7 +34,7 @@ func TestRestartGap(t *testing.T) {
 	} {
 		t.Run(r.name, func(t *testing.T) {
 			var gaps, ups []time.Duration
-			for range restarts {
+			for range restartsEach {
 				// One bound each, so that the run which is late is the one that is done again.
 				within(t, "traffic again", gapWithin, func() time.Duration {
 					gap, up := restartUnderTraffic(t, c, beta, r.stop, systemd)

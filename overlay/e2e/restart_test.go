@@ -13,42 +13,12 @@ import (
 	"meshd/overlay/status"
 )
 
-// restart kills a daemon, starts it again, and tells how long it took from there
-// until others reach it.
-func restart(t *testing.T, n *cluster.Node, others ...*cluster.Node) time.Duration {
-	t.Helper()
-	before := document(t, n)
-	var own []netip.Addr
-	for _, l := range before.Node.Leases {
-		own = append(own, l.Addresses...)
-	}
-	n.Kill()
-	start := time.Now()
-	must(t, n.Start())
-	for _, other := range others {
-		for _, a := range own {
-			_, err := other.Host.Await(bounded(t), a)
-			must(t, err)
-		}
-	}
-	took := time.Since(start)
-	must(t, cluster.WaitPairs(bounded(t), append(others, n)...))
-	after := document(t, n)
-	if after.Node.ID != before.Node.ID || lease(after) != lease(before) {
-		t.Errorf("%s was %s with %s and is %s with %s", n.Name, before.Node.ID, lease(before), after.Node.ID, lease(after))
-	}
-	if after.Node.Epoch != before.Node.Epoch+1 {
-		t.Errorf("epoch %d after %d", after.Node.Epoch, before.Node.Epoch)
-	}
-	return took
-}
-
 func TestRestartKeepsLease(t *testing.T) {
-	c := mesh(t, 3)
+	c := newMesh(t, 3)
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	for range 3 { // the founder, a node that joined, more than once
-		t.Logf("restart of the founder: pings flow after %.2f s", restart(t, alpha, beta, gamma).Seconds())
-		t.Logf("restart of a node that joined: pings flow after %.2f s", restart(t, gamma, alpha, beta).Seconds())
+		t.Logf("restart of the founder: pings flow after %.2f s", killAndRestart(t, alpha, beta, gamma).Seconds())
+		t.Logf("restart of a node that joined: pings flow after %.2f s", killAndRestart(t, gamma, alpha, beta).Seconds())
 	}
 
 	t.Run("alone", func(t *testing.T) {
@@ -60,8 +30,8 @@ func TestRestartKeepsLease(t *testing.T) {
 		must(t, beta.Start())
 		must(t, beta.WaitReady(bounded(t)))
 		t.Logf("restart with all others dead: ready after %.2f s", time.Since(start).Seconds())
-		if after := document(t, beta); lease(after) != lease(before) {
-			t.Errorf("lease %s before, %s after", lease(before), lease(after))
+		if after := document(t, beta); leasesOf(after) != leasesOf(before) {
+			t.Errorf("lease %s before, %s after", leasesOf(before), leasesOf(after))
 		}
 		_, err := beta.Host.Ping(t.Context(), addresses(t, beta)[0])
 		must(t, err)
@@ -73,7 +43,7 @@ func TestRestartKeepsLease(t *testing.T) {
 
 // A host's address changes while its daemon runs, as with a new DHCP lease.
 func TestNewAddress(t *testing.T) {
-	c := mesh(t, 3)
+	c := newMesh(t, 3)
 	beta := c.Nodes[1]
 	before := document(t, beta)
 	own := addresses(t, beta)
@@ -89,7 +59,7 @@ func TestNewAddress(t *testing.T) {
 	t.Logf("address changed: pings flow after %.2f s", time.Since(start).Seconds())
 	must(t, c.WaitAllPairs(bounded(t)))
 	after := document(t, beta)
-	if after.Node.ID != before.Node.ID || after.Node.Epoch != before.Node.Epoch || lease(after) != lease(before) {
+	if after.Node.ID != before.Node.ID || after.Node.Epoch != before.Node.Epoch || leasesOf(after) != leasesOf(before) {
 		t.Errorf("was %+v, is %+v", before.Node, after.Node)
 	}
 	// The others know the new address, not only the answers to what came from it.
@@ -103,16 +73,16 @@ func TestNewAddress(t *testing.T) {
 		}
 	}
 	// And so do those who start only now.
-	restart(t, c.Nodes[2], c.Nodes[0], beta)
+	killAndRestart(t, c.Nodes[2], c.Nodes[0], beta)
 }
 
 func TestSeeds(t *testing.T) {
-	c := mesh(t, 3) // alpha is the seed of the others
+	c := newMesh(t, 3) // alpha is the seed of the others
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
-	restart(t, alpha, beta, gamma)
+	killAndRestart(t, alpha, beta, gamma)
 
 	alpha.Kill()
-	t.Logf("restart without the seed: pings flow after %.2f s", restart(t, gamma, beta).Seconds())
+	t.Logf("restart without the seed: pings flow after %.2f s", killAndRestart(t, gamma, beta).Seconds())
 
 	// Without its copy of the table it has only the last known addresses to learn
 	// from who is there.

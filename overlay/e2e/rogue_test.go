@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"net"
 	"net/netip"
 	"testing"
 
@@ -65,10 +64,6 @@ func startRogue(t *testing.T, h *lab.Host, key [32]byte, own netip.Prefix, peers
 		}
 		return nil
 	}))
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
 // asPeer is a node as another one's engine sees it, with what it has leased.

@@ -25,75 +25,27 @@ import (
 	"meshd/overlay/status"
 )
 
-// The user that the daemons of these tests run as, and its group.
-const (
-	serviceUID = 64000
-	serviceGID = 64001
-)
-
-// service has a node's daemon run as the systemd unit does, in directories as
-// systemd makes them.
-func service(t *testing.T, c *cluster.Cluster, n *cluster.Node) {
-	t.Helper()
-	open(t, c.Dir)
-	must(t, os.Mkdir(n.StateDir(), 0o700))
-	for _, dir := range []string{n.Dir, n.StateDir()} {
-		must(t, os.Chown(dir, serviceUID, serviceGID))
-	}
-	n.Wrap = sandbox.Box{UID: serviceUID, GID: serviceGID, Writable: n.Dir}.Wrap
-}
-
-// preflight runs meshd --preflight for a node, as the box says.
-func preflight(t *testing.T, n *cluster.Node, box sandbox.Box) (output string, code int, took time.Duration) {
-	t.Helper()
-	cmd := n.DaemonCommand(bounded(t), "--preflight")
-	must(t, box.Wrap(cmd))
-	start := time.Now()
-	output, code = finish(t, n, cmd)
-	return output, code, time.Since(start)
-}
-
-// flown is a preflight that works.
-func flown(t *testing.T, n *cluster.Node) string {
-	t.Helper()
-	out, code, took := preflight(t, n, sandbox.Box{})
-	if code != 0 {
-		t.Fatalf("meshd --preflight on %s exits %d: %s", n.Name, code, out)
-	}
-	t.Logf("preflight of %s took %d ms: %q", n.Name, took.Milliseconds(), out)
-	return out
-}
-
-// services makes a mesh of daemons without rights.
-func services(t *testing.T, n int, extra ...string) *cluster.Cluster {
+// newServices makes a mesh of daemons without rights.
+func newServices(t *testing.T, n int, extra ...string) *cluster.Cluster {
 	t.Helper()
 	c := hosts(t, n, extra...)
 	for _, n := range c.Nodes {
-		service(t, c, n)
+		runAsService(t, c, n)
 		forwardNothing(t, n)
 	}
 	must(t, c.Init(t.Context()))
 	for _, n := range c.Nodes {
-		flown(t, n)
+		preflightPasses(t, n)
 	}
 	must(t, c.Start())
 	must(t, c.WaitAllPairs(bounded(t)))
 	return c
 }
 
-func forwardNothing(t *testing.T, n *cluster.Node) {
-	t.Helper()
-	must(t, n.Host.Do(func() error {
-		return errors.Join(
-			os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0),
-			os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("0"), 0))
-	}))
-}
-
 // The real daemon as the unit starts it, after a preflight: whatever a daemon of
 // root's does, this one does.
 func TestService(t *testing.T) {
-	c := services(t, 3)
+	c := newServices(t, 3)
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	for _, n := range c.Nodes {
 		confined(t, n)
@@ -125,7 +77,7 @@ func TestService(t *testing.T) {
 
 	onLink := func(do func(netlink.Link) error) func() error {
 		return func() error {
-			l, err := netlink.LinkByName(link)
+			l, err := netlink.LinkByName(meshLink)
 			if err != nil {
 				return err
 			}
@@ -141,15 +93,15 @@ func TestService(t *testing.T) {
 		{"link down", onLink(netlink.LinkSetDown)},
 		{"routes flushed", flushRoutes},
 		{"IPv6 off on the link", func() error {
-			return os.WriteFile("/proc/sys/net/ipv6/conf/"+link+"/disable_ipv6", []byte("1"), 0)
+			return os.WriteFile("/proc/sys/net/ipv6/conf/"+meshLink+"/disable_ipv6", []byte("1"), 0)
 		}},
 	} {
 		t.Run(damage.name, func(t *testing.T) {
-			whole, pid := network(t, alpha.Host), alpha.Process().Pid()
+			whole, pid := ourNetwork(t, alpha.Host), alpha.Process().Pid()
 			must(t, alpha.Host.Do(damage.do))
 			start := time.Now()
 			must(t, cluster.Poll(bounded(t), func() (bool, error) {
-				is := network(t, alpha.Host)
+				is := ourNetwork(t, alpha.Host)
 				return slices.Equal(whole, is), fmt.Errorf("want %v, have %v", whole, is)
 			}))
 			must(t, c.WaitAllPairs(bounded(t)))
@@ -175,15 +127,15 @@ func TestService(t *testing.T) {
 		if times[0] > 500*time.Millisecond {
 			t.Errorf("not even one restart of five is ready in 500 ms: %v", times)
 		}
-		if out := flown(t, beta); out != "nothing to change\n" {
+		if out := preflightPasses(t, beta); out != "nothing to change\n" {
 			t.Errorf("a second preflight, while the daemon runs: %s", out)
 		}
-		if after := document(t, beta); lease(after) != lease(before) {
-			t.Errorf("lease %s before, %s after", lease(before), lease(after))
+		if after := document(t, beta); leasesOf(after) != leasesOf(before) {
+			t.Errorf("lease %s before, %s after", leasesOf(before), leasesOf(after))
 		}
 		must(t, c.WaitAllPairs(bounded(t)))
 	})
-	t.Run("killed", func(t *testing.T) { restart(t, gamma, alpha, beta) })
+	t.Run("killed", func(t *testing.T) { killAndRestart(t, gamma, alpha, beta) })
 
 	t.Run("leave", func(t *testing.T) {
 		_, err := gamma.Meshctl(bounded(t), "leave")
@@ -198,7 +150,7 @@ func TestService(t *testing.T) {
 		must(t, err)
 		must(t, gamma.Join(t.Context(), token))
 		belongsToService(t, gamma.StateDir())
-		start(t, c, gamma)
+		startAgain(t, c, gamma)
 	})
 	t.Run("down", func(t *testing.T) {
 		_, err := beta.Meshctl(bounded(t), "down")
@@ -269,7 +221,7 @@ func socketIsTheGroups(t *testing.T, n *cluster.Node) {
 	}{{gid, 0}, {gid + 1, exNoPerm}} {
 		cmd := n.Command(bounded(t), "status")
 		must(t, sandbox.Box{UID: serviceUID + 1, GID: who.gid, Writable: n.Dir}.Wrap(cmd))
-		if out, code := finish(t, n, cmd); code != who.code {
+		if out, code := runToEnd(t, n, cmd); code != who.code {
 			t.Errorf("meshctl status of group %d exits %d, want %d: %s", who.gid, code, who.code, out)
 		}
 	}
@@ -304,20 +256,20 @@ func receiveBuffer(t *testing.T, n *cluster.Node) int {
 func TestPreflight(t *testing.T) {
 	c := hosts(t, 1)
 	n := c.Nodes[0]
-	open(t, c.Dir)
+	openToAll(t, c.Dir)
 	_, err := n.Meshctl(t.Context(), "init", "--name", "lab")
 	must(t, err)
 	forwardNothing(t, n)
 
 	refused := func(name string, box sandbox.Box, code int, about string) {
 		t.Run(name, func(t *testing.T) {
-			before := snapshot(t, n.Dir)
+			before := hashFiles(t, n.Dir)
 			out, got, _ := preflight(t, n, box)
 			if got != code {
 				t.Errorf("exit code %d, want %d: %s", got, code, out)
 			}
 			checkLine(t, out, "meshd: ", about)
-			if after := snapshot(t, n.Dir); fmt.Sprint(before) != fmt.Sprint(after) || sysctl(t, n, "net/ipv4/ip_forward") != "0" {
+			if after := hashFiles(t, n.Dir); fmt.Sprint(before) != fmt.Sprint(after) || sysctl(t, n, "net/ipv4/ip_forward") != "0" {
 				t.Error("it changed something all the same")
 			}
 		})
@@ -330,7 +282,7 @@ func TestPreflight(t *testing.T) {
 	}
 	t.Run("all that is missing", func(t *testing.T) {
 		must(t, n.Host.Do(func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/eth0/accept_ra", []byte("1"), 0) }))
-		out := flown(t, n)
+		out := preflightPasses(t, n)
 		for _, change := range []string{
 			"chown 64000:64001 " + filepath.Join(n.StateDir(), "keys"),
 			"sysctl -w net/ipv4/ip_forward=1", "sysctl -w net/ipv6/conf/all/forwarding=1",
@@ -348,7 +300,7 @@ func TestPreflight(t *testing.T) {
 			}
 		}
 		belongsToService(t, n.StateDir())
-		if out := flown(t, n); out != "nothing to change\n" {
+		if out := preflightPasses(t, n); out != "nothing to change\n" {
 			t.Errorf("a second time it says: %s", out)
 		}
 	})
@@ -395,13 +347,13 @@ func sysctl(t *testing.T, n *cluster.Node, key string) (value string) {
 func TestServiceWithoutPreflight(t *testing.T) {
 	c := hosts(t, 2)
 	for _, n := range c.Nodes {
-		service(t, c, n)
+		runAsService(t, c, n)
 		must(t, n.Host.DisableIPv6())
 		forwardNothing(t, n)
 	}
 	must(t, c.Init(t.Context()))
 	for _, n := range c.Nodes {
-		chown(t, n.StateDir(), serviceUID)
+		chownAll(t, n.StateDir(), serviceUID)
 	}
 	must(t, c.Start())
 	must(t, c.WaitAllPairs(bounded(t)))
@@ -415,6 +367,6 @@ func TestServiceWithoutPreflight(t *testing.T) {
 			t.Errorf("ip_forward is %s", got)
 		}
 	}
-	flown(t, c.Nodes[0])
+	preflightPasses(t, c.Nodes[0])
 	must(t, c.Nodes[0].WaitFor(bounded(t), "to find nothing any more", func(d *status.Document) bool { return len(d.Health) == 0 }))
 }

@@ -22,13 +22,13 @@ import (
 // for a node is dropped: by the sender's daemon if it is honest, by the receiver's
 // if the sender is not.
 func TestSpoofedSource(t *testing.T) {
-	c := mesh(t, 3)
+	c := newMesh(t, 3)
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	to, third := addresses(t, beta)[0], addresses(t, gamma)[0]
 	foreign := netip.MustParseAddr("10.99.9.9")
 	must(t, addLoopback(alpha.Host, foreign))
 
-	arrived := listen(t, beta.Host, to)
+	arrived := listenUDP(t, beta.Host, to)
 	t.Run("honest sender", func(t *testing.T) {
 		before := document(t, alpha).Engine.Drops[tunnel.DropSource]
 		sendFrom(t, alpha.Host, foreign, arrived.at, "spoofed")
@@ -48,7 +48,7 @@ func TestSpoofedSource(t *testing.T) {
 		elsewhere := netip.MustParseAddr("192.0.2.7") // behind beta, it believes
 		peer.AllowedIPs = append(peer.AllowedIPs, netip.PrefixFrom(elsewhere, 32))
 		must(t, alpha.Stop(bounded(t)))
-		if out, code := daemon(t, alpha, "--cleanup"); code != 0 {
+		if out, code := runDaemon(t, alpha, "--cleanup"); code != 0 {
 			t.Fatalf("meshd --cleanup exits %d: %s", code, out)
 		}
 		startRogue(t, alpha.Host, dir.Keys().Tunnel, netip.PrefixFrom(own, 32), peer)
@@ -78,22 +78,22 @@ func addLoopback(h *lab.Host, a netip.Addr) error {
 	})
 }
 
-// listener receives datagrams.
-type listener struct {
+// udpListener receives datagrams.
+type udpListener struct {
 	conn net.PacketConn
 	at   netip.AddrPort
 }
 
-func listen(t *testing.T, h *lab.Host, a netip.Addr) listener {
+func listenUDP(t *testing.T, h *lab.Host, a netip.Addr) udpListener {
 	t.Helper()
 	c, err := h.ListenPacket(t.Context(), "udp", netip.AddrPortFrom(a, 0).String())
 	must(t, err)
 	t.Cleanup(func() { c.Close() })
-	return listener{c, netip.MustParseAddrPort(c.LocalAddr().String())}
+	return udpListener{c, netip.MustParseAddrPort(c.LocalAddr().String())}
 }
 
 // want receives a datagram and fails if that is not the expected one.
-func (l listener) want(t *testing.T, text string) {
+func (l udpListener) want(t *testing.T, text string) {
 	t.Helper()
 	must(t, l.conn.SetReadDeadline(time.Now().Add(5*time.Second)))
 	buf := make([]byte, 1500)

@@ -3,8 +3,6 @@
 package e2e
 
 import (
-	"crypto/sha256"
-	"fmt"
 	"io/fs"
 	"maps"
 	"net"
@@ -23,23 +21,6 @@ import (
 	"meshd/overlay/e2e/cluster"
 )
 
-// The exit codes (sysexits.h).
-const (
-	exUsage       = 64
-	exBadData     = 65
-	exNoInput     = 66
-	exUnavailable = 69
-	exOSError     = 71
-	exNoPerm      = 77
-	exConfig      = 78
-)
-
-// loopback is the index of lo, in every namespace.
-const loopback = 1
-
-// nobody is a user without rights.
-const nobody = 65534
-
 // A daemon that cannot start says why in one line, exits with the right code,
 // and changes nothing on the host.
 func TestBadStart(t *testing.T) {
@@ -47,19 +28,19 @@ func TestBadStart(t *testing.T) {
 	n := c.Nodes[0]
 	daemon := func() *exec.Cmd { return n.DaemonCommand(bounded(t)) }
 
-	check(t, n, "no state", daemon, exNoInput, "meshctl join")
+	checkNoStart(t, n, "no state", daemon, exNoInput, "meshctl join")
 	_, err := n.Meshctl(t.Context(), "init", "--name", "lab")
 	must(t, err)
 
 	t.Run("configuration", func(t *testing.T) {
 		must(t, os.Remove(n.ConfigFile()))
-		check(t, n, "missing", daemon, exNoInput, n.ConfigFile())
+		checkNoStart(t, n, "missing", daemon, exNoInput, n.ConfigFile())
 		must(t, n.Configure("colour: blue"))
-		check(t, n, "unknown key", daemon, exConfig, "colour")
+		checkNoStart(t, n, "unknown key", daemon, exConfig, "colour")
 		must(t, n.Configure("listen: {tunnel: 51880, gossip: everywhere}"))
-		check(t, n, "bad address", daemon, exConfig, "listen")
+		checkNoStart(t, n, "bad address", daemon, exConfig, "listen")
 		must(t, n.Configure())
-		check(t, n, "unknown flag", func() *exec.Cmd { return n.DaemonCommand(bounded(t), "--fast") }, exUsage, "--fast")
+		checkNoStart(t, n, "unknown flag", func() *exec.Cmd { return n.DaemonCommand(bounded(t), "--fast") }, exUsage, "--fast")
 	})
 	t.Run("ports", func(t *testing.T) {
 		for _, p := range []struct{ network, address, key string }{
@@ -76,32 +57,32 @@ func TestBadStart(t *testing.T) {
 				must(t, err)
 				stop = l.Close
 			}
-			check(t, n, p.network+" "+p.key, daemon, exUnavailable, p.key)
+			checkNoStart(t, n, p.network+" "+p.key, daemon, exUnavailable, p.key)
 			must(t, stop())
 		}
 	})
 	t.Run("rights", func(t *testing.T) {
-		open(t, c.Dir)
+		openToAll(t, c.Dir)
 		unprivileged := func() *exec.Cmd {
 			cmd := daemon()
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 			return cmd
 		}
-		check(t, n, "state of root", unprivileged, exNoPerm, "root")
-		chown(t, n.Dir, nobody)
-		check(t, n, "own state", unprivileged, exNoPerm, "root")
-		chown(t, n.Dir, 0)
+		checkNoStart(t, n, "state of root", unprivileged, exNoPerm, "root")
+		chownAll(t, n.Dir, nobody)
+		checkNoStart(t, n, "own state", unprivileged, exNoPerm, "root")
+		chownAll(t, n.Dir, 0)
 	})
 	t.Run("overlap", func(t *testing.T) {
 		_, foreign, err := net.ParseCIDR("10.86.99.0/24")
 		must(t, err)
 		route := &netlink.Route{LinkIndex: loopback, Dst: foreign}
 		must(t, n.Host.Do(func() error { return netlink.RouteAdd(route) }))
-		check(t, n, "a route of the host", daemon, exConfig, "10.86.99.0/24")
+		checkNoStart(t, n, "a route of the host", daemon, exConfig, "10.86.99.0/24")
 		must(t, n.Host.Do(func() error { return netlink.RouteDel(route) }))
 	})
 	t.Run("no tun", func(t *testing.T) {
-		check(t, n, "in a jail", func() *exec.Cmd { return jailed(t, n) }, exOSError, "/dev/net/tun")
+		checkNoStart(t, n, "in a jail", func() *exec.Cmd { return jailed(t, n) }, exOSError, "/dev/net/tun")
 	})
 	t.Run("damaged state", func(t *testing.T) {
 		for _, name := range []string{"keys", "mesh", "node"} {
@@ -112,10 +93,10 @@ func TestBadStart(t *testing.T) {
 			flipped[len(flipped)/2] ^= 1
 			for how, content := range map[string][]byte{"cut": whole[:len(whole)/2], "empty": nil, "flipped": flipped} {
 				must(t, os.WriteFile(path, content, 0o600))
-				check(t, n, name+" "+how, daemon, exBadData, name)
+				checkNoStart(t, n, name+" "+how, daemon, exBadData, name)
 			}
 			must(t, os.Remove(path))
-			check(t, n, name+" missing", daemon, exBadData, name)
+			checkNoStart(t, n, name+" missing", daemon, exBadData, name)
 			must(t, os.WriteFile(path, whole, 0o600))
 		}
 	})
@@ -124,27 +105,27 @@ func TestBadStart(t *testing.T) {
 		must(t, n.WaitReady(bounded(t)))
 		stranger := n.Command(bounded(t), "status")
 		stranger.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
-		if out, code := finish(t, n, stranger); code != exNoPerm || !strings.Contains(out, "group meshd") {
+		if out, code := runToEnd(t, n, stranger); code != exNoPerm || !strings.Contains(out, "group meshd") {
 			t.Errorf("a user without rights asks for the status: exit code %d: %s", code, out)
 		}
-		check(t, n, "same state", daemon, exUnavailable, "meshctl status")
+		checkNoStart(t, n, "same state", daemon, exUnavailable, "meshctl status")
 		second, err := c.Another(n)
 		must(t, err)
 		_, err = second.Meshctl(t.Context(), "init", "--name", "other", "--ipv4", "10.200.0.0/16")
 		must(t, err)
-		check(t, n, "own state", func() *exec.Cmd { return second.DaemonCommand(bounded(t)) }, exUnavailable, "")
+		checkNoStart(t, n, "own state", func() *exec.Cmd { return second.DaemonCommand(bounded(t)) }, exUnavailable, "")
 		must(t, n.WaitReady(bounded(t)))
 	})
 }
 
-// check runs a daemon that cannot start.
-func check(t *testing.T, n *cluster.Node, name string, command func() *exec.Cmd, code int, about string) {
+// checkNoStart runs a daemon that cannot start.
+func checkNoStart(t *testing.T, n *cluster.Node, name string, command func() *exec.Cmd, code int, about string) {
 	t.Helper()
 	t.Run(name, func(t *testing.T) {
 		t.Helper()
 		before, err := n.Host.Leftovers()
 		must(t, err)
-		out, got := finish(t, n, command())
+		out, got := runToEnd(t, n, command())
 		if got != code {
 			t.Errorf("exit code %d, want %d: %s", got, code, out)
 		}
@@ -157,29 +138,7 @@ func check(t *testing.T, n *cluster.Node, name string, command func() *exec.Cmd,
 	})
 }
 
-// checkLine looks for one line with the reason, below the log.
-func checkLine(t *testing.T, out, prefix, about string) {
-	t.Helper()
-	var reasons []string
-	for line := range strings.Lines(out) {
-		if !strings.HasPrefix(line, "time=") {
-			reasons = append(reasons, line)
-		}
-	}
-	if len(reasons) != 1 || !strings.HasPrefix(reasons[0], prefix) || !strings.Contains(reasons[0], about) {
-		t.Errorf("it says %q, want one line with %q about %q", reasons, prefix, about)
-	} else {
-		t.Log(strings.TrimSpace(reasons[0]))
-	}
-}
-
-// open lets everybody into a directory.
-func open(t *testing.T, dir string) {
-	t.Helper()
-	must(t, os.Chmod(dir, 0o755))
-}
-
-func chown(t *testing.T, dir string, uid int) {
+func chownAll(t *testing.T, dir string, uid int) {
 	t.Helper()
 	must(t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
@@ -223,15 +182,15 @@ func TestBadJoin(t *testing.T) {
 
 	join := func(name, token string, code int, about string, args ...string) {
 		t.Run(name, func(t *testing.T) {
-			before := snapshot(t, beta.Dir)
+			before := hashFiles(t, beta.Dir)
 			cmd := beta.Command(bounded(t), append([]string{"join", "-"}, args...)...)
 			cmd.Stdin = strings.NewReader(token)
-			out, got := finish(t, beta, cmd)
+			out, got := runToEnd(t, beta, cmd)
 			if got != code {
 				t.Errorf("exit code %d, want %d: %s", got, code, out)
 			}
 			checkLine(t, out, "meshctl: ", about)
-			if after := snapshot(t, beta.Dir); !maps.Equal(before, after) {
+			if after := hashFiles(t, beta.Dir); !maps.Equal(before, after) {
 				t.Errorf("files changed: %v before, %v after", before, after)
 			}
 		})
@@ -240,7 +199,7 @@ func TestBadJoin(t *testing.T) {
 	join("something else", "correct horse battery staple", exBadData, "meshd1.")
 	join("truncated", token[:len(token)/2], exBadData, "truncated")
 	join("one letter off", strings.Replace(token, token[100:102], "zz", 1), exBadData, "damaged")
-	join("expired", expired(t, alpha, token), exBadData, "expired at")
+	join("expired", expiredToken(t, alpha, token), exBadData, "expired at")
 	join("another name", pinned, exBadData, "web-*")
 	join("not a name", token, exUsage, "--node", "--node", "Beta the second")
 	must(t, beta.Join(t.Context(), token))
@@ -248,25 +207,10 @@ func TestBadJoin(t *testing.T) {
 	join("a foreign mesh", foreign, exBadData, "member already")
 }
 
-// expired gives a token of the same mesh that was valid until a second ago.
-func expired(t *testing.T, n *cluster.Node, like string) string {
+// expiredToken gives a token of the same mesh that was valid until a second ago.
+func expiredToken(t *testing.T, n *cluster.Node, like string) string {
 	t.Helper()
 	token, err := trust.ParseToken(like)
 	must(t, err)
 	return shortToken(t, n, token, -time.Second).String()
-}
-
-// snapshot gives the contents of all files below a directory, as hashes.
-func snapshot(t *testing.T, dir string) map[string]string {
-	t.Helper()
-	all := map[string]string{}
-	must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || d.Name() == "lock" { // the lock is empty
-			return err
-		}
-		raw, err := os.ReadFile(path)
-		all[path] = fmt.Sprintf("%x", sha256.Sum256(raw))
-		return err
-	}))
-	return all
 }

@@ -7,11 +7,9 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io/fs"
+	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -36,35 +34,12 @@ func ownMounts(t *testing.T, h *lab.Host) {
 	}))
 }
 
-// remember gives the content of all files below a directory, as far as they
-// matter; the lock changes with each try.
-func remember(t *testing.T, dir string) string {
-	t.Helper()
-	var b strings.Builder
-	must(t, filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err != nil || e.Name() == "lock" {
-			return err
-		}
-		fmt.Fprintf(&b, "%s %s ", path, e.Type())
-		if info, err := e.Info(); err == nil && e.Type().IsRegular() && info.Size() < 1<<20 {
-			raw, err := os.ReadFile(path)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(&b, "%x", raw)
-		}
-		b.WriteByte('\n')
-		return nil
-	}))
-	return b.String()
-}
-
-// refuses looks that a daemon does not start, and why, and that it leaves the
+// checkRefuses looks that a daemon does not start, and why, and that it leaves the
 // state as it is.
-func refuses(t *testing.T, n *cluster.Node, want int, says ...string) {
+func checkRefuses(t *testing.T, n *cluster.Node, want int, says ...string) {
 	t.Helper()
-	before := remember(t, n.StateDir())
-	out, code := daemon(t, n)
+	before := hashFiles(t, n.StateDir())
+	out, code := runDaemon(t, n)
 	if code != want {
 		t.Errorf("meshd exits %d, want %d: %s", code, want, out)
 	}
@@ -74,8 +49,8 @@ func refuses(t *testing.T, n *cluster.Node, want int, says ...string) {
 			t.Errorf("meshd says %q, want %q in it", last, s)
 		}
 	}
-	if after := remember(t, n.StateDir()); after != before {
-		t.Errorf("the state was\n%sand is\n%s", before, after)
+	if after := hashFiles(t, n.StateDir()); !maps.Equal(after, before) {
+		t.Errorf("the state was %v and is %v", before, after)
 	}
 }
 
@@ -95,7 +70,7 @@ func TestDamagedState(t *testing.T) {
 	}
 	must(t, alpha.Start())
 	must(t, alpha.WaitReady(bounded(t)))
-	id, was := document(t, alpha).Node.ID, lease(document(t, alpha))
+	id, was := document(t, alpha).Node.ID, leasesOf(document(t, alpha))
 	must(t, alpha.Stop(bounded(t)))
 	good := alpha.StateDir() + ".good"
 	must(t, os.CopyFS(good, os.DirFS(alpha.StateDir())))
@@ -152,7 +127,7 @@ func TestDamagedState(t *testing.T) {
 				if named == filepath.Join(alpha.StateDir(), "keys") && name == "of another node" {
 					named = filepath.Join(alpha.StateDir(), "mesh") // does not go with them
 				}
-				refuses(t, alpha, 65, "state is damaged", named)
+				checkRefuses(t, alpha, 65, "state is damaged", named)
 			})
 		}
 	}
@@ -162,7 +137,7 @@ func TestDamagedState(t *testing.T) {
 		at := change("node", func([]byte) []byte {
 			return fmt.Appendf(nil, "%ssha256:%x\n%s", head, sha256.Sum256([]byte(head+body)), body)
 		})(t)
-		refuses(t, alpha, 65, at, "written by a newer meshd")
+		checkRefuses(t, alpha, 65, at, "written by a newer meshd")
 	})
 
 	// From here on it starts, as the same node.
@@ -181,7 +156,7 @@ func TestDamagedState(t *testing.T) {
 					must(t, os.WriteFile(filepath.Join(alpha.StateDir(), file), []byte("x"), 0o600))
 				}
 				damage(t)
-				starts(t, alpha, id.String(), was)
+				checkStarts(t, alpha, id.String(), was)
 			})
 		}
 	}
@@ -189,7 +164,7 @@ func TestDamagedState(t *testing.T) {
 		reset(t)
 		must(t, os.Chmod(alpha.StateDir(), 0o755))
 		must(t, os.Chmod(filepath.Join(alpha.StateDir(), "node"), 0o644))
-		starts(t, alpha, id.String(), was)
+		checkStarts(t, alpha, id.String(), was)
 		for path, want := range map[string]os.FileMode{alpha.StateDir(): 0o700, filepath.Join(alpha.StateDir(), "node"): 0o600} {
 			info, err := os.Stat(path)
 			must(t, err)
@@ -200,10 +175,10 @@ func TestDamagedState(t *testing.T) {
 	})
 	t.Run("somebody else's", func(t *testing.T) {
 		reset(t)
-		open(t, c.Dir)
+		openToAll(t, c.Dir)
 		cmd := alpha.DaemonCommand(bounded(t), "--check")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: serviceUID, Gid: serviceGID}}
-		if out, code := finish(t, alpha, cmd); code != 77 || !strings.Contains(out, alpha.StateDir()) {
+		if out, code := runToEnd(t, alpha, cmd); code != 77 || !strings.Contains(out, alpha.StateDir()) {
 			t.Errorf("for a stranger it exits %d: %s", code, out)
 		}
 	})
@@ -211,21 +186,21 @@ func TestDamagedState(t *testing.T) {
 		reset(t)
 		must(t, alpha.Start())
 		must(t, alpha.WaitReady(bounded(t)))
-		refuses(t, alpha, 69, "in use", fmt.Sprint("process ", pidOf(alpha)))
-		if d := document(t, alpha); d.Node.ID != id || lease(d) != was {
-			t.Errorf("the first one is %s with %s now", d.Node.ID, lease(d))
+		checkRefuses(t, alpha, 69, "in use", fmt.Sprint("process ", pidOf(alpha)))
+		if d := document(t, alpha); d.Node.ID != id || leasesOf(d) != was {
+			t.Errorf("the first one is %s with %s now", d.Node.ID, leasesOf(d))
 		}
 		must(t, alpha.Stop(bounded(t)))
 	})
 }
 
-// starts runs a daemon until it is ready, and looks who it is.
-func starts(t *testing.T, n *cluster.Node, id, leases string) {
+// checkStarts runs a daemon until it is ready, and looks who it is.
+func checkStarts(t *testing.T, n *cluster.Node, id, leases string) {
 	t.Helper()
 	must(t, n.Start())
 	must(t, n.WaitReady(bounded(t)))
-	if d := document(t, n); d.Node.ID.String() != id || lease(d) != leases {
-		t.Errorf("it is %s with %s, and was %s with %s", d.Node.ID, lease(d), id, leases)
+	if d := document(t, n); d.Node.ID.String() != id || leasesOf(d) != leases {
+		t.Errorf("it is %s with %s, and was %s with %s", d.Node.ID, leasesOf(d), id, leases)
 	}
 	must(t, n.Stop(bounded(t)))
 }
@@ -249,15 +224,15 @@ func TestCopiedState(t *testing.T) {
 	must(t, err)
 	must(t, alpha.Start())
 	must(t, alpha.WaitReady(bounded(t)))
-	id, was := document(t, alpha).Node.ID.String(), lease(document(t, alpha))
+	id, was := document(t, alpha).Node.ID.String(), leasesOf(document(t, alpha))
 	if _, err := alpha.Meshctl(t.Context(), "adopt"); exitCode(err) != 69 {
 		t.Errorf("adopt beside a daemon: %v", err)
 	}
 	must(t, alpha.Stop(bounded(t)))
 
 	become("fedcba9876543210fedcba9876543210")
-	refuses(t, alpha, 65, "copied from another machine", "meshctl adopt", "join anew")
-	if _, code := daemon(t, alpha, "--check"); code != 65 {
+	checkRefuses(t, alpha, 65, "copied from another machine", "meshctl adopt", "join anew")
+	if _, code := runDaemon(t, alpha, "--check"); code != 65 {
 		t.Errorf("meshd --check exits %d", code)
 	}
 	if out, err := alpha.Meshctl(t.Context(), "token", "create"); exitCode(err) != 65 || out != "" {
@@ -273,17 +248,10 @@ func TestCopiedState(t *testing.T) {
 	if !strings.Contains(out, id) {
 		t.Errorf("adopt says %q", out)
 	}
-	starts(t, alpha, id, was)
+	checkStarts(t, alpha, id, was)
 
 	become("uninitialized")
-	starts(t, alpha, id, was)
-}
-
-func exitCode(err error) int {
-	if e, ok := errors.AsType[*exec.ExitError](err); ok {
-		return e.ExitCode()
-	}
-	return 0
+	checkStarts(t, alpha, id, was)
 }
 
 // The disk fills up, or turns read-only, under a daemon that runs: traffic goes
@@ -319,7 +287,7 @@ func TestStateUnsaved(t *testing.T) {
 			ownMounts(t, alpha.Host)
 			must(t, os.Mkdir(alpha.StateDir(), 0o700))
 			must(t, alpha.Host.Do(func() error { return unix.Mount("tmpfs", alpha.StateDir(), "tmpfs", 0, "size=512k,mode=700") }))
-			form(t, c)
+			formMesh(t, c)
 			flow, err := beta.Host.Pings(t.Context(), addresses(t, alpha)[0], 50*time.Millisecond)
 			must(t, err)
 			defer flow.Stop()
@@ -338,14 +306,14 @@ func TestStateUnsaved(t *testing.T) {
 			if _, err := alpha.Meshctl(bounded(t), "leave"); exitCode(err) != 1 || !strings.Contains(err.Error(), disk.why.Error()) {
 				t.Errorf("leave: %v", err)
 			}
-			watch(t, 2*time.Second)
-			if p := peer(document(t, beta), "alpha"); p == nil || p.State != status.PeerUp {
+			pause(t.Context(), 2*time.Second)
+			if p := peerNamed(document(t, beta), "alpha"); p == nil || p.State != status.PeerUp {
 				t.Errorf("beta sees %+v", p)
 			}
 			if lost, sent := flow.Lost(time.Now().Add(-time.Second)); lost > 1 || sent < 40 {
 				t.Errorf("%d of %d pings lost meanwhile", lost, sent)
 			}
-			if out, code := daemon(t, alpha, "--check"); code != 0 {
+			if out, code := runDaemon(t, alpha, "--check"); code != 0 {
 				t.Errorf("meshd --check exits %d: %s", code, out)
 			}
 
@@ -358,7 +326,7 @@ func TestStateUnsaved(t *testing.T) {
 			_, err = alpha.Meshctl(bounded(t), "leave")
 			must(t, err)
 			must(t, beta.WaitFor(bounded(t), "to hear of it", func(d *status.Document) bool {
-				p := peer(d, "alpha")
+				p := peerNamed(d, "alpha")
 				return p != nil && p.State == status.PeerLeft
 			}))
 			<-alpha.Process().Done()
@@ -384,13 +352,13 @@ func TestStateReadOnly(t *testing.T) {
 	c := hosts(t, 1)
 	alpha := c.Nodes[0]
 	ownMounts(t, alpha.Host)
-	form(t, c)
+	formMesh(t, c)
 	dir := alpha.StateDir()
 	must(t, alpha.Stop(bounded(t)))
 	must(t, alpha.Host.Do(func() error {
 		return errors.Join(unix.Mount(dir, dir, "", unix.MS_BIND, ""), unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 	}))
-	refuses(t, alpha, 1, dir, unix.EROFS.Error())
+	checkRefuses(t, alpha, 1, dir, unix.EROFS.Error())
 	_, err := alpha.Token(t.Context()) // only reads
 	must(t, err)
 	must(t, alpha.Host.Do(func() error { return unix.Unmount(dir, unix.MNT_DETACH) }))
@@ -406,11 +374,4 @@ func unsaved(d *status.Document) string {
 		}
 	}
 	return ""
-}
-
-func peer(d *status.Document, name string) *status.Peer {
-	if i := slices.IndexFunc(d.Peers, func(p status.Peer) bool { return p.Name == name }); i >= 0 {
-		return &d.Peers[i]
-	}
-	return nil
 }

@@ -14,9 +14,9 @@ import (
 )
 
 func TestPlainDriver(t *testing.T) {
-	c := mesh(t, 2, "interface: {offload: off}")
+	c := newMesh(t, 2, "interface: {offload: off}")
 	for _, a := range addresses(t, c.Nodes[1]) {
-		must(t, exchange(t.Context(), c.Nodes[0].Host, c.Nodes[1].Host, "tcp", a, random(1<<20)))
+		must(t, exchange(t.Context(), c.Nodes[0].Host, c.Nodes[1].Host, "tcp", a, randomBytes(1<<20)))
 	}
 	bits, err := c.Nodes[0].Host.Throughput(t.Context(), c.Nodes[1].Host, addresses(t, c.Nodes[1])[0], soon/20)
 	must(t, err)
@@ -25,7 +25,7 @@ func TestPlainDriver(t *testing.T) {
 
 func TestIPv4Only(t *testing.T) {
 	c := hosts(t, 2)
-	form(t, c, "--ipv6", "none", "--ipv4", "10.99.0.0/16", "--ipv4-subnet-len", "26")
+	formMesh(t, c, "--ipv6", "none", "--ipv4", "10.99.0.0/16", "--ipv4-subnet-len", "26")
 	for _, n := range c.Nodes {
 		all := addresses(t, n)
 		if len(all) != 1 || !netip.MustParsePrefix("10.99.0.0/16").Contains(all[0]) {
@@ -39,15 +39,15 @@ func TestIPv4Only(t *testing.T) {
 
 func TestIPv6Only(t *testing.T) {
 	c := hosts(t, 2)
-	form(t, c, "--ipv4", "none", "--ipv6", "fd11:2233:4455::/48")
-	must(t, exchange(t.Context(), c.Nodes[0].Host, c.Nodes[1].Host, "tcp", addresses(t, c.Nodes[1])[0], random(1<<20)))
+	formMesh(t, c, "--ipv4", "none", "--ipv6", "fd11:2233:4455::/48")
+	must(t, exchange(t.Context(), c.Nodes[0].Host, c.Nodes[1].Host, "tcp", addresses(t, c.Nodes[1])[0], randomBytes(1<<20)))
 }
 
 // The mesh has IPv6 where the network below it has none.
 func TestHostWithoutIPv6(t *testing.T) {
 	c := hosts(t, 2)
 	must(t, c.Nodes[1].Host.DisableIPv6())
-	form(t, c)
+	formMesh(t, c)
 	for _, n := range c.Nodes {
 		if all := addresses(t, n); len(all) != 2 || !all[1].Is6() {
 			t.Errorf("%s has %v", n.Name, all)
@@ -86,15 +86,15 @@ func TestRaces(t *testing.T) {
 	}
 	bin, err := cluster.Build(t.Context(), t.TempDir(), true)
 	must(t, err)
-	c := bin.ForTest(t, names(3))
-	t.Logf("3 nodes that look for races: all pairs after %.2f s", form(t, c).Seconds())
-	must(t, exchange(t.Context(), c.Nodes[0].Host, c.Nodes[1].Host, "tcp", addresses(t, c.Nodes[1])[0], random(1<<20)))
+	c := bin.ForTest(t, hostNames(3))
+	t.Logf("3 nodes that look for races: all pairs after %.2f s", formMesh(t, c).Seconds())
+	must(t, exchange(t.Context(), c.Nodes[0].Host, c.Nodes[1].Host, "tcp", addresses(t, c.Nodes[1])[0], randomBytes(1<<20)))
 	for _, n := range c.Nodes {
 		if _, _, err := n.Status(t.Context()); err != nil {
 			t.Error(err)
 		}
 	}
-	restart(t, c.Nodes[0], c.Nodes[1:]...)
+	killAndRestart(t, c.Nodes[0], c.Nodes[1:]...)
 	_, err = c.Nodes[2].Meshctl(bounded(t), "leave")
 	must(t, err)
 	for _, n := range c.Nodes[:2] {
@@ -104,7 +104,7 @@ func TestRaces(t *testing.T) {
 
 // When a mesh is closed, nothing of it is left on this machine.
 func TestNoLeftovers(t *testing.T) {
-	c, err := cluster.New(t.Context(), cluster.Programs(t), names(3))
+	c, err := cluster.New(t.Context(), cluster.Programs(t), hostNames(3))
 	must(t, err)
 	closed := false
 	defer func() {
@@ -112,7 +112,7 @@ func TestNoLeftovers(t *testing.T) {
 			c.Close()
 		}
 	}()
-	form(t, c)
+	formMesh(t, c)
 	var pids []int
 	namespaces := map[string]bool{}
 	for _, n := range c.Nodes {
