@@ -364,7 +364,7 @@ func (l *large) judge() {
 		return
 	}
 	if f.AllPairs > largeAllPairs.Seconds() {
-		l.t.Errorf("all pairs after %.1f s, not within %s", f.AllPairs, largeAllPairs)
+		l.t.Errorf("all pairs after %.1f s, not within %s; other programs have used %.1f s of CPU meanwhile", f.AllPairs, largeAllPairs, f.Others)
 	}
 	if f.Idle.CPU.Median > largeIdleCPU || f.Idle.CPU.Max > 2*largeIdleCPU {
 		l.t.Errorf("an idle daemon takes %.2f %% of a core, the worst one %.2f; it should be %.0f", f.Idle.CPU.Median, f.Idle.CPU.Max, largeIdleCPU)
