@@ -41,7 +41,7 @@ func TestIntruder(t *testing.T) {
 		m := dir.Membership()
 		m.GossipKeys, m.Seeds = [][]byte{token.GossipKey}, token.Seeds
 		must(t, dir.SaveMembership(m))
-		checkKeptOut(t, c, alpha, beta, evil, func() {
+		checkKeptOut(t, alpha, beta, evil, func() {
 			must(t, evil.Start())
 			must(t, evil.WaitFor(bounded(t), "to answer", func(*status.Document) bool { return true }))
 			pause(t.Context(), 3*time.Second)
@@ -50,7 +50,7 @@ func TestIntruder(t *testing.T) {
 	})
 
 	t.Run("own key", func(t *testing.T) {
-		frames := checkKeptOut(t, c, alpha, beta, evil, func() {
+		frames := checkKeptOut(t, alpha, beta, evil, func() {
 			var peers []tunnel.Peer
 			for _, n := range []*cluster.Node{alpha, beta} {
 				peers = append(peers, asPeer(t, n))
@@ -76,11 +76,11 @@ func TestIntruder(t *testing.T) {
 		late := shortToken(t, alpha, token, 2*time.Second)
 		kept := joinAs(t, c, evil, late.String())
 		<-time.After(time.Until(late.Credential.NotAfter.Add(1500 * time.Millisecond)))
-		checkNotAdmitted(t, c, alpha, beta, kept)
+		checkNotAdmitted(t, alpha, beta, kept)
 	})
 	t.Run("token that is used up", func(t *testing.T) {
 		kept := joinAs(t, c, evil, text) // beta has used it
-		checkNotAdmitted(t, c, alpha, beta, kept)
+		checkNotAdmitted(t, alpha, beta, kept)
 	})
 }
 
@@ -95,7 +95,7 @@ func joinAs(t *testing.T, c *cluster.Cluster, on *cluster.Node, token string) *c
 
 // checkKeptOut looks that two members are not impressed by what an intruder
 // does. It gives what passed the intruder's port.
-func checkKeptOut(t *testing.T, c *cluster.Cluster, alpha, beta, evil *cluster.Node, act func()) [][]byte {
+func checkKeptOut(t *testing.T, alpha, beta, evil *cluster.Node, act func()) [][]byte {
 	t.Helper()
 	before := map[*cluster.Node]int{}
 	for _, n := range []*cluster.Node{alpha, beta} {
@@ -121,9 +121,9 @@ func checkKeptOut(t *testing.T, c *cluster.Cluster, alpha, beta, evil *cluster.N
 
 // checkNotAdmitted starts a node whose token is worth nothing any more, and
 // looks that it comes to nothing and says so.
-func checkNotAdmitted(t *testing.T, c *cluster.Cluster, alpha, beta, kept *cluster.Node) {
+func checkNotAdmitted(t *testing.T, alpha, beta, kept *cluster.Node) {
 	t.Helper()
-	checkKeptOut(t, c, alpha, beta, kept, func() {
+	checkKeptOut(t, alpha, beta, kept, func() {
 		must(t, kept.Start())
 		must(t, kept.WaitFor(bounded(t), "to complain", func(d *status.Document) bool {
 			return slices.ContainsFunc(d.Health, func(f status.Finding) bool { return f.Code == "no_admission" })
