@@ -144,8 +144,8 @@ that count only at a restart are listed each time until then. A bad file changes
 nothing.
 
 Exit codes: 0 done, also if keys wait for a restart; 1 a key could not be applied,
-such as an address that is taken, and stays as it was; 3 no daemon; 78 the file is
-bad.`
+such as an address that is taken, and stays as it was; 3 no daemon; 77 the daemon may
+not read the file; 78 it is bad.`
 
 func (c *cli) configReload() *cobra.Command {
 	var o output

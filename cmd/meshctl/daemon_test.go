@@ -309,6 +309,9 @@ Counts when this host joins a mesh anew:
 		"bad file": {status.ReloadReply{}, fmt.Errorf("%w:\n/f:1: a\n/f:2: b", status.ErrBadConfig), result{
 			code: 78, stderr: "meshctl: the configuration stays as it is:\n/f:1: a\n/f:2: b\n",
 		}},
+		"unreadable": {status.ReloadReply{}, fmt.Errorf("%w: open /f", status.ErrUnreadable), result{
+			code: 77, stderr: "meshctl: the daemon may not read its configuration: open /f\n",
+		}},
 		"another file": {other, nil, result{
 			stdout: "Nothing to change: the daemon has in force what /etc/other.yaml says.\n",
 			stderr: "Note: the running daemon reads /etc/other.yaml, not " + file + "\n",

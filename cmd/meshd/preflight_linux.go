@@ -82,7 +82,7 @@ func (f *flight) haveTUN() error {
 }
 
 func (f *flight) mayRead(configPath string) error {
-	return f.may(func() error { return tryOpen(configPath, os.O_RDONLY) }, "chmod a+r it, which holds no secret")
+	return f.may(func() error { return tryOpen(configPath, os.O_RDONLY) }, "chmod a+r it, it holds no secret")
 }
 
 // haveState gives the state to the daemon's user.

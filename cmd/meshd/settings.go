@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"meshd/cmd/internal/setup"
 	"meshd/overlay"
 	"meshd/overlay/config"
 	"meshd/overlay/status"
@@ -57,6 +59,9 @@ func (s *settings) Reload(ctx context.Context) (status.ReloadReply, error) {
 	file, err := s.read()
 	if err != nil {
 		s.log.Error("configuration not reloaded, nothing is changed", "err", strings.ReplaceAll(err.Error(), "\n", "; "))
+		if errors.Is(err, fs.ErrPermission) {
+			return status.ReloadReply{}, fmt.Errorf("%w: %w", status.ErrUnreadable, err)
+		}
 		return status.ReloadReply{}, fmt.Errorf("%w:\n%w", status.ErrBadConfig, err)
 	}
 	answer := s.change(ctx, file)
@@ -73,7 +78,7 @@ func (s *settings) Reload(ctx context.Context) (status.ReloadReply, error) {
 }
 
 func (s *settings) read() (*config.Config, error) {
-	file, err := config.Load(s.path)
+	file, err := setup.LoadConfig(s.path)
 	if err != nil {
 		return nil, err
 	}

@@ -14,9 +14,23 @@ import (
 	"testing"
 	"time"
 
+	"meshd/mesh/statedir"
 	"meshd/overlay/config"
 	"meshd/overlay/status"
+	"meshd/tun/netns"
 )
+
+func TestReloadOfWhatIsNotOursToRead(t *testing.T) {
+	netns.RequireRoot(t)
+	r := newReload(t, "")
+	err := (statedir.Owner{UID: 64000, GID: 64000}).Do(func() error {
+		_, err := r.Reload(t.Context())
+		return err
+	})
+	if !errors.Is(err, status.ErrUnreadable) || errors.Is(err, status.ErrBadConfig) || !strings.Contains(err.Error(), "chmod a+r") {
+		t.Errorf("error %v, want that it may not be read and what to do", err)
+	}
+}
 
 // reload is a daemon's settings with parts that write down what they are told.
 type reload struct {
@@ -126,7 +140,7 @@ func TestReloadOfBadFile(t *testing.T) {
 			write(t, r.file, "seeds: [10.86.1.1]\n")
 			r.check = func(*config.Config) error { return errors.New("it lies inside") }
 		}, "it lies inside"},
-		"missing":   {func() { remove(t, r.file) }, "no such file"},
+		"missing":   {func() { remove(t, r.file) }, "no config file"},
 		"directory": {func() { remove(t, r.file); _ = os.Mkdir(r.file, 0o755) }, "is a directory"},
 	}
 	for name, test := range bad {

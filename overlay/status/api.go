@@ -62,8 +62,11 @@ type Change struct {
 	Error string `json:"error,omitempty"`
 }
 
-// ErrBadConfig says that the daemon's file is bad, and nothing was changed.
-var ErrBadConfig = errors.New("the configuration stays as it is")
+// Reasons for which a reload changes nothing.
+var (
+	ErrBadConfig  = errors.New("the configuration stays as it is")
+	ErrUnreadable = errors.New("the daemon may not read its configuration")
+)
 
 const (
 	minPingInterval = 10 * time.Millisecond // a tool for people, not a load generator
@@ -146,6 +149,8 @@ func serveReload(s Settings, w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	answer, err := s.Reload(ctx)
 	switch {
+	case errors.Is(err, ErrUnreadable):
+		replyError(w, http.StatusForbidden, err.Error())
 	case errors.Is(err, ErrBadConfig):
 		replyError(w, http.StatusUnprocessableEntity, err.Error())
 	case err != nil:

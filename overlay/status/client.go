@@ -66,7 +66,8 @@ func (c *Client) Config(ctx context.Context) (ConfigReply, error) {
 }
 
 // Reload makes the daemon read its configuration again. It fails with
-// [ErrBadConfig], whose text has a line per mistake, if the file is bad.
+// [ErrBadConfig], whose text has a line per mistake, if the file is bad, and with
+// [ErrUnreadable] if the daemon may not read it.
 func (c *Client) Reload(ctx context.Context) (ReloadReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout+writeTimeout)
 	defer cancel()
@@ -149,14 +150,20 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 	if err := json.NewDecoder(io.LimitReader(response.Body, maxError)).Decode(&e); err != nil || e.Error == "" {
 		return nil, fmt.Errorf("ask the daemon on %s: it answers %s", c.socket, response.Status)
 	}
-	if response.StatusCode == http.StatusUnprocessableEntity {
-		return nil, badConfig(strings.Join(cleaned(strings.Split(e.Error, "\n")), "\n"))
+	switch response.StatusCode {
+	case http.StatusUnprocessableEntity:
+		return nil, refusal{strings.Join(cleaned(strings.Split(e.Error, "\n")), "\n"), ErrBadConfig}
+	case http.StatusForbidden:
+		return nil, refusal{clean(e.Error), ErrUnreadable}
 	}
 	return nil, errors.New(clean(e.Error))
 }
 
-// badConfig is the daemon's word on a bad file.
-type badConfig string
+// refusal is the daemon's word on why it does not reload.
+type refusal struct {
+	text string
+	kind error
+}
 
-func (e badConfig) Error() string      { return string(e) }
-func (badConfig) Is(target error) bool { return target == ErrBadConfig }
+func (e refusal) Error() string { return e.text }
+func (e refusal) Unwrap() error { return e.kind }

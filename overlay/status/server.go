@@ -44,7 +44,7 @@ type Settings interface {
 	// Config tells what is in force.
 	Config() ConfigReply
 	// Reload reads the file again and applies what can be applied. It fails with
-	// [ErrBadConfig], and changes nothing, if the file is bad.
+	// [ErrBadConfig] or [ErrUnreadable], and changes nothing, if the file is bad.
 	Reload(ctx context.Context) (ReloadReply, error)
 }
 

@@ -237,6 +237,12 @@ func TestReload(t *testing.T) {
 	if !errors.Is(err, status.ErrBadConfig) || err.Error() != "the configuration stays as it is:\nc.yaml:1: a\nc.yaml:2: \\x1b[2J" {
 		t.Errorf("a bad file: %q", err)
 	}
+	d.reload = func() (status.ReloadReply, error) {
+		return status.ReloadReply{}, fmt.Errorf("%w: open /f", status.ErrUnreadable)
+	}
+	if _, err := client.Reload(t.Context()); !errors.Is(err, status.ErrUnreadable) || err.Error() != "the daemon may not read its configuration: open /f" {
+		t.Errorf("a file that may not be read: %q", err)
+	}
 	d.reload = func() (status.ReloadReply, error) { return status.ReloadReply{}, errors.New("the daemon is ending") }
 	if _, err := client.Reload(t.Context()); err == nil || errors.Is(err, status.ErrBadConfig) {
 		t.Errorf("another error: %v", err)
