@@ -32,7 +32,7 @@ func preflight(ctx context.Context, cfg *config.Config, configPath string, stdou
 	if err != nil {
 		return err
 	}
-	f := flight{stdout: stdout, owner: owner, tun: tunPath}
+	f := flight{stdout: stdout, owner: owner, tun: tunPath, run: filepath.Dir(config.Default().Control)}
 	for _, step := range []func() error{
 		f.haveTUN,
 		func() error { return f.mayRead(configPath) },
@@ -57,6 +57,7 @@ type flight struct {
 	stdout  io.Writer
 	owner   statedir.Owner // that the daemon runs as
 	tun     string         // path of the device
+	run     string         // directory of the control socket that is the daemon's alone
 	changes int
 }
 
@@ -101,10 +102,13 @@ func (f *flight) haveState(dir string) error {
 }
 
 // haveSocket makes the directory of the control socket. One that is there may
-// be shared with others, so it stays as it is.
+// be shared with others, so it stays as it is, but for the usual one that a daemon
+// of root's has left.
 func (f *flight) haveSocket(dir string) error {
 	const advice = "let the user write there, or choose another path under `control`"
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+	info, err := os.Lstat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		err := f.owner.Do(func() error { return os.MkdirAll(dir, 0o755) })
 		if errors.Is(err, fs.ErrPermission) && rootsAlone(dir) {
 			err = makeFor(f.owner, dir)
@@ -113,6 +117,11 @@ func (f *flight) haveSocket(dir string) error {
 			return exit.With(exit.NoPerm, fmt.Errorf("make directory of the control socket: %w: %s", err, advice))
 		}
 		f.did("mkdir %s", dir)
+	case err == nil && dir == f.run && f.owner.UID != 0 && ownedByRoot(info) && rootsAlone(filepath.Dir(dir)):
+		if err := makeFor(f.owner, dir); err != nil {
+			return exit.With(exit.NoPerm, fmt.Errorf("hand over directory of the control socket: %w: %s", err, advice))
+		}
+		f.did("chown %d:%d %s", f.owner.UID, f.owner.GID, dir)
 	}
 	return f.may(func() error {
 		file, err := os.CreateTemp(dir, ".preflight-")
@@ -129,7 +138,7 @@ func rootsAlone(path string) bool {
 	for {
 		for _, look := range []func(string) (fs.FileInfo, error){os.Lstat, os.Stat} {
 			info, err := look(path)
-			if err == nil && info.Sys().(*syscall.Stat_t).Uid != 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err == nil && !ownedByRoot(info) || err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return false
 			}
 		}
@@ -140,7 +149,9 @@ func rootsAlone(path string) bool {
 	}
 }
 
-// makeFor makes a directory, as root, and gives it away.
+func ownedByRoot(info fs.FileInfo) bool { return info.Sys().(*syscall.Stat_t).Uid == 0 }
+
+// makeFor makes a directory, as root, if there is none, and gives it away.
 func makeFor(owner statedir.Owner, path string) error {
 	if err := os.MkdirAll(path, 0o755); err != nil {
 		return err

@@ -51,6 +51,13 @@ func TestSocketDirectory(t *testing.T) {
 			t.Errorf("%s: %v, made %t", dir, err, made)
 		}
 	}
+	// The usual directory goes over from a daemon of root's, another one does not.
+	for dir, usual := range map[string]string{"roots": in("roots"), "outside": in("elsewhere")} {
+		f := flight{stdout: io.Discard, owner: user, run: usual}
+		if err, want := f.haveSocket(in(dir)), dir == "roots"; want != (err == nil) || want != (f.changes == 1) {
+			t.Errorf("%s of root's, where %s is usual: %v, %d changes", dir, usual, err, f.changes)
+		}
+	}
 	if _, err := os.Stat(in("outside/new")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("made elsewhere: %v", err)
 	}

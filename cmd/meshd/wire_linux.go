@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"slices"
 	"strings"
@@ -266,6 +267,8 @@ func withCode(err error) error {
 		return exit.With(exit.Config, err)
 	case errors.Is(err, device.ErrPermission):
 		return exit.With(exit.NoPerm, err)
+	case errors.Is(err, fs.ErrPermission) && exit.Code(err) == exit.Failed:
+		return exit.With(exit.NoPerm, fmt.Errorf("%w: run this as root; for a daemon that is not, let root run `meshd --preflight` first", err))
 	}
 	return setup.Coded(err)
 }
