@@ -7,13 +7,11 @@
 //	echo 'state_dir: /var/lib/embed' >embed.yaml
 //	meshctl --config embed.yaml join -
 //	embed --state /var/lib/embed
-//
-// A program of another module names the place of this one, since meshd is no
-// address: go mod edit -replace=meshd=/path/to/meshd && go mod tidy
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -51,6 +49,9 @@ func main() {
 }
 
 func run(ctx context.Context, state string) error {
+	if state == "" {
+		return errors.New("--state is missing: name the state directory")
+	}
 	// Whoever writes the state must be alone with it.
 	release, err := statedir.Lock(state)
 	if err != nil {
