@@ -1,6 +1,7 @@
 package examples
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -72,8 +73,10 @@ func TestDayTwo(t *testing.T) {
 		if now.Node.ID == dead.Node.ID || now.Node.Leases[0].Prefixes[0] != subnet || now.State != mesh.Ready {
 			t.Errorf("the dead node had %s, the new one is %+v", subnet, now.Node)
 		}
-		// The dead one stays on the list.
-		must(t, alpha.WaitFor(cluster.Bounded(t), "to see that the dead node is down", func(d *status.Document) bool {
+		// The dead one stays on the list, as down after 25 s.
+		ctx, cancel := context.WithTimeout(t.Context(), 2*cluster.Soon)
+		defer cancel()
+		must(t, alpha.WaitFor(ctx, "to see that the dead node is down", func(d *status.Document) bool {
 			p, err := d.Find(dead.Node.ID.String())
 			return err == nil && p.State == status.PeerDown && d.ExitCode() == 1
 		}))
