@@ -143,6 +143,9 @@ func chooseNetwork(f initFlags, id mesh.ID, all []tun.Use) (mesh.Network, error)
 	if n.IPv6.IsValid() {
 		n.IPv6Len = ipv6SubnetLen
 	}
+	if n.IPv4.IsValid() && (n.IPv4Len <= n.IPv4.Bits() || n.IPv4Len > 30) {
+		return n, usage("--ipv4-subnet-len %d: each node gets a subnet of %s, so /%d to /%d", n.IPv4Len, n.IPv4, n.IPv4.Bits()+1, 30)
+	}
 	if err := trust.CheckNetwork(n); err != nil {
 		return n, usage("%w", err)
 	}

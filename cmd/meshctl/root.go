@@ -63,7 +63,10 @@ func (c *cli) root() *cobra.Command {
 	root.SetOut(c.stdout)
 	root.SetErr(c.stderr)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usage("%w: see `%s --help`", err, cmd.CommandPath())
+		// Without the words of the library's parser.
+		text, _, _ := strings.Cut(err.Error(), ": strconv.")
+		text, _, _ = strings.Cut(text, ": time: ")
+		return usage("%s: see `%s --help`", text, cmd.CommandPath())
 	})
 	root.PersistentFlags().StringVar(&c.configPath, "config", config.DefaultPath, "configuration `FILE` of the daemon")
 	root.PersistentFlags().StringVar(&c.socket, "socket", "", "control socket `PATH` of the daemon (default: as the config file says, "+config.Default().Control+" without one)")

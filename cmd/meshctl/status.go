@@ -113,6 +113,9 @@ func (c *cli) howToStart(doc *status.Document) string {
 	if slices.ContainsFunc(doc.Health, func(f status.Finding) bool { return f.Code == "left" }) {
 		return "this node has left its mesh: join one with `meshctl join -` and a new token"
 	}
+	if slices.ContainsFunc(doc.Health, func(f status.Finding) bool { return f.Level == "error" }) {
+		return "it will not start before that is mended"
+	}
 	return fmt.Sprintf("start it with `%s`", c.daemonCommand())
 }
 

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -55,14 +56,44 @@ func (c *cli) tokenCreate() *cobra.Command {
 		Args:    exactly(),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return c.runTokenCreate(cmd.Context(), f) },
 	}
-	cmd.Flags().DurationVar(&f.ttl, "ttl", 24*time.Hour, "`TIME` until it expires")
+	f.ttl, f.certLife = 24*time.Hour, 365*24*time.Hour
+	cmd.Flags().Var((*life)(&f.ttl), "ttl", "`TIME` until it expires, such as 30m, 24h or 7d")
 	cmd.Flags().UintVar(&f.uses, "uses", 1, "`NUMBER` of nodes that may join with it; 0: any number")
 	cmd.Flags().StringVar(&f.name, "name", "", "`PATTERN` that the nodes' names must match, such as 'web-*'")
 	cmd.Flags().StringVar(&f.subnet, "subnet", "", "`PREFIX` that the node leases, or leases from")
 	cmd.Flags().StringSliceVar(&f.seeds, "seed", nil, "`HOST:PORT` of a member's gossip (repeatable)")
-	cmd.Flags().DurationVar(&f.certLife, "cert-life", 365*24*time.Hour, "`TIME` for which the nodes' certificates are valid")
+	cmd.Flags().Var((*life)(&f.certLife), "cert-life", "`TIME` for which the nodes' certificates are valid")
 	caFlag(cmd, &f.ca)
 	return cmd
+}
+
+// life is a flag that takes days as well.
+type life time.Duration
+
+// String implements [pflag.Value].
+func (l *life) String() string {
+	if d := time.Duration(*l); d%(24*time.Hour) != 0 {
+		return d.String()
+	}
+	return fmt.Sprintf("%dd", time.Duration(*l)/(24*time.Hour))
+}
+
+// Type implements [pflag.Value].
+func (*life) Type() string { return "time" }
+
+// Set implements [pflag.Value].
+func (l *life) Set(text string) error {
+	d, err := time.ParseDuration(text)
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		var n int64
+		n, err = strconv.ParseInt(days, 10, 16)
+		d = time.Duration(n) * 24 * time.Hour
+	}
+	if err != nil {
+		return errors.New("expected a time such as 30m, 24h or 7d")
+	}
+	*l = life(d)
+	return nil
 }
 
 func (c *cli) runTokenCreate(ctx context.Context, f tokenFlags) error {
@@ -71,6 +102,8 @@ func (c *cli) runTokenCreate(ctx context.Context, f tokenFlags) error {
 		return usage("--ttl %s: at least 1m", f.ttl)
 	case f.certLife < time.Hour:
 		return usage("--cert-life %s: at least 1h", f.certLife)
+	case strings.Trim(f.name, "abcdefghijklmnopqrstuvwxyz0123456789-*?[]^\\") != "":
+		return usage("--name %q matches no name: a name has a-z, 0-9 and -, and * stands for any number of them", f.name)
 	}
 	seeds, err := parseSeeds(f.seeds)
 	if err != nil {
