@@ -207,6 +207,9 @@ func checkNoMember(path string) error {
 	if err != nil || state.Left {
 		return err
 	}
+	if state.Epoch == 0 {
+		return fmt.Errorf("%s: %w; no daemon ever ran with it, so you may also delete it", path, statedir.ErrExists)
+	}
 	return fmt.Errorf("%s: %w", path, statedir.ErrExists)
 }
 

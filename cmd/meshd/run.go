@@ -189,8 +189,12 @@ func notifyReload(log *slog.Logger, node *overlay.Node, reloading bool) {
 // calm is how long after a start everything that it set off is over.
 const calm = 30 * time.Second
 
-// lock makes sure that no other daemon uses the state directory.
+// lock makes sure that no other daemon uses the state directory, which must be
+// there.
 func lock(dir string) (release func(), err error) {
+	if _, err := openState(dir); errors.Is(err, statedir.ErrNoState) {
+		return nil, err
+	}
 	release, err = statedir.Lock(dir)
 	if errors.Is(err, statedir.ErrLocked) {
 		return nil, exit.With(exit.Unavailable, fmt.Errorf("%w: a daemon runs already, see `meshctl status`", err))

@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"crypto/ed25519"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -104,6 +106,17 @@ func TestRefusals(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestStartMakesNoState(t *testing.T) {
+	config, state := founder(t, t.TempDir())
+	remove(t, state)
+	if err := run(t.Context(), []string{"--config", config}, new(bytes.Buffer), new(bytes.Buffer)); exit.Code(err) != exit.NoInput {
+		t.Errorf("%v, want that there is no state", err)
+	}
+	if _, err := os.Lstat(state); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s: %v, want that it was not made", state, err)
 	}
 }
 
