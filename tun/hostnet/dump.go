@@ -92,12 +92,3 @@ func (k kernel) connections() ([]*netlink.Socket, error) {
 		return slices.DeleteFunc(all, func(s *netlink.Socket) bool { return s.State != netlink.TCP_ESTABLISHED }), nil
 	})
 }
-
-// linkByName finds a link, nil if there is none.
-func (k kernel) linkByName(name string) (netlink.Link, error) {
-	l, err := dump("link "+name, func() (netlink.Link, error) { return k.LinkByName(name) })
-	if _, ok := errors.AsType[netlink.LinkNotFoundError](err); ok {
-		return nil, nil
-	}
-	return l, err
-}
