@@ -21,7 +21,7 @@ func LoadConfig(path string) (*config.Config, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, exit.With(exit.NoInput, fmt.Errorf("no config file %s: make one with `meshctl init` or `meshctl join`, or name another with --config", path))
 	case errors.Is(err, fs.ErrPermission):
-		return nil, exit.With(exit.NoPerm, fmt.Errorf("read config: %w: chmod a+r it, it holds no secret", err))
+		return nil, exit.With(exit.NoPerm, fmt.Errorf("%w: chmod a+r it, it holds no secret", err))
 	case err != nil:
 		return nil, exit.With(exit.Config, err)
 	}
