@@ -58,8 +58,8 @@ func TestFloodByInsider(t *testing.T) {
 	})
 	t.Run("certificates that nobody admits", func(t *testing.T) {
 		var all [][]byte
-		late := shortToken(t, s.alpha, s.token, 6*time.Second)
-		for range 1000 {
+		late := shortToken(t, s.alpha, s.token, 4*time.Second)
+		for range 500 {
 			certificate, record := unadmitted(t, late)
 			all = append(all, userStream(objectsMessage(certificate)), userPacket(objectsMessage(record)))
 		}
@@ -73,15 +73,15 @@ func TestFloodByInsider(t *testing.T) {
 	})
 	t.Run("whole tables of junk", func(t *testing.T) {
 		table := pushPull(nil, stateMessage(instanceName(), junkObjects(2000, 1000)...))
-		s.attack(t, 0, send(t, messages(40, func() []byte { return table }), stream))
+		s.attack(t, 0, send(t, messages(20, func() []byte { return table }), stream))
 	})
 	t.Run("tables of tiny objects", func(t *testing.T) {
 		table := pushPull(nil, stateMessage(instanceName(), junkObjects(16<<10, 1)...))
-		s.attack(t, 0, send(t, messages(40, func() []byte { return table }), stream))
+		s.attack(t, 0, send(t, messages(20, func() []byte { return table }), stream))
 	})
 	t.Run("huge objects", func(t *testing.T) {
 		message := userStream(objectsMessage(junkObjects(100, trust.MaxObject)...))
-		s.attack(t, 0, send(t, messages(100, func() []byte { return message }), stream))
+		s.attack(t, 0, send(t, messages(50, func() []byte { return message }), stream))
 	})
 	t.Run("wants", func(t *testing.T) {
 		s.attack(t, 0, send(t, messages(10_000, func() []byte { return userPacket(wantMessage(instanceName(), 32)) }), packet))

@@ -18,10 +18,10 @@ import (
 )
 
 const (
-	churnFor = 10 * time.Second
+	churnFor = 5 * time.Second
 	// cpuOfChurn bounds what that costs. Most of it is reading what the kernel
 	// tells, some 40 microseconds for each of thousands of messages.
-	cpuOfChurn = 2 * time.Second
+	cpuOfChurn = time.Second
 )
 
 // A host whose links and routes never rest, as one that starts containers or
@@ -40,7 +40,7 @@ func TestRepairUnderChurn(t *testing.T) {
 	} {
 		t.Run(churn.name, func(t *testing.T) {
 			whole := ourNetwork(t, alpha.Host)
-			within(t, "the CPU time for 10 s of churn was there", cpuOfChurn, func() time.Duration {
+			within(t, "the CPU time for "+churnFor.String()+" of churn was there", cpuOfChurn, func() time.Duration {
 				used, turns := churned(t, alpha, churnFor, churn.turn, func() {})
 				t.Logf("%d turns in %s cost the daemon %s", turns, churnFor, used)
 				return used
