@@ -149,7 +149,10 @@ func TestWants(t *testing.T) {
 		if len(w) > maxWanted {
 			t.Errorf("%d are wanted", len(w))
 		}
-		if got := w.take(now.Add(time.Second)); len(got) != maxHashes {
+		if got := w.take(now.Add(crowdWant / 2)); len(got) != 0 {
+			t.Errorf("asked for %d before an exchange could bring them", len(got))
+		}
+		if got := w.take(now.Add(crowdWant)); len(got) != maxHashes {
 			t.Errorf("%d in one message", len(got))
 		}
 	})

@@ -102,10 +102,15 @@ func (l *loop) compare(a answer) {
 	if l.inst == nil || l.left || !l.differs.note(time.Now(), l.digest.Load(), a.digest) {
 		return
 	}
+	l.exchange(a.from)
+}
+
+// exchange exchanges tables with a member, beside the loop.
+func (l *loop) exchange(with netip.AddrPort) {
 	inst := l.inst
 	l.tasks.Go(func() {
-		if _, err := inst.list.Join([]string{a.from.String()}); err != nil && inst.ctx.Err() == nil {
-			l.say.say(slog.LevelDebug, "tables not compared", "err", err)
+		if _, err := inst.list.Join([]string{with.String()}); err != nil && inst.ctx.Err() == nil {
+			l.say.say(slog.LevelDebug, "tables not exchanged", "err", err)
 		}
 	})
 }

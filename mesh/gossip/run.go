@@ -49,6 +49,9 @@ type loop struct {
 	again  bool        // there are new seeds, which that round does not know
 	wants  wants
 
+	fetchAt    time.Time // not before, while fetchPause is not 0
+	fetchPause time.Duration
+
 	differs comparison // of tables
 
 	saver   *saver
@@ -161,6 +164,7 @@ func (l *loop) wait(now time.Time) time.Duration {
 	due(l.joinAt, l.inst != nil && !l.left && l.round == nil)
 	if l.inst != nil && l.inst.count() > 0 {
 		due(l.wants.next())
+		due(l.fetchAt, l.fetchPause > 0)
 	}
 	// A core that is never content must not keep us from everything else.
 	return max(next.Sub(now), 5*time.Millisecond)

@@ -15,6 +15,14 @@ const (
 	// firstWant leaves a certificate that is under way some time to arrive, but
 	// a node that joins should not wait for long.
 	firstWant = 50 * time.Millisecond
+	// crowdWant is the same while so many are missing that tables are exchanged:
+	// in a large mesh that starts, or where two halves meet.
+	crowdWant = 2 * time.Second
+	// together is how much too early a request may be to leave with others.
+	together = 250 * time.Millisecond
+	// firstFetch and longestFetch bound the pause between exchanges for want of
+	// many certificates.
+	firstFetch, longestFetch = time.Second, time.Minute
 	// longestWant is the longest pause between two requests for one certificate.
 	longestWant = 30 * time.Second
 	// maxWanted bounds what is asked for at a time. Forged objects may refer to
@@ -38,9 +46,13 @@ func (w wants) set(missing []trust.Hash, now time.Time) {
 		still[h] = true
 	}
 	maps.DeleteFunc(w, func(h trust.Hash, _ *want) bool { return !still[h] })
+	first := firstWant
+	if len(missing) > maxHashes {
+		first = crowdWant
+	}
 	for _, h := range missing {
 		if w[h] == nil && len(w) < maxWanted {
-			w[h] = &want{due: now.Add(firstWant), pause: 4 * firstWant}
+			w[h] = &want{due: now.Add(first), pause: 4 * firstWant}
 		}
 	}
 }
@@ -58,9 +70,12 @@ func (w wants) next() (at time.Time, ok bool) {
 // take gives up to maxHashes certificates to ask for now, those asked for least
 // often first, and backs off from each.
 func (w wants) take(now time.Time) []trust.Hash {
+	if next, ok := w.next(); !ok || next.After(now) {
+		return nil
+	}
 	var due []trust.Hash
 	for h, x := range w {
-		if !x.due.After(now) {
+		if !x.due.After(now.Add(together)) {
 			due = append(due, h)
 		}
 	}
@@ -79,6 +94,7 @@ func (l *loop) ask(now time.Time) {
 	if l.inst == nil || l.inst.count() == 0 {
 		return
 	}
+	l.fetch(now)
 	hashes := l.wants.take(now)
 	if len(hashes) == 0 {
 		return
@@ -86,6 +102,28 @@ func (l *loop) ask(now time.Time) {
 	for _, name := range l.some(2) {
 		l.send(name, encodeWant(l.inst.name, hashes))
 	}
+}
+
+// fetch exchanges tables with a member while more is missing than one request may
+// ask for. In a mesh of 100 that starts, requests for each certificate as it was
+// missed took more than all else together. Nothing is missing for long but what
+// somebody made up, so it is done less and less often.
+func (l *loop) fetch(now time.Time) {
+	switch {
+	case len(l.wants) <= maxHashes:
+		l.fetchPause = 0
+		return
+	case l.fetchPause == 0:
+		l.fetchPause = firstFetch
+	case now.Before(l.fetchAt):
+		return
+	default:
+		if at, ok := l.inst.others()[l.some(1)[0]]; ok {
+			l.exchange(at)
+		}
+		l.fetchPause = min(2*l.fetchPause, longestFetch)
+	}
+	l.fetchAt = now.Add(jitter(l.fetchPause/2, l.fetchPause))
 }
 
 // some draws up to n live instances: of members, as far as there are any. Whoever

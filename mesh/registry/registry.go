@@ -61,8 +61,11 @@ type Registry struct {
 	records    map[mesh.NodeID]*trust.Record
 	waiting    []waiting
 	changes    uint64
-	newest     time.Time // latest moment that the CA has signed
-	now        time.Time // as Expire was told
+	waits      uint64       // grows with every change of what waits, but for those that changes tells of
+	missing    []trust.Hash // as Missing has found it
+	missingAt  [2]uint64    // at these changes and waits
+	newest     time.Time    // latest moment that the CA has signed
+	now        time.Time    // as Expire was told
 }
 
 type certificate struct {
@@ -259,6 +262,7 @@ func (r *Registry) isWaiting(h trust.Hash) bool {
 }
 
 func (r *Registry) wait(h trust.Hash, retry func() error, needs ...trust.Hash) {
+	r.waits++
 	if len(r.waiting) >= maxWaiting {
 		r.waiting = slices.Delete(r.waiting, 0, 1)
 	}
@@ -267,6 +271,7 @@ func (r *Registry) wait(h trust.Hash, retry func() error, needs ...trust.Hash) {
 
 // settle decides again what waited. Errors are dropped: the sender is long gone.
 func (r *Registry) settle() {
+	r.waits++
 	old := r.waiting
 	r.waiting = nil
 	for _, w := range old {
@@ -276,6 +281,13 @@ func (r *Registry) settle() {
 
 // Missing lists the certificates that waiting objects need and that are unknown.
 func (r *Registry) Missing() []trust.Hash {
+	if at := [2]uint64{r.changes, r.waits}; r.missingAt != at {
+		r.missing, r.missingAt = r.findMissing(), at
+	}
+	return r.missing
+}
+
+func (r *Registry) findMissing() []trust.Hash {
 	missing := map[trust.Hash]bool{}
 	for _, w := range r.waiting {
 		for _, h := range w.needs {
