@@ -31,6 +31,7 @@ SEEDS ?= 1000
 FROM ?= 1
 N ?= 50
 IDLE ?= 60s
+PACE ?= 0s
 PKG ?= ./...
 
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
@@ -103,7 +104,7 @@ e2e: build ## the end-to-end tests alone, as root
 .PHONY: e2e-large
 e2e-large: build ## N=50 daemons on this machine: start, idle for IDLE=60s, restarts; prints figures (root)
 	@if [ "$$(id -u)" != 0 ]; then echo "make e2e-large: needs root: sudo make e2e-large" >&2; exit 77; fi
-	@MESHD_BIN='$(CURDIR)/bin' MESHD_REQUIRE_ROOT=1 MESHD_NODES='$(N)' MESHD_IDLE='$(IDLE)' \
+	@MESHD_BIN='$(CURDIR)/bin' MESHD_REQUIRE_ROOT=1 MESHD_NODES='$(N)' MESHD_IDLE='$(IDLE)' MESHD_PACE='$(PACE)' \
 		$(GO) test -count=1 -v -timeout 30m -run '^TestLarge$$' ./overlay/e2e
 
 .PHONY: sim

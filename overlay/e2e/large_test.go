@@ -79,7 +79,9 @@ func spreadOf(values []float64) spread {
 }
 
 // A mesh of MESHD_NODES daemons starts cold, with its seed last; it idles for
-// MESHD_IDLE; daemons are restarted and killed, and the seed dies for good.
+// MESHD_IDLE; daemons are restarted and killed, and the seed dies for good. With
+// MESHD_PACE the seed starts first, and the others so long after one another: for
+// sizes whose cold start is too much for one machine.
 func TestLarge(t *testing.T) {
 	n, rest := 12, 5*time.Second
 	if text := os.Getenv("MESHD_NODES"); text != "" {
@@ -92,6 +94,12 @@ func TestLarge(t *testing.T) {
 		rest, err = time.ParseDuration(text)
 		must(t, err)
 	}
+	var pace time.Duration
+	if text := os.Getenv("MESHD_PACE"); text != "" {
+		var err error
+		pace, err = time.ParseDuration(text)
+		must(t, err)
+	}
 	// An interrupt lets the test clean up.
 	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -100,7 +108,7 @@ func TestLarge(t *testing.T) {
 	begin := time.Now()
 	l.Cluster = hosts(t, n)
 	l.say("lab of %d hosts built in %.1f s", n, time.Since(begin).Seconds())
-	l.start(ctx)
+	l.start(ctx, pace)
 	l.idle(ctx, rest)
 	l.restarts(ctx)
 
@@ -135,7 +143,7 @@ func (l *large) bounded(ctx context.Context) context.Context {
 
 // start makes the states, starts the daemons and waits until everybody reaches
 // everybody.
-func (l *large) start(ctx context.Context) {
+func (l *large) start(ctx context.Context, pace time.Duration) {
 	t := l.t
 	begin := time.Now()
 	must(t, l.Init(ctx))
@@ -144,12 +152,19 @@ func (l *large) start(ctx context.Context) {
 
 	machine := machineCPU(t)
 	begin = time.Now()
+	seed := begin
+	if pace > 0 {
+		must(t, l.seed().Start())
+	}
 	for _, n := range l.Nodes[1:] {
+		pause(ctx, pace)
 		must(t, n.Start())
 	}
-	seed := time.Now()
-	must(t, l.seed().Start())
-	l.say("daemons started in %.1f s, the seed last", time.Since(begin).Seconds())
+	if pace == 0 {
+		seed = time.Now()
+		must(t, l.seed().Start())
+	}
+	l.say("daemons started in %.1f s", time.Since(begin).Seconds())
 	ctx = l.bounded(ctx)
 	must(t, l.waitLogged(ctx, "msg=ready"))
 	l.figures.Ready = time.Since(begin).Seconds()

@@ -23,6 +23,10 @@ const (
 	// slack is how much too early a probe may be: those of a second leave as one,
 	// since what waking up costs is more than what a probe does.
 	slack = time.Second
+	// newEvery is the time between first probes of new peers, as a node has them
+	// when it starts. Each makes a handshake, and an engine that gets more than 128
+	// at a time asks for proofs of address, which cost each of them 5 s.
+	newEvery = 25 * time.Millisecond
 	// patience is how long an answer may take.
 	patience = time.Second
 	// retry is the time between probes of a peer that does not answer.
@@ -64,11 +68,12 @@ func (p *peer) healthy() bool { return p.id == 0 && p.warm && p.result.RTT != 0 
 // schedule decides whom to probe when. It takes the time and gives back work.
 type schedule struct {
 	peers map[mesh.NodeID]*peer
+	newAt time.Time // when the next new peer is due
 	rand  *rand.Rand
 }
 
 func newSchedule(seed uint64) *schedule {
-	return &schedule{map[mesh.NodeID]*peer{}, rand.New(rand.NewPCG(seed, 0))}
+	return &schedule{peers: map[mesh.NodeID]*peer{}, rand: rand.New(rand.NewPCG(seed, 0))}
 }
 
 // target is a peer to be probed.
@@ -78,16 +83,21 @@ type target struct {
 }
 
 // set replaces the peers; what is known of those that stay is kept. New ones are
-// due at once, which also makes the first handshake.
+// due at once, one after the other, which also makes the first handshake.
 func (s *schedule) set(now time.Time, targets []target) {
 	old := s.peers
 	s.peers = make(map[mesh.NodeID]*peer, len(targets))
-	for _, t := range targets {
+	if s.newAt.Before(now) {
+		s.newAt = now
+	}
+	for _, i := range s.rand.Perm(len(targets)) { // else all nodes begin with the same peer
+		t := targets[i]
 		if p := old[t.ID]; p != nil && p.addr == t.Addr {
 			s.peers[t.ID] = p
 			continue
 		}
-		s.peers[t.ID] = &peer{addr: t.Addr, due: now}
+		s.peers[t.ID] = &peer{addr: t.Addr, due: s.newAt}
+		s.newAt = s.newAt.Add(newEvery)
 	}
 }
 

@@ -24,6 +24,9 @@ import (
 const (
 	firstSweep = 20 * time.Millisecond
 	lastSweep  = 500 * time.Millisecond
+	// betweenAsks is between two requests: nobody speaks to all others in one
+	// moment, which would be a handshake with each.
+	betweenAsks = 2 * time.Millisecond
 )
 
 // Sweep sends ICMP echo requests from the host to all addresses, again and again
@@ -106,6 +109,7 @@ func (h *Host) sweep(ctx context.Context, to []netip.Addr, heard func(netip.Addr
 		mu.Unlock()
 		for _, a := range left {
 			_, sendErr = c.WriteTo(echoMessage(f.request, id, seq), &net.IPAddr{IP: a.AsSlice()})
+			time.Sleep(betweenAsks)
 		}
 		select {
 		case <-all:
