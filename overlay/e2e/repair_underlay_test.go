@@ -281,7 +281,7 @@ func TestRepairLeaksNothing(t *testing.T) {
 			must(t, c.WaitAllPairs(bounded(t)))
 			before := resources(t, alpha)
 			pid := pidOf(alpha)
-			for range 20 {
+			for range 10 {
 				again()
 			}
 			must(t, c.WaitAllPairs(bounded(t)))
@@ -289,10 +289,10 @@ func TestRepairLeaksNothing(t *testing.T) {
 			err := cluster.Poll(bounded(t), func() (bool, error) {
 				after = resources(t, alpha)
 				return after.descriptors <= before.descriptors+2 && after.goroutines <= before.goroutines+5,
-					fmt.Errorf("%+v before, %+v after 20 times", before, after)
+					fmt.Errorf("%+v before, %+v after 10 times", before, after)
 			})
 			must(t, err)
-			t.Logf("%+v before, %+v after 20 times", before, after)
+			t.Logf("%+v before, %+v after 10 times", before, after)
 			if now := pidOf(alpha); now != pid {
 				t.Errorf("the daemon was %d and is %d", pid, now)
 			}
