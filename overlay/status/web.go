@@ -24,7 +24,8 @@ type web struct {
 	mu       sync.Mutex // guards all below; one Set after the other
 	address  string     // as it was set; empty: off
 	listener net.Listener
-	next     net.Listener // not served yet; nil with moved signalled: serve nothing
+	replaced bool         // next is what Run shall serve from now on
+	next     net.Listener // not served yet; nil: serve nothing
 	ended    bool
 }
 
@@ -75,7 +76,7 @@ func (w *web) replace(next net.Listener) {
 	if w.next != nil {
 		w.next.Close() // Run has not come to it
 	}
-	w.listener, w.next = next, next
+	w.listener, w.next, w.replaced = next, next, true
 	select {
 	case w.moved <- struct{}{}:
 	default:
@@ -101,12 +102,14 @@ func (w *web) restore(ctx context.Context) <-chan time.Time {
 // restoreEvery costs nothing, and it is for whoever was quicker to go.
 const restoreEvery = time.Second
 
-func (w *web) take() net.Listener {
+// take gives what is to be served from now on, if that is new: a signal may come
+// after what it was for was taken.
+func (w *web) take() (next net.Listener, replaced bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	next := w.next
-	w.next = nil
-	return next
+	next, replaced = w.next, w.replaced
+	w.next, w.replaced = nil, false
+	return next, replaced
 }
 
 // Run serves until ctx is done, then lets running answers finish for a moment.
@@ -135,9 +138,12 @@ func (w *web) Run(ctx context.Context) error {
 			continue
 		case <-w.moved:
 		}
+		listener, replaced := w.take()
+		if !replaced {
+			continue
+		}
 		finish(current)
 		current = nil
-		listener := w.take()
 		if listener == nil {
 			lost = w.restore(ctx)
 		} else {
