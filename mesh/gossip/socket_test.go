@@ -24,21 +24,23 @@ import (
 
 // logbook collects log lines. It is safe for concurrent use.
 type logbook struct {
-	mu sync.Mutex
-	bytes.Buffer
+	mu   sync.Mutex
+	text bytes.Buffer // guarded by mu
 }
 
 func (l *logbook) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.Buffer.Write(b)
+	return l.text.Write(b)
 }
 
-func (l *logbook) lines() []string {
+func (l *logbook) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return strings.Split(strings.TrimSpace(l.String()), "\n")
+	return l.text.String()
 }
+
+func (l *logbook) lines() []string { return strings.Split(strings.TrimSpace(l.String()), "\n") }
 
 // talker believes everything and says its endpoints.
 type talker struct {

@@ -58,7 +58,7 @@ func TestFloodByInsider(t *testing.T) {
 	})
 	t.Run("certificates that nobody admits", func(t *testing.T) {
 		var all [][]byte
-		late := shortToken(t, s.alpha, s.token, 4*time.Second)
+		late := shortToken(t, s.alpha, s.token, 10*time.Second) // 1 000 signatures are made in that, on a slow machine too
 		for range 500 {
 			certificate, record := unadmitted(t, late)
 			all = append(all, userStream(objectsMessage(certificate)), userPacket(objectsMessage(record)))
