@@ -33,7 +33,7 @@ func run(args []string, out io.Writer) error {
 	if noRace != nil && os.Getenv("MESHD_REQUIRE_ROOT") == "1" { // CI: nothing may be left out
 		return noRace
 	}
-	cmd := exec.Command("go", slices.Concat([]string{"test", "-json"}, race, args)...)
+	cmd := exec.Command("go", slices.Concat([]string{"test", "-json", "-timeout", "30m"}, race, args)...)
 	cmd.Stderr = os.Stderr
 	if race != nil {
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
