@@ -2,7 +2,8 @@
 //
 // There are two drivers. The offload driver asks the kernel for a vnet header
 // on each packet, so that TCP and UDP cross the device in units of up to 64 KiB;
-// whoever uses it takes over [Device.File] and has to understand that header.
+// whoever uses it has to understand that header. It is used either by
+// [Device.File], which Go's poller knows, or by one [Queue] or several.
 // The plain driver hands out one IP packet per Read and takes one per Write.
 //
 // The link belongs to the process: it disappears when the device is closed or
@@ -14,13 +15,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"os"
 	"strings"
 	"unicode"
 
 	"github.com/songgao/water"
 	"golang.org/x/sys/unix"
+
+	"meshd/tun/rawio"
 )
 
 // Reasons for which [Open] fails, besides a bad name.
@@ -44,21 +46,36 @@ const (
 type Options struct {
 	Name    string // of the link: 1 to 15 bytes
 	Offload Mode
+	// Queues of the offload driver: 0 opens a File, 1 or more that many Queues,
+	// among which the kernel spreads the flows. The plain driver has none.
+	Queues int
+	// USO asks for super-packets of UDP, too, where the kernel has them (6.2).
+	USO bool
 }
+
+// maxQueues of a device, the kernel's MAX_TAP_QUEUES.
+const maxQueues = 256
 
 // Device is an open TUN device.
 type Device struct {
 	name  string
 	index int                // of the link
-	file  *os.File           // offload driver, else nil
 	plain io.ReadWriteCloser // plain driver, else nil
+
+	// Offload driver: one of the two.
+	file   *os.File
+	queues []*Queue
+	uso    bool
 }
 
 const path = "/dev/net/tun"
 
-// What every kernel that knows the vnet header can do. UDP segmentation (6.2) is
-// left to whoever takes over the file.
-const offloads = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
+const (
+	// What every kernel that knows the vnet header can do.
+	offloads = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
+	// The kernel takes both or none.
+	usoOffloads = unix.TUN_F_USO4 | unix.TUN_F_USO6
+)
 
 // Open opens the TUN device and creates its link in the network namespace of
 // the calling thread. It fails with [ErrNoTUN], [ErrPermission] or [ErrBusy]
@@ -67,7 +84,7 @@ func Open(o Options) (*Device, error) {
 	return open(o, openOffload)
 }
 
-func open(o Options, openOffload func(name string) (*os.File, error)) (*Device, error) {
+func open(o Options, openOffload func(Options) (*Device, error)) (*Device, error) {
 	d, err := openDriver(o, openOffload)
 	if err != nil {
 		return nil, err
@@ -78,15 +95,18 @@ func open(o Options, openOffload func(name string) (*os.File, error)) (*Device, 
 	return d, nil
 }
 
-func openDriver(o Options, openOffload func(name string) (*os.File, error)) (*Device, error) {
+func openDriver(o Options, openOffload func(Options) (*Device, error)) (*Device, error) {
 	if err := checkName(o.Name); err != nil {
 		return nil, err
 	}
+	if o.Queues < 0 || o.Queues > maxQueues {
+		return nil, fmt.Errorf("open TUN device %s: %d queues, want 0 to %d", o.Name, o.Queues, maxQueues)
+	}
 	switch o.Offload {
 	case Auto, On, "":
-		file, err := openOffload(o.Name)
+		d, err := openOffload(o)
 		if err == nil {
-			return &Device{name: o.Name, file: file}, nil
+			return d, nil
 		}
 		// No driver gets past these three; any other error may be a kernel
 		// that lacks offloads.
@@ -108,10 +128,18 @@ func openDriver(o Options, openOffload func(name string) (*os.File, error)) (*De
 func (d *Device) Name() string { return d.name }
 
 // File is the descriptor of the offload driver, non-blocking, on which packets
-// carry a vnet header; nil for the plain driver.
+// carry a vnet header; nil for the plain driver, and where there are Queues.
+// Whoever uses it takes it over.
 func (d *Device) File() *os.File { return d.file }
 
-var errOffload = errors.New("the offload driver has no single packets, use File")
+// Queues gives the queues of the offload driver, as many as were asked for.
+// They are closed with the device.
+func (d *Device) Queues() []*Queue { return d.queues }
+
+// USO tells whether the kernel hands out and takes super-packets of UDP.
+func (d *Device) USO() bool { return d.uso }
+
+var errOffload = errors.New("the offload driver has no single packets, use File or Queues")
 
 // Read reads one packet. Only for the plain driver.
 func (d *Device) Read(p []byte) (int, error) {
@@ -129,12 +157,16 @@ func (d *Device) Write(p []byte) (int, error) {
 	return d.plain.Write(p)
 }
 
-// Close closes the device, which removes the link and ends a blocked Read.
+// Close closes the device, which removes the link and ends a blocked Read and
+// every Wait on a queue.
 func (d *Device) Close() error {
-	if d.plain != nil {
+	switch {
+	case d.plain != nil:
 		return d.plain.Close()
+	case d.file != nil:
+		return d.file.Close()
 	}
-	return d.file.Close()
+	return d.closeQueues()
 }
 
 // MTU asks the kernel for the link's MTU. It fails with ENODEV when no link has
@@ -182,22 +214,66 @@ func checkName(name string) error {
 	return nil
 }
 
-func openOffload(name string) (*os.File, error) {
-	fd, err := attach(name, unix.IFF_VNET_HDR)
+func openOffload(o Options) (*Device, error) {
+	flags := uint16(unix.IFF_VNET_HDR)
+	if o.Queues > 1 {
+		flags |= unix.IFF_MULTI_QUEUE
+	}
+	d := &Device{name: o.Name, uso: o.USO}
+	for i := range max(o.Queues, 1) {
+		// A link with many queues takes further ones from anybody with our user
+		// id. So the first refuses a link that exists.
+		var exclusive uint16
+		if i == 0 {
+			exclusive = unix.IFF_TUN_EXCL
+		}
+		fd, err := attach(o.Name, flags|exclusive)
+		if err != nil {
+			return nil, errors.Join(err, d.closeQueues())
+		}
+		if err := d.take(fd, o.Queues > 0); err != nil {
+			return nil, errors.Join(err, unix.Close(fd), d.closeQueues())
+		}
+	}
+	return d, nil
+}
+
+// take adds an attached descriptor to the device, as a queue or as its file.
+// When it fails the descriptor is the caller's.
+func (d *Device) take(fd int, queue bool) error {
+	if d.uso && unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offloads|usoOffloads) != nil {
+		d.uso = false
+	}
+	if !d.uso {
+		if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offloads); err != nil {
+			return fmt.Errorf("enable offloads: %w", err)
+		}
+	}
+	if !queue {
+		// Non-blocking and attached: only now will the poller take it.
+		d.file = os.NewFile(uintptr(fd), path)
+		return nil
+	}
+	file, err := rawio.NewFile(fd)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offloads); err != nil {
-		return nil, errors.Join(fmt.Errorf("enable offloads: %w", err), unix.Close(fd))
+	d.queues = append(d.queues, newQueue(file))
+	return nil
+}
+
+func (d *Device) closeQueues() error {
+	var errs []error
+	for _, q := range d.queues {
+		errs = append(errs, q.file.Close())
 	}
-	// Non-blocking and attached: only now will the poller take it.
-	return os.NewFile(uintptr(fd), path), nil
+	return errors.Join(errs...)
 }
 
 func openPlain(name string) (io.ReadWriteCloser, error) {
 	// water never closes its descriptor when the kernel refuses, so the kernel
 	// is asked with one of ours first.
-	fd, err := attach(name, 0)
+	fd, err := attach(name, unix.IFF_TUN_EXCL)
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +285,7 @@ func openPlain(name string) (io.ReadWriteCloser, error) {
 		PlatformSpecificParams: water.PlatformSpecificParams{Name: name},
 	})
 	if err != nil {
-		return nil, explain(name, err)
+		return nil, explain(err)
 	}
 	// water opens it without O_CLOEXEC; a child would keep the link alive.
 	if file := plainFile(iface); file != nil {
@@ -239,7 +315,7 @@ func plainFile(plain io.ReadWriteCloser) *os.File {
 func attach(name string, flags uint16) (int, error) {
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1, explain(name, &fs.PathError{Op: "open", Path: path, Err: err})
+		return -1, explain(&fs.PathError{Op: "open", Path: path, Err: err})
 	}
 	ifr, err := unix.NewIfreq(name)
 	if err == nil {
@@ -247,13 +323,13 @@ func attach(name string, flags uint16) (int, error) {
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
 	}
 	if err != nil {
-		return -1, errors.Join(explain(name, err), unix.Close(fd))
+		return -1, errors.Join(explain(err), unix.Close(fd))
 	}
 	return fd, nil
 }
 
 // explain adds the reason and the way out to an error of the kernel.
-func explain(name string, err error) error {
+func explain(err error) error {
 	var onOpen *fs.PathError
 	opening := errors.As(err, &onOpen)
 	switch {
@@ -267,11 +343,7 @@ func explain(name string, err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w: %w; run as root or with CAP_NET_ADMIN", ErrPermission, err)
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("%w: another program holds it, maybe another meshd: %w", ErrBusy, err)
-	case errors.Is(err, unix.EINVAL):
-		if _, lookup := net.InterfaceByName(name); lookup == nil {
-			return fmt.Errorf("%w: a link that is not a TUN device of ours has it: %w", ErrBusy, err)
-		}
+		return fmt.Errorf("%w: there is a link of that name, maybe of another meshd: %w", ErrBusy, err)
 	}
 	return err
 }

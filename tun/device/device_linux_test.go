@@ -90,7 +90,7 @@ func TestMTUNoticesThatTheLinkIsGone(t *testing.T) {
 
 func TestAutoFallsBackToPlain(t *testing.T) {
 	ns := netns.ForTest(t)
-	refuse := func(string) (*os.File, error) { return nil, unix.EINVAL }
+	refuse := func(Options) (*Device, error) { return nil, unix.EINVAL }
 	var d *Device
 	err := ns.Do(func() (err error) { d, err = open(Options{Name: "mesh0", Offload: Auto}, refuse); return err })
 	if err != nil {
@@ -239,7 +239,7 @@ func TestExplain(t *testing.T) {
 		{"taken", unix.EBUSY, ErrBusy, "meshd"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			err := explain("mesh0", c.err)
+			err := explain(c.err)
 			if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.hint) {
 				t.Errorf("got %q, want %q and a hint at %q", err, c.want, c.hint)
 			}

@@ -1,0 +1,186 @@
+package udp
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"meshd/tun/netns"
+	"meshd/tun/rawio"
+)
+
+const patience = 10 * time.Second
+
+// listenIn opens a Group in the namespace and closes it with the test.
+func listenIn(t testing.TB, ns *netns.NS, port uint16, queues int) *Group {
+	t.Helper()
+	var g *Group
+	if err := ns.Do(func() (err error) { g, err = Listen(port, queues); return err }); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = g.Close() }) // may be closed by the test
+	return g
+}
+
+// next waits for a train on any of the sockets and says on which.
+func next(t testing.TB, sockets ...*Socket) (Train, int) {
+	t.Helper()
+	var files []*rawio.File
+	for _, s := range sockets {
+		files = append(files, s.File())
+	}
+	w, err := rawio.NewWaiter(files...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = w.Close() }()
+	for deadline := time.Now().Add(patience); ; {
+		for i, s := range sockets {
+			var train Train
+			err := s.Receive(make([]byte, MaxTrain), &train)
+			if err == nil {
+				return train, i
+			}
+			if err != unix.EAGAIN {
+				t.Fatal(err)
+			}
+		}
+		left := time.Until(deadline)
+		if left <= 0 {
+			t.Fatalf("no train came within %v", patience)
+		}
+		if _, err := w.Wait(left); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// collect receives datagrams until there are as many bytes as wanted.
+func collect(t testing.TB, s *Socket, bytes int) (datagrams [][]byte, trains int) {
+	t.Helper()
+	for got := 0; got < bytes; trains++ {
+		train, _ := next(t, s)
+		for d := range train.Datagrams() {
+			datagrams = append(datagrams, d)
+			got += len(d)
+		}
+	}
+	return datagrams, trains
+}
+
+func loopback(g *Group, v6 bool) netip.AddrPort {
+	if v6 {
+		return netip.AddrPortFrom(netip.IPv6Loopback(), g.Port())
+	}
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), g.Port())
+}
+
+func socket(g *Group, v6 bool, queue int) *Socket {
+	if v6 {
+		return g.IPv6(queue)
+	}
+	return g.IPv4(queue)
+}
+
+// families runs a test for each family.
+func families(t *testing.T, test func(t *testing.T, v6 bool)) {
+	t.Run("IPv4", func(t *testing.T) { test(t, false) })
+	t.Run("IPv6", func(t *testing.T) { test(t, true) })
+}
+
+// numbered gives n bytes that tell their place.
+func numbered(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(i ^ i>>8)
+	}
+	return b
+}
+
+func TestTrain(t *testing.T) {
+	families(t, func(t *testing.T, v6 bool) {
+		ns := netns.ForTest(t)
+		a, b := listenIn(t, ns, 0, 1), listenIn(t, ns, 0, 1)
+		for _, c := range []struct{ length, size, trains int }{
+			{1, 0, 1},
+			{1000, 0, 1},
+			{1000, 1000, 1},
+			{1000, 5000, 1},
+			{2000, 1000, 1},
+			{2001, 1000, 1},
+			{44 * 1452, 1452, 1},
+			{46 * 1452, 1452, 2}, // beyond what IP can carry
+			{64 * 100, 100, 1},
+			{64*100 + 1, 100, 2}, // beyond what the kernel cuts at once
+			{3 * MaxTrain, 1400, 4},
+		} {
+			t.Run(fmt.Sprintf("%d by %d", c.length, c.size), func(t *testing.T) {
+				sent := Train{Data: numbered(c.length), Size: c.size, Remote: loopback(b, v6), ECN: 2}
+				if n, err := socket(a, v6, 0).Send(&sent); n != c.length || err != nil {
+					t.Fatalf("sent %d, %v; want %d", n, err, c.length)
+				}
+				datagrams, trains := collect(t, socket(b, v6, 0), c.length)
+				if !bytes.Equal(slices.Concat(datagrams...), sent.Data) {
+					t.Error("other bytes arrived than were sent")
+				}
+				size := c.size
+				if size == 0 {
+					size = c.length
+				}
+				for i, d := range datagrams {
+					if want := min(size, c.length-i*size); len(d) != want {
+						t.Errorf("datagram %d has %d bytes, want %d", i, len(d), want)
+					}
+				}
+				if trains != c.trains {
+					t.Errorf("came in %d trains, want %d", trains, c.trains)
+				}
+			})
+		}
+	})
+}
+
+func TestReceiveTellsWhereFrom(t *testing.T) {
+	families(t, func(t *testing.T, v6 bool) {
+		ns := netns.ForTest(t)
+		a, b := listenIn(t, ns, 0, 1), listenIn(t, ns, 0, 1)
+		for ecn := range byte(4) {
+			sent := Train{Data: []byte("question"), Remote: loopback(b, v6), ECN: ecn}
+			if _, err := socket(a, v6, 0).Send(&sent); err != nil {
+				t.Fatal(err)
+			}
+			got, _ := next(t, socket(b, v6, 0))
+			want := Train{
+				Data: sent.Data, Size: len(sent.Data), ECN: ecn,
+				Remote: loopback(a, v6), Local: Source{Addr: loopback(b, v6).Addr(), Interface: 1},
+			}
+			if string(got.Data) != "question" || got.Size != want.Size || got.ECN != ecn || got.Remote != want.Remote || got.Local != want.Local {
+				t.Errorf("got %+v\nwant %+v", got, want)
+			}
+		}
+	})
+}
+
+func TestClosed(t *testing.T) {
+	ns := netns.ForTest(t)
+	g := listenIn(t, ns, 0, 2)
+	s := g.IPv4(1)
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var train Train
+	if err := s.Receive(make([]byte, 10), &train); !errors.Is(err, os.ErrClosed) || Transient(err) {
+		t.Errorf("receive: %v, want %v", err, os.ErrClosed)
+	}
+	if _, err := s.Send(&Train{Data: []byte("x"), Remote: loopback(g, false)}); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("send: %v, want %v", err, os.ErrClosed)
+	}
+	listenIn(t, ns, g.Port(), 2) // the port is free again
+}

@@ -1,0 +1,91 @@
+// Package udp is the underlay: sockets that move trains of datagrams.
+//
+// A [Train] is a row of datagrams of one size from one peer, or for one, which
+// crosses the kernel in one call (UDP_SEGMENT, UDP_GRO). A [Group] is the sockets
+// of one port: for each queue one IPv4 and one IPv6 [Socket]. The kernel spreads
+// the peers over the queues, and keeps each to one of them.
+//
+// Calls never wait: they fail with EAGAIN. What to wait for is [Socket.File].
+// Nothing on the way of a packet allocates or locks. Where the kernel or a
+// network card refuses trains, datagrams go one by one, and nobody notices.
+//
+// Outer packets may be fragmented, as those of WireGuard in the kernel: too large
+// an inner MTU costs speed and not the connection. (So "don't fragment" is off.
+// IPv6 learns the MTU of a path, since only the sender can fragment there.)
+//
+// The owner gives each goroutine its own handle, see [Socket], and closes the
+// Group, after which all handles fail with [os.ErrClosed].
+package udp
+
+import (
+	"encoding/binary"
+	"iter"
+	"net/netip"
+)
+
+// MaxTrain is the room that Receive needs to take every train.
+const MaxTrain = 1 << 16
+
+// Train is datagrams that lie one behind the other in Data: each has Size bytes,
+// only the last may have fewer.
+type Train struct {
+	Data   []byte
+	Size   int            // 0 is len(Data): one datagram
+	Remote netip.AddrPort // the peer
+	Local  Source         // our side of it
+	ECN    byte           // of the outer IP header, RFC 3168: 0 to 3
+}
+
+// Source is the address of ours that a train came to, and should be answered
+// from: on a host with several, the peer expects no other. The zero value leaves
+// the choice to the kernel.
+type Source struct {
+	Addr netip.Addr
+	// Interface is where the train came in. Answers take the route that the
+	// kernel has for them; only link-local ones have to leave by it.
+	Interface uint32
+}
+
+// Datagrams gives the datagrams in order.
+func (t *Train) Datagrams() iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		for rest := t.Data; len(rest) > 0; {
+			n := len(rest)
+			if t.Size > 0 {
+				n = min(n, t.Size)
+			}
+			if !yield(rest[:n:n]) {
+				return
+			}
+			rest = rest[n:]
+		}
+	}
+}
+
+// Protocol is whose datagram it is.
+type Protocol uint8
+
+// The protocols that share the port.
+const (
+	Other     Protocol = iota // neither; reserved for probes of paths
+	WireGuard                 // suite chacha20poly1305
+	WireAES                   // suite aes256gcm: WireGuard's messages with other types
+)
+
+// Kind tells datagrams apart by their message type, a little-endian uint32:
+//
+//	             initiation  response  cookie reply  transport
+//	WireGuard             1         2             3          4
+//	WireAES            0x11      0x12          0x13       0x14
+func Kind(datagram []byte) Protocol {
+	if len(datagram) < 4 {
+		return Other
+	}
+	switch binary.LittleEndian.Uint32(datagram) {
+	case 1, 2, 3, 4:
+		return WireGuard
+	case 0x11, 0x12, 0x13, 0x14:
+		return WireAES
+	}
+	return Other
+}

@@ -1,0 +1,56 @@
+package device
+
+import (
+	"golang.org/x/sys/unix"
+
+	"meshd/tun/rawio"
+)
+
+// Queue is one queue of the offload driver. The kernel keeps to one queue for
+// each flow, as a rule: packets that leave by a queue are answered there.
+//
+// A Queue is for one goroutine that reads and one that writes; another one
+// takes a [Queue.Clone]. After the device was closed, both fail with
+// [os.ErrClosed].
+type Queue struct {
+	file *rawio.File  // shared by clones
+	vecs []unix.Iovec // owned by WritePacket
+}
+
+// usualParts of a packet that is written: two headers and 64 payloads.
+const usualParts = 66
+
+func newQueue(file *rawio.File) *Queue {
+	return &Queue{file: file, vecs: make([]unix.Iovec, 0, usualParts)}
+}
+
+// Clone gives another Queue for the same queue of the kernel.
+func (q *Queue) Clone() *Queue { return newQueue(q.file) }
+
+// File is what a [rawio.Waiter] waits for.
+func (q *Queue) File() *rawio.File { return q.file }
+
+// ReadPacket reads one packet behind its 10-byte vnet header: up to 64 KiB in
+// all, and what does not fit into b is lost. It fails with EAGAIN when there is
+// none, and with EBADFD once somebody deleted the link.
+func (q *Queue) ReadPacket(b []byte) (int, error) {
+	return q.file.Read(b)
+}
+
+// WritePacket writes one packet, whose vnet header, headers and payloads may lie
+// in different places. It gives the packet's length. The kernel takes a packet
+// as a whole or not at all, and 1024 parts at most; EIO means that the link is
+// not up, EINVAL that the packet or its vnet header is not sound.
+func (q *Queue) WritePacket(parts [][]byte) (int, error) {
+	vecs := q.vecs[:0]
+	for _, p := range parts {
+		if len(p) == 0 {
+			continue
+		}
+		v := unix.Iovec{Base: &p[0]}
+		v.SetLen(len(p))
+		vecs = append(vecs, v)
+	}
+	q.vecs = vecs
+	return q.file.Writev(vecs)
+}
