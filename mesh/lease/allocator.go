@@ -3,6 +3,7 @@ package lease
 import (
 	"math/bits"
 	"net/netip"
+	"slices"
 	"time"
 
 	"meshd/mesh"
@@ -33,7 +34,10 @@ type World struct {
 	MayClaim bool    // the node is admitted and knows the others' claims (or is the founder)
 	Epoch    uint64  // of the running daemon
 	Others   []Claim // of every other node, in any order
-	InUse    bool    // something local has addresses from the lease
+	// Unproven are leases that somebody says to have, who may or may not be a
+	// member: what proves it has not come yet.
+	Unproven []mesh.Lease
+	InUse    bool // something local has addresses from the lease
 }
 
 // Allocator holds one node's lease in one network. It is a pure machine: the
@@ -43,6 +47,7 @@ type Allocator struct {
 	cfg   Config
 	lease mesh.Lease // State 0: none
 	until time.Time  // end of the probe window, while pending
+	doubt bool       // the window is over, and an unproven claim is in the way
 	state mesh.State
 	lost  bool // had a subnet and lost it: renumbering rather than starting
 }
@@ -93,7 +98,13 @@ func (a *Allocator) Lease() (mesh.Lease, bool) { return a.lease, a.lease.State !
 func (a *Allocator) State() mesh.State { return a.state }
 
 // Next is the moment at which Step has something to do even if nothing happens.
-func (a *Allocator) Next() (time.Time, bool) { return a.until, a.lease.State == mesh.Pending }
+func (a *Allocator) Next() (time.Time, bool) {
+	next := a.until
+	if a.doubt {
+		next = next.Add(proofWait)
+	}
+	return next, a.lease.State == mesh.Pending
+}
 
 // Step takes the world as it is and moves on. It reports whether the lease
 // changed.
@@ -107,8 +118,10 @@ func (a *Allocator) Step(now time.Time, w World) (changed bool) {
 			a.lose(w)
 			changed = true
 		} else if a.lease.State == mesh.Pending && !now.Before(a.until) {
-			a.lease.State, a.state, a.lost = mesh.Held, mesh.Ready, false
-			return true
+			if a.doubt = a.doubts(now, w); !a.doubt {
+				a.lease.State, a.state, a.lost = mesh.Held, mesh.Ready, false
+				return true
+			}
 		}
 	case mesh.Released: // Release has ended it
 	case mesh.Quarantined:
@@ -131,6 +144,16 @@ func (a *Allocator) Release(now time.Time) {
 	if a.lease.State != 0 {
 		a.lease.State, a.lease.Since = mesh.Released, now
 	}
+}
+
+// doubts tells whether somebody claims our subnet whose membership may yet be
+// proven. In a mesh that starts, a record can be here before the admission that
+// makes it count.
+func (a *Allocator) doubts(now time.Time, w World) bool {
+	return now.Before(a.until.Add(proofWait)) && slices.ContainsFunc(w.Unproven, func(l mesh.Lease) bool {
+		c := Claim{Lease: l}
+		return c.candidate() && c.overlaps(a.lease.Prefixes)
+	})
 }
 
 // lose withdraws from a subnet that belongs to another.
@@ -185,7 +208,7 @@ func (a *Allocator) claimPinned(now time.Time, w World) bool {
 }
 
 func (a *Allocator) start(l mesh.Lease, now time.Time, w World) {
-	a.lease, a.until, a.state = l, now.Add(probeWindow(len(w.Others)+1)), mesh.Probing
+	a.lease, a.until, a.doubt, a.state = l, now.Add(probeWindow(len(w.Others)+1)), false, mesh.Probing
 	if a.lost {
 		a.state = mesh.Renumbering
 	}
@@ -211,6 +234,11 @@ func (a *Allocator) free(l mesh.Lease, others []Claim) bool {
 	}
 	return true
 }
+
+// proofWait is how much longer a claim waits for the proof of another. Admissions
+// that many nodes make at once take two or three seconds to all; a stranger with
+// the gossip key can delay a new claim by no more than this.
+const proofWait = 5 * time.Second
 
 // probeWindow is how long a claim stands before it counts. A record crosses a
 // gossip of n nodes in about log2(n) rounds of 200 ms; one and a half seconds

@@ -22,6 +22,9 @@ func testNetwork(bits int) mesh.Network {
 	return mesh.Network{Name: "default", IPv4: netip.MustParsePrefix("10.0.0.0/8"), IPv4Len: 8 + bits}
 }
 
+// testNetwork24 is the one of newScript.
+var testNetwork24 = mesh.Network{Name: "default", IPv4: netip.MustParsePrefix("10.0.0.0/24"), IPv4Len: 26}
+
 // script drives one allocator and writes down what happens.
 type script struct {
 	t     *testing.T
@@ -37,7 +40,7 @@ func newScript(t *testing.T, cfg Config, previous mesh.Lease) *script {
 		cfg.Permit = func(p []netip.Prefix) bool { return len(cfg.Pins) == 0 || slices.Contains(cfg.Pins, p[0]) }
 	}
 	if cfg.Network.Name == "" {
-		cfg.Network = mesh.Network{Name: "default", IPv4: netip.MustParsePrefix("10.0.0.0/24"), IPv4Len: 26}
+		cfg.Network = testNetwork24
 	}
 	cfg.Self, cfg.Admitted = mesh.NodeID{5}, start
 	s := &script{t: t, cfg: cfg, a: New(cfg, previous), now: start, world: World{MayClaim: true, Epoch: 1}}
@@ -145,6 +148,39 @@ func TestTranscripts(t *testing.T) {
 		s.after(time.Second, "a later claim of the same", add(other(s.cfg.Network, 9, at(s), mesh.Pending, later)))
 		s.after(100*time.Millisecond, "an earlier claim of the same", add(other(s.cfg.Network, 1, at(s), mesh.Pending, earlier)))
 		s.after(probeWindow(3), "window over", nil)
+		s.golden()
+	})
+	unproven := func(slot int, state mesh.LeaseState) func(*World) {
+		return func(w *World) { w.Unproven = []mesh.Lease{other(testNetwork24, 1, slot, state, earlier).Lease} }
+	}
+	t.Run("a rival is proven late", func(t *testing.T) {
+		s := newScript(t, Config{}, mesh.Lease{})
+		s.after(0, "claims", nil)
+		s.after(time.Second, "a record of the same slot waits for proof", unproven(at(s), mesh.Pending))
+		s.after(window-time.Second, "window over", nil)
+		s.after(time.Second, "the proof comes", func(w *World) {
+			w.Unproven, w.Others = nil, []Claim{other(s.cfg.Network, 1, at(s), mesh.Pending, earlier)}
+		})
+		s.after(probeWindow(2), "window over", nil)
+		s.golden()
+	})
+	t.Run("a rival is never proven", func(t *testing.T) {
+		s := newScript(t, Config{}, mesh.Lease{})
+		s.after(0, "claims, unproven record of the same slot", func(w *World) { unproven(3, mesh.Held)(w) })
+		if at(s) != 3 {
+			t.Fatalf("the first wish is slot %d, the test wants 3", at(s))
+		}
+		s.after(window, "window over", nil)
+		s.after(proofWait-time.Millisecond, "almost", nil)
+		s.after(time.Millisecond, "long enough", nil)
+		s.after(time.Hour, "nothing happens", nil)
+		s.golden()
+	})
+	t.Run("unproven claims that are not in the way", func(t *testing.T) {
+		s := newScript(t, Config{}, mesh.Lease{})
+		s.after(0, "claims", nil)
+		s.after(window-time.Millisecond, "of the same slot, released", unproven(at(s), mesh.Released))
+		s.after(time.Millisecond, "of another slot", unproven((at(s)+1)%4, mesh.Held))
 		s.golden()
 	})
 	t.Run("pending is never quarantined", func(t *testing.T) {

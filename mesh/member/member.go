@@ -321,6 +321,7 @@ func (m *Member) allocate(now time.Time) {
 		MayClaim: m.synced && admitted,
 		Epoch:    m.state.Epoch,
 		Others:   m.claims(now),
+		Unproven: m.reg.Unproven(),
 	})
 	m.state.Leases = nil
 	if l, ok := m.alloc.Lease(); ok && l.State == mesh.Held {

@@ -589,6 +589,33 @@ func TestHeldByTwoAfterAPartition(t *testing.T) {
 	}
 }
 
+// Of nodes that started together, one became ready with a subnet and lost it: the
+// better claim was here in time, but not the admission of its owner.
+func TestClaimWaitsForARivalsProof(t *testing.T) {
+	s := newSim(t, narrow)
+	a, b := s.host("a", nil), s.host("b", s.token(nil))
+	s.start(a, nil)
+	cert := must(trust.ParseCertificate(b.cert, s.charter.CA))(t)
+	own, _ := a.view.Node(a.view.Self)
+	rival := trust.Record{Version: mesh.Version{Epoch: 1, Seq: 1}, Certificate: cert.Hash, Key: mesh.Key{1}, Leases: slices.Clone(own.Leases)}
+	rival.Leases[0].Since = start.Add(-time.Minute)
+	if err := a.m.Receive(must(rival.Sign(key("b")))(t)); err != nil {
+		t.Fatal(err)
+	}
+	s.run(4 * time.Second)
+	if a.view.State != mesh.Probing {
+		t.Errorf("%s before the rival's certificate came", a.view.State)
+	}
+	if err := a.m.Receive(b.cert); err != nil {
+		t.Fatal(err)
+	}
+	s.step(a)
+	s.run(10 * time.Second)
+	if a.view.State != mesh.Ready || a.held() == own.Leases[0].Prefixes[0].String() || len(a.disk.Leases) != 1 {
+		t.Errorf("%s with %s, the rival claims %s", a.view.State, a.held(), own.Leases[0].Prefixes[0])
+	}
+}
+
 func TestEndpointsThatOthersRefuse(t *testing.T) {
 	s := newSim(t, dual)
 	a := s.host("a", nil)

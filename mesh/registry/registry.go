@@ -76,9 +76,10 @@ type certificate struct {
 
 // waiting is an object that needs certificates which are unknown or unadmitted.
 type waiting struct {
-	hash  trust.Hash
-	needs []trust.Hash
-	retry func() error
+	hash   trust.Hash
+	needs  []trust.Hash
+	retry  func() error
+	leases []mesh.Lease // of a record
 }
 
 // New makes a registry of the mesh that the charter founds.
@@ -186,7 +187,10 @@ func (r *Registry) addAdmission(raw []byte) error {
 func (r *Registry) decideAdmission(a *trust.Admission) error {
 	seen, witness := r.certs[a.Certificate], r.certs[a.Admitter]
 	if seen == nil || witness == nil || !witness.admitted {
-		r.wait(a.Hash, func() error { return r.decideAdmission(a) }, a.Certificate, a.Admitter)
+		r.wait(waiting{
+			hash: a.Hash, needs: []trust.Hash{a.Certificate, a.Admitter},
+			retry: func() error { return r.decideAdmission(a) },
+		})
 		return nil
 	}
 	// The first ones stay: each came when its witness was admitted already, so
@@ -233,7 +237,10 @@ func (r *Registry) addRecord(raw []byte) error {
 func (r *Registry) decideRecord(rec *trust.Record) error {
 	cert := r.certs[rec.Certificate]
 	if cert == nil || !cert.admitted {
-		r.wait(rec.Hash, func() error { return r.decideRecord(rec) }, rec.Certificate)
+		r.wait(waiting{
+			hash: rec.Hash, needs: []trust.Hash{rec.Certificate}, leases: rec.Leases,
+			retry: func() error { return r.decideRecord(rec) },
+		})
 		return nil
 	}
 	id := cert.ID()
@@ -261,12 +268,12 @@ func (r *Registry) isWaiting(h trust.Hash) bool {
 	return slices.ContainsFunc(r.waiting, func(w waiting) bool { return w.hash == h })
 }
 
-func (r *Registry) wait(h trust.Hash, retry func() error, needs ...trust.Hash) {
+func (r *Registry) wait(w waiting) {
 	r.waits++
 	if len(r.waiting) >= maxWaiting {
 		r.waiting = slices.Delete(r.waiting, 0, 1)
 	}
-	r.waiting = append(r.waiting, waiting{h, needs, retry})
+	r.waiting = append(r.waiting, w)
 }
 
 // settle decides again what waited. Errors are dropped: the sender is long gone.
@@ -297,6 +304,16 @@ func (r *Registry) findMissing() []trust.Hash {
 		}
 	}
 	return slices.SortedFunc(maps.Keys(missing), trust.Hash.Compare)
+}
+
+// Unproven lists the leases in records that wait. Whoever has the gossip key can
+// make such a record; some are of members whose admission is still on its way.
+func (r *Registry) Unproven() []mesh.Lease {
+	var out []mesh.Lease
+	for _, w := range r.waiting {
+		out = append(out, w.leases...)
+	}
+	return out
 }
 
 // Certificate finds a certificate, and tells whether it is admitted.

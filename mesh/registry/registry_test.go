@@ -284,6 +284,30 @@ func TestRecordAndAdmissionWait(t *testing.T) {
 	}
 }
 
+func TestUnproven(t *testing.T) {
+	m := newMaker("ca")
+	founder, joined := m.certificate("founder", nil), m.certificate("joined", m.token)
+	lease := mesh.Lease{Network: "default", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.86.3.0/24")}, State: mesh.Pending, Since: start}
+	record := trust.Record{Version: mesh.Version{Epoch: 1, Seq: 1}, Certificate: joined.Hash, Key: mesh.Key{1}, Leases: []mesh.Lease{lease}}
+	raw, err := record.Sign(key("joined"))
+	check(err)
+	r := New(m.charter)
+	for _, c := range []struct {
+		what string
+		raw  []byte
+		want int
+	}{
+		{"founder", founder.Raw, 0}, {"record", raw, 1}, {"its certificate", joined.Raw, 1}, {"its admission", m.admission(joined, founder, 0), 0},
+	} {
+		if err := r.Add(c.raw); err != nil {
+			t.Fatalf("%s: %v", c.what, err)
+		}
+		if got := r.Unproven(); len(got) != c.want || c.want > 0 && got[0].Prefixes[0] != lease.Prefixes[0] {
+			t.Errorf("after %s: %v unproven, want %d", c.what, got, c.want)
+		}
+	}
+}
+
 func TestUnadmittedIsNoMember(t *testing.T) {
 	m := newMaker("ca")
 	founder := m.certificate("founder", nil)
