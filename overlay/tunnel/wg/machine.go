@@ -1,0 +1,321 @@
+package wg
+
+import (
+	"crypto/ecdh"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"time"
+
+	"meshd/mesh"
+)
+
+// Config is what a machine is made of.
+type Config struct {
+	PrivateKey [32]byte
+	// LastStamp is the newest [Save] that was carried out, or what Stamp gave when
+	// the last run ended. Without it, peers may refuse us after a restart if the
+	// clock was set back.
+	LastStamp time.Time
+	Rand      io.Reader // nil: crypto/rand; tests give another
+}
+
+// Peer is another end.
+type Peer struct {
+	Key    mesh.Key
+	PSK    [32]byte // zero: none
+	Suite  Suite
+	Handle any // the owner's, comparable; Session.Handle gives it back
+	// Keepalive is the greatest time without a message; zero: silence is fine.
+	Keepalive time.Duration
+}
+
+// Action is work for the owner: one of [Send], [Reply], [Use], [Move], [GiveUp],
+// [Save].
+type Action interface{ isAction() }
+
+type (
+	// Send a message to where the peer is now.
+	Send struct {
+		Peer   mesh.Key
+		Packet []byte
+	}
+	// Reply to an address, of which nothing is known.
+	Reply struct {
+		To     netip.AddrPort
+		Packet []byte
+	}
+	// Use the session for what goes to the peer from now on. Nil: there is none;
+	// hold the data, and call Want.
+	Use struct {
+		Peer    mesh.Key
+		Session *Session
+	}
+	// Move says that the peer has proved to be at that address.
+	Move struct {
+		Peer     mesh.Key
+		Endpoint netip.AddrPort
+	}
+	// GiveUp says that the peer does not answer: drop the data that waits. The
+	// next Want tries again.
+	GiveUp struct{ Peer mesh.Key }
+	// Save the stamp where the next run finds it, before the actions that follow.
+	// It is asked for once a minute at most while the clock runs as it should.
+	Save struct{ Stamp time.Time }
+)
+
+func (Send) isAction()   {}
+func (Reply) isAction()  {}
+func (Use) isAction()    {}
+func (Move) isAction()   {}
+func (GiveUp) isAction() {}
+func (Save) isAction()   {}
+
+// Machine is one end of the protocol. Its methods, but for Table, belong to one
+// goroutine. Returned actions and packets are the caller's.
+type Machine struct {
+	// fixed at construction
+	private *ecdh.PrivateKey
+	public  mesh.Key
+	rand    io.Reader
+	table   *Table
+
+	peers     map[mesh.Key]*peer
+	order     []*peer // as they were given, so that runs repeat
+	stamps    stamps
+	checker   checker
+	limiter   limiter
+	underLoad bool
+	out       []Action // of the call that runs
+}
+
+// New builds a machine without peers.
+func New(cfg Config) (*Machine, error) {
+	private, err := ecdh.X25519().NewPrivateKey(cfg.PrivateKey[:])
+	if err != nil {
+		return nil, fmt.Errorf("read private key: %w", err)
+	}
+	for _, s := range suites[1:] {
+		if _, err := s.newAEAD(make([]byte, 32)); err != nil {
+			return nil, fmt.Errorf("make cipher %s: %w", s.name, err) // a Go built or told to refuse it
+		}
+	}
+	m := &Machine{
+		private: private,
+		public:  mesh.Key(private.PublicKey().Bytes()),
+		rand:    cfg.Rand,
+		table:   newTable(),
+		peers:   map[mesh.Key]*peer{},
+		stamps:  stamps{last: cfg.LastStamp, saved: cfg.LastStamp},
+		limiter: limiter{buckets: map[netip.Addr]bucket{}},
+	}
+	if m.rand == nil {
+		m.rand = rand.Reader
+	}
+	m.checker = checker{macKeys: macKeysOf(m.public), rand: m.rand}
+	return m, nil
+}
+
+// Table gives the sessions by index. It is the same for the machine's life, and
+// may be used by any goroutine.
+func (m *Machine) Table() *Table { return m.table }
+
+// PublicKey gives the key by which peers know this end.
+func (m *Machine) PublicKey() mesh.Key { return m.public }
+
+// Stamp gives the greatest timestamp that was used: saved when the daemon ends in
+// order, the next run need not begin ahead of its clock.
+func (m *Machine) Stamp() time.Time { return m.stamps.last }
+
+// UnderLoad tells whether there are more handshakes than can be served: only
+// those with a cookie are, until it is told otherwise.
+func (m *Machine) UnderLoad(on bool) { m.underLoad = on }
+
+// SetPeers says who all the peers are. The sessions of those that stay as they
+// were go on. A peer that can not be one is left out, and named in the error.
+func (m *Machine) SetPeers(now time.Time, peers []Peer) ([]Action, error) {
+	var errs []error
+	old := m.peers
+	m.peers, m.order = make(map[mesh.Key]*peer, len(peers)), nil
+	for _, want := range peers {
+		if m.peers[want.Key] != nil {
+			errs = append(errs, fmt.Errorf("peer %s is there twice", want.Key))
+			continue
+		}
+		p := old[want.Key]
+		if p == nil {
+			var err error
+			if p, err = m.newPeer(now, want); err != nil {
+				errs = append(errs, fmt.Errorf("add peer %s: %w", want.Key, err))
+				continue
+			}
+		} else if err := p.change(want); err != nil {
+			errs = append(errs, fmt.Errorf("change peer %s: %w", want.Key, err))
+			continue
+		}
+		delete(old, want.Key)
+		m.peers[want.Key] = p
+		m.order = append(m.order, p)
+	}
+	for _, p := range old {
+		p.reset()
+	}
+	return m.flush(), errors.Join(errs...)
+}
+
+// SetEndpoint tells where the owner sends to from now on, so that a message from
+// elsewhere is a [Move] again.
+func (m *Machine) SetEndpoint(key mesh.Key, endpoint netip.AddrPort) {
+	if p := m.peers[key]; p != nil {
+		p.activity.endpoint.Store(&endpoint)
+		p.activity.moved.Store(false)
+	}
+}
+
+// Receive takes a datagram for which [IsHandshake] holds. The error says why it
+// was refused; there may be actions nevertheless.
+func (m *Machine) Receive(now time.Time, datagram []byte, from netip.AddrPort) ([]Action, error) {
+	s, k, ok := classify(datagram)
+	if !ok || k == transport {
+		return nil, ErrMalformed
+	}
+	err := m.receive(now, s, k, datagram, from)
+	return m.flush(), err
+}
+
+func (m *Machine) receive(now time.Time, s *suite, k kind, msg []byte, from netip.AddrPort) error {
+	if k == cookieReply {
+		return m.takeCookie(now, s, msg)
+	}
+	if !m.checker.valid1(msg) {
+		return ErrMAC
+	}
+	if m.underLoad {
+		if !m.checker.valid2(now, msg, from) {
+			m.do(Reply{from, m.checker.reply(now, s, msg, from)})
+			return ErrCookie
+		}
+		if !m.limiter.allow(now, from.Addr()) {
+			return ErrRate
+		}
+	}
+	if k == initiation {
+		return m.takeInitiation(now, s, msg, from)
+	}
+	return m.takeResponse(now, s, msg, from)
+}
+
+func (m *Machine) takeInitiation(now time.Time, s *suite, msg []byte, from netip.AddrPort) error {
+	r, err := readInitiation(s, m.private, msg)
+	if err != nil {
+		return err
+	}
+	p := m.peers[r.peer]
+	if p == nil {
+		return ErrUnknown
+	}
+	if p.suite != s {
+		return ErrSuite
+	}
+	if err := r.prove(p.static[:], msg); err != nil {
+		return err
+	}
+	return p.answer(now, &r, from)
+}
+
+func (m *Machine) takeResponse(now time.Time, s *suite, msg []byte, from netip.AddrPort) error {
+	index := binary.LittleEndian.Uint32(msg[8:])
+	p := m.table.peer(index)
+	if p == nil || p.open.index != index {
+		return ErrUnknown
+	}
+	if p.suite != s {
+		return ErrSuite
+	}
+	return p.complete(now, msg, from)
+}
+
+func (m *Machine) takeCookie(now time.Time, s *suite, msg []byte) error {
+	p := m.table.peer(binary.LittleEndian.Uint32(msg[4:]))
+	if p == nil {
+		return ErrUnknown
+	}
+	if p.suite != s {
+		return ErrSuite
+	}
+	return p.signer.take(now, msg)
+}
+
+// Want says that data waits for the peer, or that [Session.NoteSent] asked for a
+// new session. It may be called again and again.
+func (m *Machine) Want(now time.Time, key mesh.Key) []Action {
+	if p := m.peers[key]; p != nil {
+		p.want(now)
+	}
+	return m.flush()
+}
+
+// Step does what is due.
+func (m *Machine) Step(now time.Time) []Action {
+	for _, p := range m.order {
+		p.step(now)
+	}
+	return m.flush()
+}
+
+// Next tells when Step is due; false: not before something happens. Workers may
+// bring it nearer, but not by much: it is asked for again after each Step, which
+// is due every 10 s as long as there is any session.
+func (m *Machine) Next() (next time.Time, ok bool) {
+	for _, p := range m.order {
+		if at := p.deadline(); !at.IsZero() && (!ok || at.Before(next)) {
+			next, ok = at, true
+		}
+	}
+	return next, ok
+}
+
+func (m *Machine) do(a Action) { m.out = append(m.out, a) }
+
+func (m *Machine) flush() []Action {
+	out := m.out
+	m.out = nil
+	return out
+}
+
+// stamp gives the stamp of an initiation, which may have to be saved first.
+func (m *Machine) stamp(now time.Time) stamp {
+	st, save := m.stamps.next(now)
+	if save {
+		m.do(Save{m.stamps.saved})
+	}
+	return st
+}
+
+func (m *Machine) newKey() *ecdh.PrivateKey {
+	var b [32]byte
+	read(m.rand, b[:])
+	key, err := ecdh.X25519().NewPrivateKey(b[:])
+	if err != nil {
+		panic(err) // the length is right, and every key is valid
+	}
+	clear(b[:])
+	return key
+}
+
+// jitter spreads what several ends would do at once.
+func (m *Machine) jitter() time.Duration {
+	var b [2]byte
+	read(m.rand, b[:])
+	return time.Duration(binary.LittleEndian.Uint16(b[:])) * (maxJitter / (1 << 16))
+}
+
+// read fills b. crypto/rand never fails; a test's reader must not either.
+func read(r io.Reader, b []byte) {
+	if _, err := io.ReadFull(r, b); err != nil {
+		panic(fmt.Sprintf("wg: random source: %v", err))
+	}
+}

@@ -1,0 +1,107 @@
+package wg_test
+
+import (
+	"crypto/ecdh"
+	"encoding/binary"
+	"net/netip"
+	"testing"
+	"time"
+
+	"meshd/mesh"
+	"meshd/overlay/tunnel/wg"
+)
+
+// counting is a source of numbers that are different each time and the same in
+// each run.
+type counting struct{ n uint64 }
+
+func (c *counting) Read(b []byte) (int, error) {
+	for i := range b {
+		c.n = c.n*6364136223846793005 + 1442695040888963407
+		b[i] = byte(c.n >> 56)
+	}
+	return len(b), nil
+}
+
+func keyPair(tb testing.TB, seed byte) (private [32]byte, public mesh.Key) {
+	tb.Helper()
+	binary.LittleEndian.PutUint32(private[:], uint32(seed)*0x01010101)
+	k, err := ecdh.X25519().NewPrivateKey(private[:])
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return private, mesh.Key(k.PublicKey().Bytes())
+}
+
+// sessions gives both ends of a session, made at that time.
+func sessions(tb testing.TB, suite wg.Suite, at time.Time) (initiator, responder *wg.Session) {
+	tb.Helper()
+	var ends [2]*wg.Machine
+	var keys [2]mesh.Key
+	var used [2]*wg.Session
+	for i := range ends {
+		private, public := keyPair(tb, byte(i+1))
+		m, err := wg.New(wg.Config{PrivateKey: private, Rand: &counting{uint64(i)}})
+		if err != nil {
+			tb.Fatal(err)
+		}
+		ends[i], keys[i] = m, public
+	}
+	for i, m := range ends {
+		if _, err := m.SetPeers(at, []wg.Peer{{Key: keys[1-i], Suite: suite}}); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	var do func(i int, actions []wg.Action)
+	do = func(i int, actions []wg.Action) {
+		for _, a := range actions {
+			switch a := a.(type) {
+			case wg.Use:
+				used[i] = a.Session
+			case wg.Send:
+				if index, ok := wg.Receiver(a.Packet); ok {
+					s := ends[1-i].Table().Lookup(index)
+					if _, err := s.Open(a.Packet); err != nil {
+						tb.Fatal(err)
+					}
+					s.NoteReceived(at, false, netip.AddrPort{})
+					do(1-i, ends[1-i].Step(at))
+					continue
+				}
+				more, err := ends[1-i].Receive(at, a.Packet, netip.AddrPort{})
+				if err != nil {
+					tb.Fatal(err)
+				}
+				do(1-i, more)
+			}
+		}
+	}
+	do(0, ends[0].Want(at, keys[1]))
+	if used[0] == nil || used[1] == nil {
+		tb.Fatalf("no session: %v", used)
+	}
+	return used[0], used[1]
+}
+
+var start = time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func TestFirstContact(t *testing.T) {
+	for _, suite := range []wg.Suite{wg.ChaCha20Poly1305, wg.AES256GCM} {
+		t.Run(suite.String(), func(t *testing.T) {
+			a, b := sessions(t, suite, start)
+			for i, pair := range [][2]*wg.Session{{a, b}, {b, a}} {
+				first, ok := pair[0].Reserve(2)
+				if !ok {
+					t.Fatal("nothing to reserve")
+				}
+				sealed := pair[0].Seal(room(100), first, []byte("hello"))
+				got, err := pair[1].Open(sealed)
+				if err != nil || string(got) != "hello" {
+					t.Errorf("%d: opened %q, %v", i, got, err)
+				}
+			}
+		})
+	}
+}
+
+func room(n int) []byte { return make([]byte, 0, n) }
