@@ -24,9 +24,9 @@ func openIn(t *testing.T, ns *netns.NS, o Options) (*Device, error) {
 	return d, err
 }
 
-func exists(t *testing.T, ns *netns.NS, name string) bool {
+func exists(t *testing.T, ns *netns.NS) bool {
 	t.Helper()
-	return ns.Do(func() error { _, err := net.InterfaceByName(name); return err }) == nil
+	return ns.Do(func() error { _, err := net.InterfaceByName("mesh0"); return err }) == nil
 }
 
 func TestOpen(t *testing.T) {
@@ -47,13 +47,13 @@ func TestOpen(t *testing.T) {
 			if err := ns.Do(func() (err error) { mtu, err = d.MTU(); return err }); err != nil || mtu != 1500 {
 				t.Errorf("MTU %d, %v; want the kernel's 1500", mtu, err)
 			}
-			if !exists(t, ns, "mesh0") {
+			if !exists(t, ns) {
 				t.Error("there is no link")
 			}
 			if err := d.Close(); err != nil {
 				t.Error(err)
 			}
-			if exists(t, ns, "mesh0") {
+			if exists(t, ns) {
 				t.Error("the link outlives the device")
 			}
 		})
