@@ -44,6 +44,7 @@ var mayImport = []struct{ pkg, ours string }{
 	{"mesh/lease", "mesh pure"},
 	{"mesh/registry", "mesh pure"},
 	{"mesh/member", "mesh pure"},
+	{"tun/packet", ""},
 	{"overlay/plan", vocabulary + " pure"},
 
 	// Adapters know their own tree.
@@ -53,6 +54,7 @@ var mayImport = []struct{ pkg, ours string }{
 	{"tun/device", "tun/..."},
 	{"tun/hostnet", "tun/..."},
 	{"tun/netns", "tun/..."},
+	{"tun/rawio", ""},
 	{"tun/tuntest", "tun/..."},
 	{"overlay/tunnel/wggo", vocabulary},
 	{"overlay/tunnel/tunneltest", vocabulary},
@@ -60,6 +62,8 @@ var mayImport = []struct{ pkg, ours string }{
 	// The loop declares interfaces; it never imports an adapter.
 	{"overlay/reconcile", "overlay/plan " + vocabulary},
 	{"overlay/probe", "mesh"},
+	// Sockets and TUN queues are waited for together.
+	{"overlay/udp", "tun/rawio"},
 	{"overlay/status", "mesh"},
 	{"overlay/config", "mesh"},
 	// It puts real nodes into a world of fakes.
@@ -84,7 +88,7 @@ var mayImport = []struct{ pkg, ours string }{
 var (
 	pure = []string{
 		"mesh", "mesh/trust", "mesh/lease", "mesh/registry", "mesh/member",
-		"tun", "overlay/plan", "overlay/tunnel",
+		"tun", "tun/packet", "overlay/plan", "overlay/tunnel",
 	}
 	impure = []string{"net", "net/...", "os", "os/...", "log", "log/...", "syscall", "io/ioutil", "golang.org/x/sys/..."}
 	isFine = []string{"net/netip"}
@@ -101,7 +105,7 @@ var homes = []struct{ module, homes string }{
 	{"github.com/spf13/cobra", "cmd/meshd cmd/meshctl"},
 	{"github.com/vishvananda/netlink", "tun/hostnet overlay/e2e/..."}, // e2e builds its lab with it
 	{"github.com/vishvananda/netns", "tun/netns"},
-	{"golang.org/x/sys", "tun/... mesh/statedir overlay/e2e/..."}, // system calls that package syscall lacks
+	{"golang.org/x/sys", "tun/... mesh/statedir overlay/udp overlay/e2e/..."}, // system calls that package syscall lacks
 	{"golang.zx2c4.com/wireguard", "overlay/tunnel/wggo"},
 	{"gopkg.in/yaml.v3", "overlay/config"},
 }
