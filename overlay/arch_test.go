@@ -46,6 +46,7 @@ var mayImport = []struct{ pkg, ours string }{
 	{"mesh/member", "mesh pure"},
 	{"tun/packet", ""},
 	{"overlay/plan", vocabulary + " pure"},
+	{"overlay/tunnel/wg", "mesh"},
 
 	// Adapters know their own tree.
 	{"mesh/gossip", "mesh/..."},
@@ -88,7 +89,7 @@ var mayImport = []struct{ pkg, ours string }{
 var (
 	pure = []string{
 		"mesh", "mesh/trust", "mesh/lease", "mesh/registry", "mesh/member",
-		"tun", "tun/packet", "overlay/plan", "overlay/tunnel",
+		"tun", "tun/packet", "overlay/plan", "overlay/tunnel", "overlay/tunnel/wg",
 	}
 	impure = []string{"net", "net/...", "os", "os/...", "log", "log/...", "syscall", "io/ioutil", "golang.org/x/sys/..."}
 	isFine = []string{"net/netip"}
@@ -105,6 +106,7 @@ var homes = []struct{ module, homes string }{
 	{"github.com/spf13/cobra", "cmd/meshd cmd/meshctl"},
 	{"github.com/vishvananda/netlink", "tun/hostnet overlay/e2e/..."}, // e2e builds its lab with it
 	{"github.com/vishvananda/netns", "tun/netns"},
+	{"golang.org/x/crypto", "overlay/tunnel/wg"},
 	{"golang.org/x/sys", "tun/... mesh/statedir overlay/udp overlay/e2e/..."}, // system calls that package syscall lacks
 	{"golang.zx2c4.com/wireguard", "overlay/tunnel/wggo"},
 	{"gopkg.in/yaml.v3", "overlay/config"},
@@ -113,7 +115,7 @@ var homes = []struct{ module, homes string }{
 // testOnly modules are for tests: _test.go files and packages that only tests
 // import.
 var (
-	testOnly     = []string{"github.com/rogpeppe/go-internal", "go.uber.org/goleak", "pgregory.net/rapid"}
+	testOnly     = []string{"github.com/flynn/noise", "github.com/rogpeppe/go-internal", "go.uber.org/goleak", "pgregory.net/rapid"}
 	testPackages = []string{"mesh/meshtest", "tun/netns", "tun/tuntest", "overlay/tunnel/tunneltest", "overlay/sim", "overlay/e2e/..."}
 )
 
