@@ -34,14 +34,21 @@ type Cluster struct {
 // New builds a lab with the named hosts and writes their configuration files.
 // No node is in a mesh yet. Each line of extra is one more of the files.
 func New(ctx context.Context, bin Binaries, names []string, extra ...string) (*Cluster, error) {
+	l, err := lab.New(ctx, names...)
+	if err != nil {
+		return nil, err
+	}
+	return On(l, bin, extra...)
+}
+
+// On is [New] on a lab that is there, which it closes if there is an error, and in
+// [Cluster.Close].
+func On(l *lab.Lab, bin Binaries, extra ...string) (*Cluster, error) {
 	dir, err := os.MkdirTemp("", "meshd-")
 	if err != nil {
-		return nil, fmt.Errorf("make directory: %w", err)
+		return nil, errors.Join(fmt.Errorf("make directory: %w", err), l.Close())
 	}
-	c := &Cluster{Dir: dir, bin: bin}
-	if c.Lab, err = lab.New(ctx, names...); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
-	}
+	c := &Cluster{Lab: l, Dir: dir, bin: bin}
 	for _, h := range c.Lab.Hosts() {
 		n := &Node{Name: h.Name, Host: h, Dir: filepath.Join(dir, h.Name), bin: bin}
 		c.Nodes = append(c.Nodes, n)

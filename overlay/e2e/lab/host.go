@@ -156,6 +156,9 @@ func (h *Host) LinkUp() error { return h.onPort(netlink.LinkSetUp) }
 
 // onPort runs fn with the host's port, in the switch's network.
 func (h *Host) onPort(fn func(netlink.Link) error) error {
+	if h.lab.sw == nil {
+		return fmt.Errorf("host %s is on a cable, not on a switch", h.Name)
+	}
 	return h.lab.sw.Do(func() error {
 		port, err := netlink.LinkByName(h.port)
 		if err != nil {

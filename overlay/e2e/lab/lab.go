@@ -40,7 +40,7 @@ const (
 
 // Lab is a switch and its hosts. Its methods may be called from any goroutine.
 type Lab struct {
-	sw    *netns.NS // fixed at construction
+	sw    *netns.NS // fixed at construction; nil: two hosts on a cable
 	hosts []*Host   // fixed at construction
 
 	mu        sync.Mutex
@@ -68,21 +68,14 @@ func (l *Lab) build(ctx context.Context, names []string) (err error) {
 	if err = l.sw.Do(makeSwitch); err != nil {
 		return fmt.Errorf("make switch: %w", err)
 	}
-	for i, name := range names {
+	for _, name := range names {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		h := &Host{
-			Name: name,
-			IPv4: netip.AddrFrom4([4]byte{198, 18, 0, byte(i + 1)}),
-			IPv6: netip.AddrFrom16([16]byte{0xfd, 0, 0x01, 0x98, 0, 0x18, 15: byte(i + 1)}),
-			lab:  l,
-			port: fmt.Sprintf("port%d", i+1),
-		}
-		if h.ns, err = netns.New(); err != nil {
+		h, err := l.add(name)
+		if err != nil {
 			return err
 		}
-		l.hosts = append(l.hosts, h)
 		if err := h.connect(); err != nil {
 			return fmt.Errorf("connect host %s: %w", name, err)
 		}
@@ -101,6 +94,27 @@ func (l *Lab) build(ctx context.Context, names []string) (err error) {
 		}
 	}
 	return nil
+}
+
+// add makes the next host, which nothing joins to the others yet.
+func (l *Lab) add(name string) (*Host, error) {
+	i := len(l.hosts) + 1
+	h := &Host{
+		Name: name,
+		IPv4: netip.AddrFrom4([4]byte{198, 18, 0, byte(i)}),
+		IPv6: netip.AddrFrom16([16]byte{0xfd, 0, 0x01, 0x98, 0, 0x18, 15: byte(i)}),
+		lab:  l,
+		port: fmt.Sprintf("port%d", i),
+	}
+	var err error
+	if h.ns, err = netns.New(); err != nil {
+		return nil, err
+	}
+	l.hosts = append(l.hosts, h)
+	return h, h.Do(func() error {
+		// An address is usable at once: nobody else can have it.
+		return setSysctl("net/ipv6/conf/default/accept_dad", "0")
+	})
 }
 
 // fewHosts look each other up, as real ones do. The kernel's tables of neighbours
@@ -185,12 +199,6 @@ func makeSwitch() error {
 
 // connect joins the host to the switch.
 func (h *Host) connect() error {
-	if err := h.Do(func() error {
-		// An address is usable at once: nobody else can have it.
-		return setSysctl("net/ipv6/conf/default/accept_dad", "0")
-	}); err != nil {
-		return err
-	}
 	f, err := os.Open(h.ns.Path())
 	if err != nil {
 		return err
@@ -211,6 +219,10 @@ func (h *Host) connect() error {
 	if err != nil {
 		return err
 	}
+	return h.linksUp()
+}
+
+func (h *Host) linksUp() error {
 	return h.Do(func() error {
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {

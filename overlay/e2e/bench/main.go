@@ -1,0 +1,154 @@
+//go:build linux
+
+// Command bench measures overlay networks side by side on this machine: hosts are
+// network namespaces, the programs and the traffic are real. `make bench` builds and
+// runs it.
+//
+// All systems are measured in turn, in several rounds, and the median counts, so
+// that a machine that gets slower meanwhile does so for all. What was measured
+// while the hypervisor took the processors away ([stealLimit]) is measured again.
+// A system that is not to be had, or does not start, is "not measured", and says
+// why.
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+func main() {
+	if isAgent() {
+		agentMain()
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	fmt.Fprintln(os.Stderr, "bench:", err)
+	if ctx.Err() != nil {
+		os.Exit(130) // as a shell says of a program that an interrupt has ended
+	}
+	os.Exit(1)
+}
+
+// options are what the command line says.
+type options struct {
+	Rounds  int
+	Seconds float64 // of each measurement; below one for tests only
+	Systems []string
+	Layouts []string
+	Bin     string // directory of meshd and meshctl
+	Peers   string // directory of programs of others
+	Out     string // directory of latest.json, .svg and .md; empty: none
+	README  string // file whose table is to be replaced; empty: none
+	Render  string // a latest.json to render instead of measuring
+	Commit  string
+}
+
+func parse(args []string, stderr io.Writer) (options, error) {
+	var o options
+	var systems, layout string
+	exe, err := os.Executable()
+	if err != nil {
+		return o, err
+	}
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.IntVar(&o.Rounds, "rounds", 5, "`number` of rounds; the median counts")
+	flags.Float64Var(&o.Seconds, "seconds", 5, "`length` of each measurement")
+	flags.StringVar(&systems, "systems", "", "`names` of what to measure, separated by commas or spaces; empty: all of "+strings.Join(names(), " "))
+	flags.StringVar(&layout, "layout", "both", "`plain`, nic (segmentation forced on the underlay) or both")
+	flags.StringVar(&o.Bin, "bin", cmp.Or(os.Getenv("MESHD_BIN"), filepath.Dir(exe)), "`directory` of meshd and meshctl; also in MESHD_BIN")
+	flags.StringVar(&o.Peers, "peers", os.Getenv("PEERS_DIR"), "`directory` of nebula and nebula-cert; also in PEERS_DIR")
+	flags.StringVar(&o.Out, "out", "", "`directory` to write latest.json, latest.svg and latest.md to")
+	flags.StringVar(&o.README, "readme", "", "`file` whose table between the two markers is replaced")
+	flags.StringVar(&o.Render, "render", "", "measure nothing: take the figures from this `file`, an earlier latest.json")
+	flags.StringVar(&o.Commit, "commit", "unknown", "`name` of what is measured, for the report")
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	switch {
+	case flags.NArg() > 0:
+		return o, fmt.Errorf("arguments are not taken: %q", flags.Args())
+	case o.Rounds < 1:
+		return o, fmt.Errorf("-rounds %d: at least one is needed", o.Rounds)
+	case o.Seconds <= 0 || o.Seconds > 60:
+		return o, fmt.Errorf("-seconds %g: more than 0, at most 60", o.Seconds)
+	}
+	o.Systems = strings.FieldsFunc(systems, func(r rune) bool { return r == ',' || r == ' ' })
+	for _, name := range o.Systems {
+		if !slices.Contains(names(), name) {
+			return o, fmt.Errorf("-systems: there is no %q; there are %s", name, strings.Join(names(), " "))
+		}
+	}
+	if len(o.Systems) == 0 {
+		o.Systems = names()
+	}
+	switch layout {
+	case "both":
+		o.Layouts = []string{plain, nicLike}
+	case plain, nicLike:
+		o.Layouts = []string{layout}
+	default:
+		return o, fmt.Errorf("-layout %q: it is plain, nic or both", layout)
+	}
+	return o, nil
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	o, err := parse(args, stderr)
+	if err != nil {
+		return err
+	}
+	if o.Render != "" {
+		r, err := readReport(o.Render)
+		if err != nil {
+			return err
+		}
+		return publish(r, o, stdout)
+	}
+	if err := possible(); err != nil {
+		return err
+	}
+	r, err := measureAll(ctx, o, stderr)
+	if err != nil {
+		return err
+	}
+	if err := publish(r, o, stdout); err != nil {
+		return err
+	}
+	if n := r.failures(); n > 0 {
+		return fmt.Errorf("%d measurements failed: see above", n)
+	}
+	return nil
+}
+
+// publish prints the tables and writes the files that were asked for.
+func publish(r *Report, o options, stdout io.Writer) error {
+	if _, err := io.WriteString(stdout, r.Text()); err != nil {
+		return err
+	}
+	if o.Out != "" {
+		if err := r.write(o.Out); err != nil {
+			return err
+		}
+	}
+	if o.README != "" {
+		return r.replaceTable(o.README)
+	}
+	return nil
+}

@@ -1,0 +1,268 @@
+//go:build linux
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Keys of what is measured, in files and in code.
+const (
+	keyTCP1    = "tcp_1_mbit_s"
+	keyTCP1R   = "tcp_1_back_mbit_s"
+	keyTCP4    = "tcp_4_mbit_s"
+	keyTCP4R   = "tcp_4_back_mbit_s"
+	keyCPU     = "cpu_s_per_gb"
+	keyUDP64   = "udp_64_kpps"
+	keyFlows   = "udp_64_flows_kpps"
+	keyUDPMTU  = "udp_mtu_mbit_s"
+	keyRTT50   = "rtt_p50_us"
+	keyRTT99   = "rtt_p99_us"
+	keyLoad50  = "rtt_loaded_p50_us"
+	keyLoad99  = "rtt_loaded_p99_us"
+	keyRSS     = "rss_mb"
+	keyPeak    = "rss_peak_mb"
+	fileFormat = 1
+)
+
+func tcpKey(streams int, reverse bool) string {
+	switch {
+	case streams == 1 && !reverse:
+		return keyTCP1
+	case streams == 1:
+		return keyTCP1R
+	case !reverse:
+		return keyTCP4
+	}
+	return keyTCP4R
+}
+
+// metric is a column.
+type metric struct {
+	key, title string
+	daemon     bool // not measured where the kernel does it all
+}
+
+// metrics are all columns; "|" ends a line of a title. GB and MB are powers of ten.
+var metrics = []metric{
+	{keyTCP1, "TCP|Mbit/s", false},
+	{keyTCP1R, "back", false},
+	{keyTCP4, "4|streams", false},
+	{keyTCP4R, "back", false},
+	{keyCPU, "CPU s|per GB", true},
+	{keyUDP64, "64 B UDP|kpps", false},
+	{keyFlows, "1000 flows|kpps", false},
+	{keyUDPMTU, "MTU UDP|Mbit/s", false},
+	{keyRTT50, "RTT us|p50", false},
+	{keyRTT99, "|p99", false},
+	{keyLoad50, "beside TCP|p50", false},
+	{keyLoad99, "|p99", false},
+	{keyRSS, "RSS MB|end", true},
+	{keyPeak, "|peak", true},
+}
+
+// values are measured at one time, by key.
+type values map[string]float64
+
+// String is for progress.
+func (v values) String() string {
+	var out []string
+	for _, m := range metrics {
+		if x, ok := v[m.key]; ok {
+			out = append(out, m.key+" "+number(x))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+// Report is what a run has found. It is what latest.json holds.
+type Report struct {
+	Format  int          `json:"format"`
+	Date    time.Time    `json:"date"`
+	Commit  string       `json:"commit"`
+	Command string       `json:"command"`
+	Machine Machine      `json:"machine"`
+	Rounds  int          `json:"rounds"`
+	Seconds float64      `json:"seconds"`
+	Dropped int          `json:"dropped"` // measurements, for stolen time
+	Systems []SystemInfo `json:"systems"`
+	Layouts []Layout     `json:"layouts"`
+	Bars    []Bar        `json:"bars"`
+}
+
+// SystemInfo says what was measured.
+type SystemInfo struct {
+	Name        string `json:"name"`
+	Title       string `json:"title"`
+	Version     string `json:"version,omitempty"`
+	NotMeasured string `json:"not_measured,omitempty"` // why
+}
+
+// Layout is what was measured on one underlay.
+type Layout struct {
+	Name string `json:"name"`
+	Rows []Row  `json:"rows"`
+}
+
+// Row is a system's results.
+type Row struct {
+	System string           `json:"system"`
+	Values map[string]Value `json:"values"`
+	Errors []string         `json:"errors,omitempty"`
+}
+
+// Value is one thing measured in all rounds.
+type Value struct {
+	Median float64   `json:"median"`
+	Rounds []float64 `json:"rounds"` // as measured, one after the other
+}
+
+func newReport(o options) *Report {
+	r := &Report{
+		Format: fileFormat, Date: time.Now().UTC().Truncate(time.Second), Commit: o.Commit, Machine: thisMachine(),
+		Rounds: o.Rounds, Seconds: o.Seconds, Command: command(o),
+	}
+	for _, l := range o.Layouts {
+		r.Layouts = append(r.Layouts, Layout{Name: l})
+	}
+	return r
+}
+
+// command is how to measure the same again.
+func command(o options) string {
+	layout := "both"
+	if len(o.Layouts) == 1 {
+		layout = o.Layouts[0]
+	}
+	c := fmt.Sprintf("make bench ROUNDS=%d SECONDS=%g LAYOUT=%s", o.Rounds, o.Seconds, layout)
+	if !slices.Equal(o.Systems, names()) {
+		c += " SYSTEMS=" + strings.Join(o.Systems, ",")
+	}
+	return c
+}
+
+func (r *Report) addSystem(s system, version string, err error) {
+	i := SystemInfo{Name: s.name, Title: s.title, Version: version}
+	if err != nil {
+		i.NotMeasured = err.Error()
+	} else {
+		for j := range r.Layouts {
+			r.Layouts[j].Rows = append(r.Layouts[j].Rows, Row{System: s.name, Values: map[string]Value{}})
+		}
+	}
+	r.Systems = append(r.Systems, i)
+}
+
+// row finds a system's results; nil if it was not measured.
+func (r *Report) row(layout, system string) *Row {
+	for i, l := range r.Layouts {
+		for j, row := range l.Rows {
+			if l.Name == layout && row.System == system {
+				return &r.Layouts[i].Rows[j]
+			}
+		}
+	}
+	return nil
+}
+
+func (r *Report) add(layout, system string, v values) {
+	row := r.row(layout, system)
+	for key, x := range v {
+		have := row.Values[key]
+		have.Rounds = append(have.Rounds, x)
+		have.Median = median(have.Rounds)
+		row.Values[key] = have
+	}
+}
+
+func (r *Report) fail(layout, system, what string, err error) {
+	row := r.row(layout, system)
+	row.Errors = append(row.Errors, what+": "+err.Error())
+}
+
+func (r *Report) failures() int {
+	n := 0
+	for _, l := range r.Layouts {
+		for _, row := range l.Rows {
+			n += len(row.Errors)
+		}
+	}
+	return n
+}
+
+// finish compares.
+func (r *Report) finish() { r.Bars = judge(r) }
+
+// median of numbers, of which there is at least one.
+func median(v []float64) float64 {
+	s := slices.Sorted(slices.Values(v))
+	n := len(s)
+	if n%2 == 1 {
+		return s[n/2]
+	}
+	return (s[n/2-1] + s[n/2]) / 2
+}
+
+// number writes three digits that count, or the whole.
+func number(x float64) string {
+	switch a := math.Abs(x); {
+	case a >= 10000:
+		return group(int64(math.Round(x/10)) * 10)
+	case a >= 100:
+		return group(int64(math.Round(x)))
+	case a >= 10:
+		return strconv.FormatFloat(x, 'f', 1, 64)
+	}
+	return strconv.FormatFloat(x, 'f', 2, 64)
+}
+
+// group separates thousands.
+func group(x int64) string {
+	s := strconv.FormatInt(x, 10)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + " " + s[i:]
+	}
+	return s
+}
+
+func readReport(path string) (*Report, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var r Report
+	if err := json.Unmarshal(text, &r); err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	if r.Format != fileFormat {
+		return nil, fmt.Errorf("read %s: format %d, not %d", path, r.Format, fileFormat)
+	}
+	return &r, nil
+}
+
+// write makes latest.json, latest.svg and latest.md.
+func (r *Report) write(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	for name, text := range map[string]string{
+		"latest.json": string(text) + "\n", "latest.svg": r.SVG(), "latest.md": r.Markdown(),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}

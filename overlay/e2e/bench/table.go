@@ -1,0 +1,275 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"unicode/utf8"
+)
+
+// layoutTitles are headings.
+var layoutTitles = map[string]string{
+	plain:   "veth",
+	nicLike: "veth with segmentation forced, nearer to a real network card",
+}
+
+// table is a head and rows of cells; the first column is text, the others numbers.
+type table [][]string
+
+// results is the table of one layout, with the given columns.
+func (r *Report) results(l Layout, columns []metric) table {
+	head := []string{"system"}
+	for _, m := range columns {
+		head = append(head, m.title)
+	}
+	t := table{head}
+	for _, s := range r.Systems {
+		line := []string{s.Title}
+		row := r.row(l.Name, s.Name)
+		for i, m := range columns {
+			switch {
+			case row == nil && i == 0:
+				line = append(line, "not measured")
+			case row == nil:
+				line = append(line, "")
+			default:
+				line = append(line, cell(row, m))
+			}
+		}
+		t = append(t, line)
+	}
+	return t
+}
+
+func cell(row *Row, m metric) string {
+	v, ok := row.Values[m.key]
+	switch {
+	case ok:
+		return number(v.Median)
+	case m.daemon && (row.System == sysRaw || row.System == sysVXLAN):
+		return "-"
+	}
+	return "failed"
+}
+
+// comparison is the table of bars.
+func (r *Report) comparison() table {
+	t := table{{"meshd, default suite unless said", "on", "measured", "bar", "reach", "met"}}
+	for _, b := range r.Bars {
+		sign, unit := ">=", " "+b.Unit
+		if b.AtMost {
+			sign = "<="
+		}
+		value, reach, met := "not measured: "+b.Required, "", ""
+		if b.Value != nil {
+			value, met = number(*b.Value)+unit, "no"
+			if b.Met {
+				met = "yes"
+			}
+		}
+		if b.Reach != nil {
+			reach = number(*b.Reach) + unit
+		}
+		t = append(t, []string{b.Name, b.Layout, value, sign + " " + number(b.Bar) + unit, reach, met})
+	}
+	return t
+}
+
+// notes say what was left out or went wrong, a line each.
+func (r *Report) notes() []string {
+	var out []string
+	for _, s := range r.Systems {
+		if s.NotMeasured != "" {
+			out = append(out, fmt.Sprintf("%s: not measured: %s", s.Title, s.NotMeasured))
+		}
+	}
+	for _, l := range r.Layouts {
+		for _, row := range l.Rows {
+			for _, e := range row.Errors {
+				out = append(out, fmt.Sprintf("%s, %s: failed: %s", row.System, l.Name, strings.ReplaceAll(e, "\n", "; ")))
+			}
+		}
+	}
+	if r.Dropped > 0 {
+		out = append(out, fmt.Sprintf("%d measurements were dropped, and repeated, since the hypervisor had taken more than %g %% of the time", r.Dropped, stealLimit*100))
+	}
+	return out
+}
+
+// origin is where the figures come from.
+func (r *Report) origin() string {
+	m := r.Machine
+	return fmt.Sprintf("%s, commit %s: %s, %d cores, %d GiB, Linux %s, %s; `%s`",
+		r.Date.Format("2006-01-02"), r.Commit, m.CPU, m.Cores, m.Memory, m.Kernel, m.Go, r.Command)
+}
+
+func (r *Report) versions() string {
+	var out []string
+	for _, s := range r.Systems {
+		if s.Version != "" && s.Version != "kernel" {
+			out = append(out, s.Title+" "+s.Version)
+		}
+	}
+	return strings.Join(out, "; ")
+}
+
+// Text is all tables for a terminal.
+func (r *Report) Text() string {
+	var b strings.Builder
+	fmt.Fprintln(&b, r.origin())
+	for _, l := range r.Layouts {
+		fmt.Fprintf(&b, "\n%s; medians of %d rounds of %g s\n\n", layoutTitles[l.Name], r.Rounds, r.Seconds)
+		b.WriteString(r.results(l, metrics).text())
+	}
+	if len(r.Bars) > 0 {
+		b.WriteString("\n" + r.comparison().text())
+	}
+	for i, n := range r.notes() {
+		if i == 0 {
+			b.WriteString("\n")
+		}
+		fmt.Fprintln(&b, n)
+	}
+	return b.String()
+}
+
+// text aligns cells; heads have as many lines as the tallest one.
+func (t table) text() string {
+	var lines [][]string // of heads, word by word
+	width := make([]int, len(t[0]))
+	head := make([][]string, len(t[0]))
+	tall := 0
+	for i, h := range t[0] {
+		head[i] = strings.Split(h, "|")
+		tall = max(tall, len(head[i]))
+	}
+	for row := range tall {
+		line := make([]string, len(head))
+		for i, words := range head {
+			if at := row - (tall - len(words)); at >= 0 { // at the bottom
+				line[i] = words[at]
+			}
+		}
+		lines = append(lines, line)
+	}
+	lines = append(lines, t[1:]...)
+	for _, line := range lines {
+		for i, c := range line {
+			width[i] = max(width[i], utf8.RuneCountInString(c))
+		}
+	}
+	var b strings.Builder
+	for _, line := range lines {
+		var out strings.Builder
+		for i, c := range line {
+			pad := strings.Repeat(" ", width[i]-utf8.RuneCountInString(c))
+			if i == 0 {
+				out.WriteString(c + pad)
+			} else {
+				out.WriteString("  " + pad + c)
+			}
+		}
+		b.WriteString(strings.TrimRight(out.String(), " ") + "\n")
+	}
+	return b.String()
+}
+
+// markdown writes the table as GitHub takes it.
+func (t table) markdown() string {
+	var b strings.Builder
+	line := func(cells []string) { b.WriteString("| " + strings.Join(cells, " | ") + " |\n") }
+	var head []string
+	for _, h := range t[0] {
+		head = append(head, strings.TrimSpace(strings.ReplaceAll(h, "|", " ")))
+	}
+	line(head)
+	b.WriteString("| ---" + strings.Repeat(" | ---:", len(t[0])-1) + " |\n")
+	for _, row := range t[1:] {
+		line(row)
+	}
+	return b.String()
+}
+
+// Markdown is latest.md.
+func (r *Report) Markdown() string {
+	var b strings.Builder
+	b.WriteString("# Benchmarks\n\n")
+	fmt.Fprintf(&b, "%s.\n\n%s.\n\n", r.origin(), r.versions())
+	b.WriteString("![The same as a chart](latest.svg)\n\n" + method + "\n")
+	for _, l := range r.Layouts {
+		fmt.Fprintf(&b, "## On %s\n\nMedians of %d rounds, %g s each.\n\n%s\n", layoutTitles[l.Name], r.Rounds, r.Seconds, r.results(l, metrics).markdown())
+	}
+	if len(r.Bars) > 0 {
+		b.WriteString("## What is to be reached\n\n" + r.comparison().markdown())
+	}
+	for i, n := range r.notes() {
+		if i == 0 {
+			b.WriteString("\n## Left out\n\n")
+		}
+		b.WriteString("* " + n + "\n")
+	}
+	return b.String()
+}
+
+// method says what the figures mean.
+const method = `Written by ` + "`make bench OUT=docs/benchmarks`" + `, do not edit. Two hosts, each a network
+namespace, are joined by a veth pair with MTU 1500; both ends, the traffic generator
+and the kernel share the processors. Absolute figures drift with the machine; the
+ratios within one run are what counts. All systems are measured in turn, round by
+round, and the median counts. A measurement during which the hypervisor had given
+more than 5 % of the time to others is dropped and repeated, by the same rule for all.
+
+* TCP: iperf3 with cubic, one stream and four, there and back.
+* CPU: user and system time of both daemons, per 10^9 bytes of the one stream.
+* UDP: the highest rate at which less than 1 % is lost. Bisection finds it, and a
+  run of full length confirms it; what comes more than 20 ms late is lost. One flow
+  of 64 bytes, or of what fills the MTU inside; and 64 bytes in 1000 flows from one
+  host to four others on a bridge.
+* RTT: UDP, 64 bytes, the next one when the last one is back; idle, and beside a
+  TCP stream.
+* RSS: of the daemon that has most, at the end and at its peak.
+`
+
+// The README's table is between these two lines.
+const (
+	markerBegin = "<!-- benchmarks: begin; make bench OUT=docs/benchmarks writes this -->"
+	markerEnd   = "<!-- benchmarks: end -->"
+)
+
+// short is the columns of the README's table.
+var short = []string{keyTCP1, keyCPU, keyUDP64, keyRTT50, keyPeak}
+
+// Short is the README's table.
+func (r *Report) Short() string {
+	var columns []metric
+	for _, m := range metrics {
+		for _, key := range short {
+			if m.key == key {
+				if key == keyPeak {
+					m.title = "RSS peak, MB"
+				}
+				columns = append(columns, m)
+			}
+		}
+	}
+	if len(r.Layouts) == 0 {
+		return ""
+	}
+	return r.results(r.Layouts[0], columns).markdown() + "\n" + r.origin() + ".\n"
+}
+
+// replaceTable puts the short table into a file, between the markers.
+func (r *Report) replaceTable(path string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	before, rest, ok1 := strings.Cut(string(text), markerBegin)
+	_, after, ok2 := strings.Cut(rest, markerEnd)
+	if !ok1 || !ok2 {
+		return fmt.Errorf("replace table in %s: it lacks the lines %q and %q", path, markerBegin, markerEnd)
+	}
+	return os.WriteFile(path, []byte(before+markerBegin+"\n"+r.Short()+markerEnd+after), 0o644)
+}

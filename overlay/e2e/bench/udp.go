@@ -1,0 +1,151 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+const (
+	// lossLimit is the part of the packets that may get lost.
+	lossLimit = 0.01
+	// grace is how long after the last packet was sent others may arrive. It is
+	// short, so that what piles up in queues does not count as carried.
+	grace = 20 * time.Millisecond
+	// closeEnough ends the search: the highest rate that passes and the lowest
+	// that does not differ by less.
+	closeEnough = 1.04
+	// mostTrials bounds the search, stepDown is between the long trials after
+	// it, of which there are at most mostConfirms.
+	mostTrials   = 12
+	stepDown     = 0.95
+	mostConfirms = 8
+	// trialPart is the length of a trial as a part of that of the measurement.
+	trialPart = 10
+)
+
+// trial is what came of sending at some rate.
+type trial struct{ sent, received, seconds float64 }
+
+func (t trial) rate() float64 { return t.received / t.seconds }
+func (t trial) passes() bool  { return t.received >= t.sent*(1-lossLimit) && t.received > 0 }
+
+// search finds the highest rate in packets per second that passes. Short trials
+// look for it, going by halves; long ones, from there downwards, decide, since a
+// queue can hide for a moment that a rate is too high. A short one that fails is
+// repeated: a hiccup of the machine should not halve the range. Rate 0 stands for
+// as fast as the sender can.
+func search(try func(rate float64, long bool) (trial, error)) (float64, error) {
+	short := func(rate float64) (t trial, err error) {
+		for range 2 {
+			if t, err = try(rate, false); err != nil || t.passes() {
+				break
+			}
+		}
+		return t, err
+	}
+	flood, err := try(0, false)
+	if err != nil {
+		return 0, err
+	}
+	low, high := 0.0, flood.sent/flood.seconds
+	next := flood.rate()
+	if flood.passes() {
+		low, next = high, 0
+	}
+	for range mostTrials {
+		if high <= low*closeEnough {
+			break
+		}
+		if next <= low || next >= high {
+			next = (low + high) / 2
+		}
+		t, err := short(next)
+		if err != nil {
+			return 0, err
+		}
+		if t.passes() {
+			low = next
+		} else {
+			high = next
+		}
+		next = (low + high) / 2
+	}
+	if low == 0 {
+		low = high
+	}
+	for range mostConfirms {
+		t, err := try(low, true)
+		if err != nil {
+			return 0, err
+		}
+		if t.passes() {
+			return t.rate(), nil
+		}
+		// What passes in the end is not far above what got through now.
+		low = min(low*stepDown, max(t.rate(), low/2))
+	}
+	return 0, errors.New("no rate was found at which less than 1 % gets lost")
+}
+
+// rate measures the packets per second that get from the first host to the others.
+func (p *place) rate(ctx context.Context, size, flows int, length time.Duration) (float64, error) {
+	var to []netip.AddrPort
+	receivers := p.agents[1:]
+	for i, a := range receivers {
+		at := p.net.addrs[i+1]
+		got, err := a.ask(ctx, order{Do: "listen", At: addrPort(at, 0)})
+		if err != nil {
+			return 0, err
+		}
+		to = append(to, addrPort(at, got.Port))
+	}
+	number := uint32(time.Now().UnixNano()) // so that late packets of others do not count
+	return search(func(rate float64, long bool) (trial, error) {
+		number++
+		for _, a := range receivers {
+			if _, err := a.ask(ctx, order{Do: "expect", Trial: number}); err != nil {
+				return trial{}, err
+			}
+		}
+		d := length / trialPart
+		if long {
+			d = length
+		}
+		s, err := p.agents[0].ask(ctx, order{Do: "send", To: to, Trial: number, Size: size, Flows: flows, Rate: rate, For: d})
+		if err != nil {
+			return trial{}, err
+		}
+		select {
+		case <-time.After(grace):
+		case <-ctx.Done():
+			return trial{}, ctx.Err()
+		}
+		t := trial{sent: float64(s.Packets), seconds: s.Took.Seconds()}
+		for _, a := range receivers {
+			got, err := a.ask(ctx, order{Do: "count"})
+			if err != nil {
+				return trial{}, err
+			}
+			t.received += float64(got.Packets)
+		}
+		if t.sent == 0 {
+			return t, fmt.Errorf("nothing was sent in %v", d)
+		}
+		return t, nil
+	})
+}
+
+func addrPort(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
+
+func addrPorts(addrs []netip.Addr, port uint16) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, a := range addrs {
+		out = append(out, addrPort(a, port))
+	}
+	return out
+}
