@@ -152,7 +152,7 @@ func (m *Machine) SetPeers(now time.Time, peers []Peer) ([]Action, error) {
 				errs = append(errs, fmt.Errorf("add peer %s: %w", want.Key, err))
 				continue
 			}
-		} else if err := p.change(want); err != nil {
+		} else if err := p.change(now, want); err != nil {
 			errs = append(errs, fmt.Errorf("change peer %s: %w", want.Key, err))
 			continue
 		}

@@ -63,18 +63,20 @@ func (m *Machine) newPeer(now time.Time, want Peer) (*peer, error) {
 	}
 	p := &peer{m: m, activity: &activity{base: now}, static: [32]byte(static), signer: signer{macKeys: macKeysOf(want.Key)}, jitter: m.jitter()}
 	clear(static)
-	p.kept = now.Add(-want.Keepalive)
 	p.Key = want.Key
-	return p, p.change(want)
+	return p, p.change(now, want)
 }
 
 // change takes over what is wanted. Sessions made in another way are ended.
-func (p *peer) change(want Peer) error {
+func (p *peer) change(now time.Time, want Peer) error {
 	if !want.Suite.valid() {
 		return fmt.Errorf("%s is not a suite", want.Suite)
 	}
 	if p.suite != nil && (p.PSK != want.PSK || p.Suite != want.Suite || p.Handle != want.Handle) {
 		p.reset()
+	}
+	if want.Keepalive != p.Keepalive {
+		p.kept = now.Add(-want.Keepalive) // one is due
 	}
 	p.Peer, p.suite = want, suites[want.Suite]
 	return nil
@@ -87,7 +89,7 @@ func (p *peer) reset() {
 	for _, s := range []**Session{&p.previous, &p.current, &p.next} {
 		p.end(s)
 	}
-	p.try = attempt{}
+	p.try, p.sentAt = attempt{}, time.Time{}
 	if used {
 		p.m.do(Use{p.Key, nil})
 	}
@@ -263,9 +265,9 @@ func (p *peer) confirm() {
 
 // watchPrevious prepares follow, at the end which has to.
 func (p *peer) watchPrevious() {
-	if p.previous != nil && bytes.Compare(p.m.public[:], p.Key[:]) < 0 {
+	if p.previous != nil {
 		p.previous.heard.Store(false)
-		p.previous.watched.Store(true)
+		p.previous.watched.Store(bytes.Compare(p.m.public[:], p.Key[:]) < 0)
 	}
 }
 

@@ -1,4 +1,4 @@
-package wg_test
+package wg
 
 import (
 	"crypto/ecdh"
@@ -8,20 +8,7 @@ import (
 	"time"
 
 	"meshd/mesh"
-	"meshd/overlay/tunnel/wg"
 )
-
-// counting is a source of numbers that are different each time and the same in
-// each run.
-type counting struct{ n uint64 }
-
-func (c *counting) Read(b []byte) (int, error) {
-	for i := range b {
-		c.n = c.n*6364136223846793005 + 1442695040888963407
-		b[i] = byte(c.n >> 56)
-	}
-	return len(b), nil
-}
 
 func keyPair(tb testing.TB, seed byte) (private [32]byte, public mesh.Key) {
 	tb.Helper()
@@ -34,32 +21,32 @@ func keyPair(tb testing.TB, seed byte) (private [32]byte, public mesh.Key) {
 }
 
 // sessions gives both ends of a session, made at that time.
-func sessions(tb testing.TB, suite wg.Suite, at time.Time) (initiator, responder *wg.Session) {
+func sessions(tb testing.TB, suite Suite, at time.Time) (initiator, responder *Session) {
 	tb.Helper()
-	var ends [2]*wg.Machine
+	var ends [2]*Machine
 	var keys [2]mesh.Key
-	var used [2]*wg.Session
+	var used [2]*Session
 	for i := range ends {
 		private, public := keyPair(tb, byte(i+1))
-		m, err := wg.New(wg.Config{PrivateKey: private, Rand: &counting{uint64(i)}})
+		m, err := New(Config{PrivateKey: private, Rand: &counting{uint64(i)}})
 		if err != nil {
 			tb.Fatal(err)
 		}
 		ends[i], keys[i] = m, public
 	}
 	for i, m := range ends {
-		if _, err := m.SetPeers(at, []wg.Peer{{Key: keys[1-i], Suite: suite}}); err != nil {
+		if _, err := m.SetPeers(at, []Peer{{Key: keys[1-i], Suite: suite}}); err != nil {
 			tb.Fatal(err)
 		}
 	}
-	var do func(i int, actions []wg.Action)
-	do = func(i int, actions []wg.Action) {
+	var do func(i int, actions []Action)
+	do = func(i int, actions []Action) {
 		for _, a := range actions {
 			switch a := a.(type) {
-			case wg.Use:
+			case Use:
 				used[i] = a.Session
-			case wg.Send:
-				if index, ok := wg.Receiver(a.Packet); ok {
+			case Send:
+				if index, ok := Receiver(a.Packet); ok {
 					s := ends[1-i].Table().Lookup(index)
 					if _, err := s.Open(a.Packet); err != nil {
 						tb.Fatal(err)
@@ -83,13 +70,11 @@ func sessions(tb testing.TB, suite wg.Suite, at time.Time) (initiator, responder
 	return used[0], used[1]
 }
 
-var start = time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
-
 func TestFirstContact(t *testing.T) {
-	for _, suite := range []wg.Suite{wg.ChaCha20Poly1305, wg.AES256GCM} {
+	for _, suite := range []Suite{ChaCha20Poly1305, AES256GCM} {
 		t.Run(suite.String(), func(t *testing.T) {
 			a, b := sessions(t, suite, start)
-			for i, pair := range [][2]*wg.Session{{a, b}, {b, a}} {
+			for i, pair := range [][2]*Session{{a, b}, {b, a}} {
 				first, ok := pair[0].Reserve(2)
 				if !ok {
 					t.Fatal("nothing to reserve")
