@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -108,9 +109,40 @@ func (l *loop) compare(a answer) {
 // exchange exchanges tables with a member, beside the loop.
 func (l *loop) exchange(with netip.AddrPort) {
 	inst := l.inst
+	l.tasks.Go(func() { l.exchangeNow(inst, with) })
+}
+
+func (l *loop) exchangeNow(inst *instance, with netip.AddrPort) {
+	if _, err := inst.list.Join([]string{with.String()}); err != nil && inst.ctx.Err() == nil {
+		l.say.say(slog.LevelDebug, "tables not exchanged", "err", err)
+	}
+}
+
+// asked is how many members are asked before a claim is held. One may lack the
+// same news as we.
+const asked = 2
+
+// askAround exchanges tables with a few members, and then has the core told.
+func (l *loop) askAround(ask uint64) {
+	inst := l.inst
+	if inst == nil || inst.count() == 0 {
+		l.answered = ask // nobody is there
+		return
+	}
+	live := inst.others()
+	var chosen []netip.AddrPort
+	for _, name := range l.some(asked) {
+		chosen = append(chosen, live[name])
+	}
 	l.tasks.Go(func() {
-		if _, err := inst.list.Join([]string{with.String()}); err != nil && inst.ctx.Err() == nil {
-			l.say.say(slog.LevelDebug, "tables not exchanged", "err", err)
+		var wait sync.WaitGroup
+		for _, a := range chosen {
+			wait.Go(func() { l.exchangeNow(inst, a) })
+		}
+		wait.Wait()
+		select {
+		case l.asked <- ask:
+		case <-l.ctx.Done():
 		}
 	})
 }

@@ -37,6 +37,7 @@ import (
 type Core interface {
 	Receive(raw []byte) error
 	Synced()
+	Asked(ask uint64)
 	SetEndpoints(endpoints []netip.AddrPort)
 	Leave(now time.Time)
 	Step(now time.Time) member.Output

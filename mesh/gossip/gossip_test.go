@@ -48,6 +48,8 @@ func (c *core) Receive(raw []byte) error {
 	return nil
 }
 
+func (c *core) Asked(uint64) {}
+
 func (c *core) Synced() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

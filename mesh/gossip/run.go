@@ -54,6 +54,9 @@ type loop struct {
 
 	differs comparison // of tables
 
+	asked    chan uint64 // questions that were put to others
+	answered uint64      // the last of them, until the core is told; 0: none
+
 	saver   *saver
 	held    [][]byte // to be said when the state is saved
 	leaving []chan error
@@ -69,7 +72,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l := &loop{
-		Gossip: g, ctx: ctx, slots: [2]chan struct{}{make(chan struct{}, sending), make(chan struct{}, sending)}, joins: make(chan joined, 1), stale: true,
+		Gossip: g, ctx: ctx, slots: [2]chan struct{}{make(chan struct{}, sending), make(chan struct{}, sending)}, joins: make(chan joined, 1), asked: make(chan uint64), stale: true,
 		book: newBook(g.opt.Peers, now), seeds: g.opt.Seeds, wants: wants{},
 	}
 	l.saver = &saver{store: g.opt.Store, table: g.opt.Core.Table, book: l.book, say: g.say, unsaved: &g.unsaved, tableAt: now.Add(tableEvery), checkAt: now.Add(checkEvery)}
@@ -112,9 +115,14 @@ func (l *loop) run() {
 			l.look()
 		case a := <-l.answers:
 			l.compare(a)
+		case l.answered = <-l.asked:
 		case <-timer.C:
 		}
 		l.drain()
+		if l.answered != 0 && len(l.inbox.waiting) == 0 { // the tables that came have been read
+			l.opt.Core.Asked(l.answered)
+			l.answered = 0
+		}
 		now := time.Now()
 		l.step(now)
 		l.connect(now)
@@ -161,6 +169,7 @@ func (l *loop) wait(now time.Time) time.Duration {
 	due(l.saver.next())
 	due(l.encodeAt, l.stale && l.saver.state == nil)
 	due(l.createAt, l.inst == nil && l.address.IsValid())
+	due(now, l.answered != 0)
 	due(l.joinAt, l.inst != nil && !l.left && l.round == nil)
 	if l.inst != nil && l.inst.count() > 0 {
 		due(l.wants.next())

@@ -23,6 +23,9 @@ func (l *loop) step(now time.Time) {
 		l.held = l.held[max(0, len(l.held)-maxHeld):]
 	}
 	l.wants.set(out.Want, now)
+	if out.Ask != 0 {
+		l.askAround(out.Ask)
+	}
 	if out.View != nil {
 		l.show(out.View)
 	}

@@ -37,6 +37,7 @@ type World struct {
 	// Unproven are leases that somebody says to have, who may or may not be a
 	// member: what proves it has not come yet.
 	Unproven []mesh.Lease
+	Asked    bool // others were asked what they know, since Asks was true
 	InUse    bool // something local has addresses from the lease
 }
 
@@ -46,8 +47,9 @@ type World struct {
 type Allocator struct {
 	cfg   Config
 	lease mesh.Lease // State 0: none
+	begun time.Time  // when the claim was made, while pending
 	until time.Time  // end of the probe window, while pending
-	doubt bool       // the window is over, and an unproven claim is in the way
+	asks  bool       // the window is over
 	state mesh.State
 	lost  bool // had a subnet and lost it: renumbering rather than starting
 }
@@ -100,11 +102,15 @@ func (a *Allocator) State() mesh.State { return a.state }
 // Next is the moment at which Step has something to do even if nothing happens.
 func (a *Allocator) Next() (time.Time, bool) {
 	next := a.until
-	if a.doubt {
+	if a.asks {
 		next = next.Add(proofWait)
 	}
 	return next, a.lease.State == mesh.Pending
 }
+
+// Asks tells that nothing is in the way of the claim but to ask other members,
+// who may have heard of one that has not come here.
+func (a *Allocator) Asks() bool { return a.lease.State == mesh.Pending && a.asks }
 
 // Step takes the world as it is and moves on. It reports whether the lease
 // changed.
@@ -117,11 +123,9 @@ func (a *Allocator) Step(now time.Time, w World) (changed bool) {
 		if !wins(a.claim(a.lease), w.Others) {
 			a.lose(w)
 			changed = true
-		} else if a.lease.State == mesh.Pending && !now.Before(a.until) {
-			if a.doubt = a.doubts(now, w); !a.doubt {
-				a.lease.State, a.state, a.lost = mesh.Held, mesh.Ready, false
-				return true
-			}
+		} else if a.lease.State == mesh.Pending && a.sure(now, w) {
+			a.lease.State, a.state, a.lost = mesh.Held, mesh.Ready, false
+			return true
 		}
 	case mesh.Released: // Release has ended it
 	case mesh.Quarantined:
@@ -146,11 +150,18 @@ func (a *Allocator) Release(now time.Time) {
 	}
 }
 
-// doubts tells whether somebody claims our subnet whose membership may yet be
-// proven. In a mesh that starts, a record can be here before the admission that
-// makes it count.
-func (a *Allocator) doubts(now time.Time, w World) bool {
-	return now.Before(a.until.Add(proofWait)) && slices.ContainsFunc(w.Unproven, func(l mesh.Lease) bool {
+// sure tells whether a claim may be held. In a mesh that starts, members become
+// known while the window runs, a record can be here before the admission that
+// makes it count, and news that nearly everybody has may not have come here.
+func (a *Allocator) sure(now time.Time, w World) bool {
+	if until := a.begun.Add(probeWindow(len(w.Others) + 1)); until.After(a.until) {
+		a.until = until
+	}
+	a.asks = !now.Before(a.until)
+	if !now.Before(a.until.Add(proofWait)) {
+		return true
+	}
+	return a.asks && w.Asked && !slices.ContainsFunc(w.Unproven, func(l mesh.Lease) bool {
 		c := Claim{Lease: l}
 		return c.candidate() && c.overlaps(a.lease.Prefixes)
 	})
@@ -208,7 +219,7 @@ func (a *Allocator) claimPinned(now time.Time, w World) bool {
 }
 
 func (a *Allocator) start(l mesh.Lease, now time.Time, w World) {
-	a.lease, a.until, a.doubt, a.state = l, now.Add(probeWindow(len(w.Others)+1)), false, mesh.Probing
+	a.lease, a.begun, a.until, a.asks, a.state = l, now, now.Add(probeWindow(len(w.Others)+1)), false, mesh.Probing
 	if a.lost {
 		a.state = mesh.Renumbering
 	}
@@ -235,9 +246,9 @@ func (a *Allocator) free(l mesh.Lease, others []Claim) bool {
 	return true
 }
 
-// proofWait is how much longer a claim waits for the proof of another. Admissions
-// that many nodes make at once take two or three seconds to all; a stranger with
-// the gossip key can delay a new claim by no more than this.
+// proofWait is how much longer a claim waits for the proof of another, and for
+// those who are asked. Admissions that many nodes make at once take two or three
+// seconds to all; who has the gossip key can delay a new claim by no more than this.
 const proofWait = 5 * time.Second
 
 // probeWindow is how long a claim stands before it counts. A record crosses a

@@ -43,7 +43,7 @@ func newScript(t *testing.T, cfg Config, previous mesh.Lease) *script {
 		cfg.Network = testNetwork24
 	}
 	cfg.Self, cfg.Admitted = mesh.NodeID{5}, start
-	s := &script{t: t, cfg: cfg, a: New(cfg, previous), now: start, world: World{MayClaim: true, Epoch: 1}}
+	s := &script{t: t, cfg: cfg, a: New(cfg, previous), now: start, world: World{MayClaim: true, Asked: true, Epoch: 1}}
 	s.line("new")
 	return s
 }
@@ -70,8 +70,11 @@ func (s *script) after(d time.Duration, what string, happens func(*World)) {
 func (s *script) line(what string) {
 	l, _ := s.a.Lease()
 	next := ""
+	if s.a.Asks() {
+		next = "  asks"
+	}
 	if at, due := s.a.Next(); due {
-		next = "  next " + at.Sub(start).String()
+		next += "  next " + at.Sub(start).String()
 	}
 	fmt.Fprintf(&s.out, "%9s  %-34s %-16s  %s%s\n", s.now.Sub(start), what, s.a.State(), show(l), next)
 }
@@ -174,6 +177,28 @@ func TestTranscripts(t *testing.T) {
 		s.after(proofWait-time.Millisecond, "almost", nil)
 		s.after(time.Millisecond, "long enough", nil)
 		s.after(time.Hour, "nothing happens", nil)
+		s.golden()
+	})
+	t.Run("others are asked first", func(t *testing.T) {
+		s := newScript(t, Config{}, mesh.Lease{})
+		s.after(0, "claims", func(w *World) { w.Asked = false })
+		s.after(window, "window over, others are asked", nil)
+		s.after(time.Second, "they have been", func(w *World) { w.Asked = true })
+		s.golden()
+	})
+	t.Run("whoever is asked does not answer", func(t *testing.T) {
+		s := newScript(t, Config{}, mesh.Lease{})
+		s.after(0, "claims", func(w *World) { w.Asked = false })
+		s.after(window, "window over, others are asked", nil)
+		s.after(proofWait, "no answer", nil)
+		s.golden()
+	})
+	t.Run("members become known", func(t *testing.T) {
+		s := newScript(t, Config{}, mesh.Lease{})
+		s.after(0, "claims, alone", nil)
+		s.after(time.Second, "two others are there", only(other(s.cfg.Network, 1, (at(s)+1)%4, mesh.Held, earlier), other(s.cfg.Network, 2, (at(s)+2)%4, mesh.Held, earlier)))
+		s.after(window-time.Second, "window of one over", nil)
+		s.after(probeWindow(3)-window, "window of three over", nil)
 		s.golden()
 	})
 	t.Run("unproven claims that are not in the way", func(t *testing.T) {
@@ -344,7 +369,7 @@ func TestManyStartTogether(t *testing.T) {
 				ready := 0
 				for i, a := range nodes {
 					others := slices.DeleteFunc(slices.Clone(heard), func(o Claim) bool { return o.Owner == c.id(i) })
-					a.Step(now, World{MayClaim: true, Epoch: 1, Others: others})
+					a.Step(now, World{MayClaim: true, Asked: a.Asks(), Epoch: 1, Others: others})
 					if a.State() == mesh.Ready {
 						ready++
 					}

@@ -6,6 +6,7 @@
 //	exchange completed ───► Synced ──┤            ┌─► Save       (first, durable)
 //	addresses changed ────► Set... ──┼─► Step(now)┼─► Broadcast  (signed objects)
 //	leave ────────────────► Leave ───┘     ▲      ├─► Want       (to fetch)
+//	members asked ────────► Asked ─────────┘      ├─► Ask        (before a claim is held)
 //	                             Next() ───┘      └─► View       (for the data plane)
 //
 // The owner calls Step after every event and when Next is due. A Member knows no
@@ -54,6 +55,7 @@ type Output struct {
 	Save      *State       // not nil: must be durable before Broadcast goes out
 	Broadcast [][]byte     // signed objects for everybody
 	Want      []trust.Hash // certificates that others refer to and we lack
+	Ask       uint64       // not 0: exchange tables with a few members, then call Asked with it
 	View      *mesh.View   // not nil: changed
 }
 
@@ -88,6 +90,9 @@ type Member struct {
 
 	synced    bool // a whole exchange was made with another node
 	endpoints []netip.AddrPort
+
+	ask, asked uint64 // number of the last question, of the last one that was answered
+	asking     bool   // the last question is about the claim that stands
 
 	seq        uint64
 	published  *trust.Record // what the others were told last
@@ -184,6 +189,11 @@ func (m *Member) Synced() {
 	m.synced = true
 }
 
+// Asked says that what Output.Ask wanted was done, as far as anybody is there.
+func (m *Member) Asked(ask uint64) {
+	m.asked, m.dirty = ask, true
+}
+
 // SetEndpoints says where peers can reach this node's tunnel, best first. Those
 // that the others would refuse are left out.
 func (m *Member) SetEndpoints(endpoints []netip.AddrPort) {
@@ -270,7 +280,7 @@ func (m *Member) Step(now time.Time) Output {
 	}
 	m.outbidForeign(now)
 	m.witness(now)
-	m.allocate(now)
+	out.Ask = m.allocate(now)
 	m.publish(now)
 	out.Broadcast, m.outBound = m.outBound, nil
 	if !sameState(m.state, m.saved) {
@@ -315,18 +325,26 @@ func (m *Member) ownCertificate() (admitted, known bool) {
 }
 
 // allocate steps the lease, and remembers it for the next start while it is held.
-func (m *Member) allocate(now time.Time) {
+// Ask is not 0 when others are to be asked before a claim is held.
+func (m *Member) allocate(now time.Time) (ask uint64) {
 	admitted, _ := m.ownCertificate()
 	m.alloc.Step(now, lease.World{
 		MayClaim: m.synced && admitted,
 		Epoch:    m.state.Epoch,
 		Others:   m.claims(now),
 		Unproven: m.reg.Unproven(),
+		Asked:    m.asking && m.asked == m.ask,
 	})
 	m.state.Leases = nil
 	if l, ok := m.alloc.Lease(); ok && l.State == mesh.Held {
 		m.state.Leases = []mesh.Lease{l}
 	}
+	if m.alloc.Asks() && !m.asking {
+		m.ask++
+		ask = m.ask
+	}
+	m.asking = m.alloc.Asks()
+	return ask
 }
 
 func sameState(a, b State) bool {

@@ -212,6 +212,9 @@ func (s *sim) step(h *host) {
 		h.asked[hash] = s.now.Add(time.Second)
 		s.after(s.delay, func() { s.answer(h, hash) })
 	}
+	if out.Ask != 0 {
+		s.ask(h, h.m, out.Ask)
+	}
 	if out.View != nil {
 		h.views++
 		h.view = out.View
@@ -238,6 +241,25 @@ func (s *sim) spread(h *host, raw []byte) {
 				_ = to.m.Receive(raw)
 				s.step(to)
 			}
+		}
+	})
+}
+
+// ask exchanges tables with the next host that is up.
+func (s *sim) ask(h *host, m *Member, ask uint64) {
+	s.after(s.delay, func() {
+		at := slices.Index(s.hosts, h)
+		for i := range s.hosts[1:] {
+			other := s.hosts[(at+1+i)%len(s.hosts)]
+			if other.m == nil {
+				continue
+			}
+			s.exchange(m, h, other)
+			break
+		}
+		if h.m == m {
+			m.Asked(ask)
+			s.step(h)
 		}
 	})
 }
