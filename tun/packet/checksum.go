@@ -88,6 +88,12 @@ func pseudoSum(packet []byte, version int, protocol uint8) uint64 {
 	return uint64(Sum(packet[8:40], uint16(protocol)))
 }
 
+// headerSum is the sum of an IPv4 header without options.
+func headerSum(packet []byte) uint16 {
+	b := packet[:ipv4Len]
+	return fold(uint64(be.Uint32(b)) + uint64(be.Uint32(b[4:])) + uint64(be.Uint32(b[8:])) + uint64(be.Uint32(b[12:])) + uint64(be.Uint32(b[16:])))
+}
+
 // updated is a checksum after a 16-bit word under it changed (RFC 1624, eqn. 3).
 func updated(checksum, before, after uint16) uint16 {
 	return ^fold(uint64(^checksum) + uint64(^before) + uint64(after))

@@ -42,12 +42,14 @@ type Joiner struct {
 	UDP bool
 
 	packets, groups int // used of the two tables
-	open            int // groups that packets may still join
-	next            int // group to hand out; not 0: draining
+	closed          int // the groups before this one take nothing more
+	next            int // group to hand out; not 0: emptying
 
 	packet [JoinerPackets]member
 	group  [JoinerPackets]group // in the order of first packets
-	opened [JoinerPackets]uint8 // indexes of open groups, in no order
+	// slots finds the last group of a flow, by hash and linear probing: its
+	// index plus one. At most half of it is used.
+	slots [256]uint8
 
 	offload [OffloadLen]byte
 	parts   [MaxParts][]byte
@@ -62,6 +64,7 @@ type member struct {
 // group is a super-packet in the making.
 type group struct {
 	segment           // the first packet
+	closed       bool // takes nothing more
 	verified     bool // the first packet's checksums are right
 	flags        uint8
 	count, total int    // packets, bytes
@@ -97,44 +100,28 @@ func (j *Joiner) Add(packet []byte) bool {
 	}
 	var p segment
 	kind := j.look(packet, &p)
-	switch kind {
-	case foreign:
+	if kind == foreign || kind == opaque {
+		if kind == opaque {
+			j.closed = j.groups
+		}
 		j.alone(packet)
 		return true
-	case opaque:
-		j.open = 0
-		j.alone(packet)
-		return true
-	case single, joinable:
 	}
-	at := j.find(&p.flow)
-	if at < 0 {
-		if kind == joinable {
-			j.start(&p)
-		} else {
-			j.alone(packet)
-		}
-		return true
-	}
-	g := &j.group[j.opened[at]]
-	if kind == joinable && g.fits(&p) {
-		if !g.verified {
-			g.verified = valid(&g.segment)
-		}
-		switch {
-		case !g.verified: // what comes now may still be right
-		case valid(&p):
-			if j.join(g, &p); g.full(&p) {
-				j.close(at)
+	slot := j.find(&p.flow)
+	if i := int(j.slots[slot]) - 1; i >= j.closed {
+		if g := &j.group[i]; !g.closed {
+			if kind == joinable && g.fits(&p) && g.valid() {
+				if valid(&p) {
+					j.join(g, &p)
+					return true
+				}
+				kind = single
 			}
-			return true
-		default:
-			kind = single
+			g.closed = true
 		}
 	}
-	j.close(at)
 	if kind == joinable {
-		j.start(&p)
+		j.start(&p, slot)
 	} else {
 		j.alone(packet)
 	}
@@ -147,7 +134,8 @@ func (j *Joiner) Add(packet []byte) bool {
 // and packets may be added again.
 func (j *Joiner) Next() (parts [][]byte, ok bool) {
 	if j.next == j.groups {
-		j.packets, j.groups, j.open, j.next = 0, 0, 0, 0
+		j.packets, j.groups, j.closed, j.next = 0, 0, 0, 0
+		clear(j.slots[:])
 		return nil, false
 	}
 	g := &j.group[j.next]
@@ -164,13 +152,22 @@ func (j *Joiner) Next() (parts [][]byte, ok bool) {
 	return parts, true
 }
 
-func (j *Joiner) find(f *flow) int {
-	for at, i := range j.opened[:j.open] {
-		if g := &j.group[i]; g.flow.id == f.id && g.flow == *f {
-			return at
-		}
+// find gives the slot of the flow's last group, or the empty one that a new group
+// gets.
+func (j *Joiner) find(f *flow) (slot uint8) {
+	slot = f.hash()
+	for j.slots[slot] != 0 && j.group[j.slots[slot]-1].flow != *f {
+		slot++ // from the last to the first
 	}
-	return -1
+	return slot
+}
+
+func (f *flow) hash() uint8 {
+	// Odd numbers at random. Whoever sends flows that collide makes the search
+	// one of 128 comparisons, no more.
+	h := f.id*0x9e3779b97f4a7c15 ^ f.src[0]*0xbf58476d1ce4e5b9 ^ f.src[1]*0x94d049bb133111eb ^
+		f.dst[0]*0xd6e8feb86659fd93 ^ f.dst[1]*0xa0761d6478bd642f
+	return uint8((h ^ h>>32) * 0x9e3779b97f4a7c15 >> 56)
 }
 
 // alone adds a group that nothing joins.
@@ -181,20 +178,18 @@ func (j *Joiner) alone(packet []byte) {
 	j.packets++
 }
 
-// start opens a group, unless its first packet is the last as well.
-func (j *Joiner) start(p *segment) {
+// start makes the packet the first of a group.
+func (j *Joiner) start(p *segment, slot uint8) {
 	g := &j.group[j.groups]
 	*g = group{segment: *p, count: 1, total: len(p.packet)}
 	if p.tcp() {
 		g.flags = p.packet[p.l4+13]
 		g.seq = be.Uint32(p.packet[p.l4+4:]) + uint32(p.payload())
-	}
-	if g.flags&(tcpPSH|tcpFIN) == 0 {
-		j.opened[j.open] = uint8(j.groups)
-		j.open++
+		g.closed = g.flags&(tcpPSH|tcpFIN) != 0
 	}
 	j.groups++
 	j.packets++
+	j.slots[slot] = uint8(j.groups)
 }
 
 func (j *Joiner) join(g *group, p *segment) {
@@ -213,17 +208,13 @@ func (j *Joiner) join(g *group, p *segment) {
 		g.flags |= p.packet[p.l4+13] & (tcpPSH | tcpFIN)
 		g.seq += uint32(p.payload())
 	}
+	g.closed = p.payload() < g.payload() || g.flags&(tcpPSH|tcpFIN) != 0 || g.count == maxParts
 }
 
-// close lets nothing join any more.
-func (j *Joiner) close(at int) {
-	j.open--
-	j.opened[at] = j.opened[j.open]
-}
-
-// full tells whether the packet p that has joined was the last that can.
-func (g *group) full(p *segment) bool {
-	return p.payload() < g.payload() || g.flags&(tcpPSH|tcpFIN) != 0 || g.count == maxParts
+// valid verifies the first packet, once.
+func (g *group) valid() bool {
+	g.verified = g.verified || valid(&g.segment)
+	return g.verified
 }
 
 // fits tells whether a packet of the flow continues the group, its checksums
@@ -271,7 +262,7 @@ func (g *group) finish() Offload {
 		version = 4
 		be.PutUint16(g.packet[2:], uint16(g.total))
 		be.PutUint16(g.packet[10:], 0)
-		be.PutUint16(g.packet[10:], Checksum(g.packet[:ipv4Len], 0))
+		be.PutUint16(g.packet[10:], ^headerSum(g.packet))
 	} else {
 		be.PutUint16(g.packet[4:], uint16(length))
 	}
@@ -364,7 +355,7 @@ func valid(p *segment) bool {
 	version := 6
 	if p.v4() {
 		version = 4
-		if Sum(p.packet[:ipv4Len], 0) != 0xffff {
+		if headerSum(p.packet) != 0xffff {
 			return false
 		}
 	}

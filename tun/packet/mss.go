@@ -11,8 +11,9 @@ const (
 // broken ones, stay as they are. The checksum must be complete: run it on what
 // a [Splitter] hands out.
 func ClampMSS(packet []byte, mtu int) bool {
-	// Most packets are no SYN; tell those without walking where it is cheap.
-	if len(packet) >= ipv4Len+tcpLen && packet[0] == 0x45 && (packet[9] != protoTCP || packet[ipv4Len+13]&tcpSYN == 0) {
+	// Most packets are no SYN. Tell those without a walk.
+	if n := len(packet); n >= ipv4Len+tcpLen && packet[0] == 0x45 && (packet[9] != protoTCP || packet[ipv4Len+13]&tcpSYN == 0) ||
+		n >= ipv6Len+tcpLen && packet[0]>>4 == 6 && packet[6] == protoTCP && packet[ipv6Len+13]&tcpSYN == 0 {
 		return false
 	}
 	h, err := walk(packet)

@@ -6,6 +6,7 @@ package packet
 import (
 	"bytes"
 	"encoding/binary"
+	"net/netip"
 	"slices"
 )
 
@@ -427,4 +428,13 @@ func naiveSuper(group [][]byte) super {
 	}
 	copy(out[l4+int(o.ChecksumOffset):], word(int(naiveSum(addresses, word(protocol), word(len(out)-l4)))))
 	return super{o, out}
+}
+
+// mustAddr is the destination of a packet.
+func mustAddr(s spec) netip.Addr {
+	_, dst, ok := Addresses(s.build())
+	if !ok {
+		panic("spec makes no packet")
+	}
+	return dst
 }

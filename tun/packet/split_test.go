@@ -310,10 +310,9 @@ func FuzzOffload(f *testing.F) {
 
 func FuzzSplit(f *testing.F) {
 	for _, c := range superCases() {
-		if len(c.spec.payload) > 5000 {
-			continue
-		}
-		o := c.spec.offload(c.size)
+		// Small ones: the engine spends its time in minimizing large ones.
+		c.spec.payload = text(min(len(c.spec.payload), 100))
+		o := c.spec.offload(min(c.size, 33))
 		f.Add(c.spec.build(), o.Flags, o.Type, o.SegmentSize, o.ChecksumStart, o.ChecksumOffset)
 		f.Add(c.spec.build(), o.Flags, uint8(0), o.SegmentSize, o.ChecksumStart, o.ChecksumOffset)
 	}
