@@ -33,7 +33,7 @@ func Listen(port uint16, queues int) (*Group, error) {
 		return nil, fmt.Errorf("listen on UDP port %d: %d queues, want one or more", port, queues)
 	}
 	for try := 1; ; try++ {
-		g, err := listen(port, queues)
+		g, err := listen(port, queues, open)
 		if err == nil {
 			return g, nil
 		}
@@ -43,7 +43,7 @@ func Listen(port uint16, queues int) (*Group, error) {
 	}
 }
 
-func listen(port uint16, queues int) (*Group, error) {
+func listen(port uint16, queues int, open func(port uint16, v6, first bool) (*Socket, error)) (*Group, error) {
 	g := &Group{port: port}
 	for i := range queues {
 		s, err := open(g.port, false, i == 0)
@@ -157,7 +157,7 @@ func prepare(fd int, port uint16, v6, first bool) (*Socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &shared{file: file, v6: v6, sendmsg: file.Sendmsg}
+	s := &shared{file: file, kernel: file, v6: v6}
 	// A kernel that does not know the option would send the train as one datagram.
 	_, err = unix.GetsockoptInt(fd, unix.SOL_UDP, unix.UDP_SEGMENT)
 	s.segments.Store(err == nil)

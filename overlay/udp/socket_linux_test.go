@@ -6,9 +6,13 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
+	"unsafe" //nolint:depguard // to look at what the kernel is told
 
 	"golang.org/x/sys/unix"
 
@@ -82,11 +86,11 @@ func loopback(g *Group, v6 bool) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), g.Port())
 }
 
-func socket(g *Group, v6 bool, queue int) *Socket {
+func socket(g *Group, v6 bool) *Socket {
 	if v6 {
-		return g.IPv6(queue)
+		return g.IPv6(0)
 	}
-	return g.IPv4(queue)
+	return g.IPv4(0)
 }
 
 // families runs a test for each family.
@@ -123,10 +127,10 @@ func TestTrain(t *testing.T) {
 		} {
 			t.Run(fmt.Sprintf("%d by %d", c.length, c.size), func(t *testing.T) {
 				sent := Train{Data: numbered(c.length), Size: c.size, Remote: loopback(b, v6), ECN: 2}
-				if n, err := socket(a, v6, 0).Send(&sent); n != c.length || err != nil {
+				if n, err := socket(a, v6).Send(&sent); n != c.length || err != nil {
 					t.Fatalf("sent %d, %v; want %d", n, err, c.length)
 				}
-				datagrams, trains := collect(t, socket(b, v6, 0), c.length)
+				datagrams, trains := collect(t, socket(b, v6), c.length)
 				if !bytes.Equal(slices.Concat(datagrams...), sent.Data) {
 					t.Error("other bytes arrived than were sent")
 				}
@@ -153,10 +157,10 @@ func TestReceiveTellsWhereFrom(t *testing.T) {
 		a, b := listenIn(t, ns, 0, 1), listenIn(t, ns, 0, 1)
 		for ecn := range byte(4) {
 			sent := Train{Data: []byte("question"), Remote: loopback(b, v6), ECN: ecn}
-			if _, err := socket(a, v6, 0).Send(&sent); err != nil {
+			if _, err := socket(a, v6).Send(&sent); err != nil {
 				t.Fatal(err)
 			}
-			got, _ := next(t, socket(b, v6, 0))
+			got, _ := next(t, socket(b, v6))
 			want := Train{
 				Data: sent.Data, Size: len(sent.Data), ECN: ecn,
 				Remote: loopback(a, v6), Local: Source{Addr: loopback(b, v6).Addr(), Interface: 1},
@@ -164,6 +168,267 @@ func TestReceiveTellsWhereFrom(t *testing.T) {
 			if string(got.Data) != "question" || got.Size != want.Size || got.ECN != ecn || got.Remote != want.Remote || got.Local != want.Local {
 				t.Errorf("got %+v\nwant %+v", got, want)
 			}
+		}
+	})
+}
+
+func TestTruncated(t *testing.T) {
+	ns := netns.ForTest(t)
+	a, b := listenIn(t, ns, 0, 1), listenIn(t, ns, 0, 1)
+	send := func(text string) {
+		t.Helper()
+		if _, err := a.IPv4(0).Send(&Train{Data: []byte(text), Remote: loopback(b, false)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var train Train
+	send("too long")
+	if err := b.IPv4(0).Receive(make([]byte, 3), &train); !errors.Is(err, ErrTruncated) || !Transient(err) {
+		t.Errorf("receive: %v, want %v", err, ErrTruncated)
+	}
+	send("1")
+	send("too long")
+	send("3")
+	trains := make([]Train, 4)
+	n, err := b.IPv4(0).ReceiveMany([][]byte{make([]byte, 3), make([]byte, 3), make([]byte, 3), make([]byte, 3)}, trains)
+	if n != 3 || !errors.Is(err, ErrTruncated) || string(trains[0].Data) != "1" || len(trains[1].Data) != 0 || string(trains[2].Data) != "3" {
+		t.Errorf("received %d, %v, %+v; want the second without data", n, err, trains)
+	}
+	if err := b.IPv4(0).Receive(nil, &train); err != unix.EINVAL {
+		t.Errorf("receive into nothing: %v, want %v", err, unix.EINVAL)
+	}
+}
+
+func TestMany(t *testing.T) {
+	families(t, func(t *testing.T, v6 bool) {
+		ns := netns.ForTest(t)
+		a := listenIn(t, ns, 0, 1)
+		peers := []*Group{listenIn(t, ns, 0, 1), listenIn(t, ns, 0, 1), listenIn(t, ns, 0, 1)}
+		var trains []Train
+		want := make([][]string, len(peers))
+		for i := range 3*batch + 1 {
+			text := fmt.Sprintf("number %d ", i)
+			train := Train{Data: []byte(text), Remote: loopback(peers[i%len(peers)], v6)}
+			switch {
+			case i%10 == 5: // a train
+				train.Size = 4
+			case i == 20: // one for two calls
+				train.Data, train.Size = numbered(100*maxSegments), 64
+			}
+			trains = append(trains, train)
+			want[i%len(peers)] = append(want[i%len(peers)], string(train.Data))
+		}
+		if n, err := socket(a, v6).SendMany(trains); n != len(trains) || err != nil {
+			t.Fatalf("sent %d, %v; want %d", n, err, len(trains))
+		}
+		for i, p := range peers {
+			var got []byte
+			bufs, trains := make([][]byte, 5), make([]Train, 5)
+			for i := range bufs {
+				bufs[i] = make([]byte, MaxTrain)
+			}
+			for {
+				n, err := socket(p, v6).ReceiveMany(bufs, trains)
+				if err == unix.EAGAIN {
+					break
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, train := range trains[:n] {
+					got = append(got, train.Data...)
+					if train.Remote != loopback(a, v6) {
+						t.Errorf("came from %v, want %v", train.Remote, loopback(a, v6))
+					}
+				}
+			}
+			if all := strings.Join(want[i], ""); string(got) != all {
+				t.Errorf("peer %d got %q\nwant %q", i, got, all)
+			}
+		}
+	})
+}
+
+func TestSendManySaysWhichFails(t *testing.T) {
+	ns := netns.ForTest(t)
+	a, b := listenIn(t, ns, 0, 1), listenIn(t, ns, 0, 1)
+	good := Train{Data: []byte("x"), Remote: loopback(b, false)}
+	noRoute, otherFamily := good, good
+	noRoute.Remote = netip.MustParseAddrPort("192.0.2.1:9")
+	otherFamily.Remote = loopback(b, true)
+	for _, c := range []struct {
+		trains []Train
+		sent   int
+		err    error
+	}{
+		{nil, 0, nil},
+		{[]Train{good, good, noRoute, good}, 2, unix.ENETUNREACH},
+		{[]Train{noRoute, good}, 0, unix.ENETUNREACH},
+		{[]Train{good, otherFamily, good}, 1, unix.EAFNOSUPPORT},
+		{[]Train{otherFamily}, 0, unix.EAFNOSUPPORT},
+	} {
+		if n, err := a.IPv4(0).SendMany(c.trains); n != c.sent || !errors.Is(err, c.err) {
+			t.Errorf("%v: sent %d, %v; want %d, %v", c.trains, n, err, c.sent, c.err)
+		}
+		for range c.sent {
+			next(t, b.IPv4(0))
+		}
+	}
+}
+
+// refusing is a kernel that takes no trains.
+type refusing struct {
+	kernel
+	err     error
+	refused int
+}
+
+func (r *refusing) segments(m *unix.Msghdr) bool {
+	if m.Control == nil {
+		return false
+	}
+	messages, err := unix.ParseSocketControlMessage(unsafe.Slice(m.Control, m.Controllen))
+	if err != nil {
+		panic(err)
+	}
+	return slices.ContainsFunc(messages, func(m unix.SocketControlMessage) bool {
+		return m.Header.Level == unix.SOL_UDP && m.Header.Type == unix.UDP_SEGMENT
+	})
+}
+
+func (r *refusing) Sendmsg(m *unix.Msghdr) (int, error) {
+	if r.segments(m) {
+		r.refused++
+		return 0, r.err
+	}
+	return r.kernel.Sendmsg(m)
+}
+
+func (r *refusing) Sendmmsg(m []unix.Mmsghdr) (int, error) {
+	good := slices.IndexFunc(m, func(m unix.Mmsghdr) bool { return r.segments(&m.Hdr) })
+	switch good {
+	case 0:
+		r.refused++
+		return 0, r.err
+	case -1:
+		good = len(m)
+	}
+	return r.kernel.Sendmmsg(m[:good])
+}
+
+func TestTrainRefused(t *testing.T) {
+	for _, c := range []struct {
+		err     error
+		forGood bool
+	}{{unix.EIO, true}, {unix.EOPNOTSUPP, true}, {unix.EINVAL, false}, {unix.EMSGSIZE, false}} {
+		t.Run(c.err.Error(), func(t *testing.T) {
+			ns := netns.ForTest(t)
+			a, b := listenIn(t, ns, 0, 1), listenIn(t, ns, 0, 1)
+			s := a.IPv4(0)
+			r := &refusing{kernel: s.kernel, err: c.err}
+			s.kernel = r
+			train := Train{Data: numbered(1050), Size: 100, Remote: loopback(b, false), Local: Source{Addr: loopback(b, false).Addr()}}
+			arrives := func() {
+				t.Helper()
+				got, n := collect(t, b.IPv4(0), len(train.Data))
+				if !bytes.Equal(slices.Concat(got...), train.Data) || n != 11 {
+					t.Errorf("got %d datagrams, %x", n, got)
+				}
+			}
+			if !s.Segments() {
+				t.Fatal("this kernel has no UDP_SEGMENT")
+			}
+			if n, err := s.Send(&train); n != len(train.Data) || err != nil {
+				t.Fatalf("sent %d, %v", n, err)
+			}
+			arrives()
+			if r.refused == 0 || s.Segments() == c.forGood {
+				t.Errorf("refused %d times, segments %v; want segments %v", r.refused, s.Segments(), !c.forGood)
+			}
+			r.refused = 0
+			if n, err := s.SendMany([]Train{train, train}); n != 2 || err != nil {
+				t.Fatalf("sent %d, %v", n, err)
+			}
+			arrives()
+			arrives()
+			if c.forGood && r.refused > 0 {
+				t.Errorf("refused %d times after it was clear", r.refused)
+			}
+		})
+	}
+}
+
+// Handles of one socket, each with a goroutine of its own, until it is closed.
+func TestClones(t *testing.T) {
+	ns := netns.ForTest(t)
+	a, b := listenIn(t, ns, 0, 1), listenIn(t, ns, 0, 1)
+	var wg sync.WaitGroup
+	for i := range 4 {
+		s, r := a.IPv4(0).Clone(), b.IPv4(0).Clone()
+		data := bytes.Repeat([]byte{byte(i)}, 10*(i+1))
+		wg.Go(func() {
+			for {
+				n, err := s.Send(&Train{Data: data, Size: 5, Remote: loopback(b, false), ECN: byte(i)})
+				if errors.Is(err, os.ErrClosed) {
+					return
+				}
+				if err != nil && (err != unix.EAGAIN || n != 0) {
+					t.Error(n, err)
+				}
+			}
+		})
+		wg.Go(func() {
+			buf := make([]byte, MaxTrain)
+			for count := 0; ; {
+				var train Train
+				err := r.Receive(buf, &train)
+				if err == unix.EAGAIN {
+					runtime.Gosched()
+					continue
+				}
+				if errors.Is(err, os.ErrClosed) {
+					return
+				}
+				if err != nil || train.Size != 5 || int(train.Data[0]) != int(train.ECN) {
+					t.Errorf("got %+v, %v", train, err)
+				}
+				if count++; count == 100 {
+					_, _ = a.Close(), b.Close() // the second time round an error
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestNoAllocation(t *testing.T) {
+	families(t, func(t *testing.T, v6 bool) {
+		ns := netns.ForTest(t)
+		a, b := listenIn(t, ns, 0, 1), listenIn(t, ns, 0, 1)
+		from, to := socket(a, v6), socket(b, v6)
+		sent := []Train{
+			{Data: numbered(50000), Size: 1000, Remote: loopback(b, v6), Local: Source{Addr: loopback(a, v6).Addr()}, ECN: 1},
+			{Data: numbered(500), Remote: loopback(b, v6)},
+		}
+		bufs, got := [][]byte{make([]byte, MaxTrain), make([]byte, MaxTrain)}, make([]Train, 2)
+		if n := testing.AllocsPerRun(100, func() {
+			_, err1 := from.Send(&sent[0])
+			err2 := to.Receive(bufs[0], &got[0])
+			err3 := to.Receive(bufs[0], &got[0])
+			_, err4 := from.SendMany(sent)
+			n, err5 := to.ReceiveMany(bufs, got)
+			if err1 != nil || err2 != nil || err3 != unix.EAGAIN || err4 != nil || err5 != nil || n != 2 {
+				t.Fatal(err1, err2, err3, err4, err5, n)
+			}
+			bytes := 0
+			for d := range got[0].Datagrams() {
+				bytes += len(d)
+			}
+			if bytes != 50000 {
+				t.Fatal(bytes)
+			}
+		}); n != 0 {
+			t.Errorf("%v allocations", n)
 		}
 	})
 }
