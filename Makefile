@@ -27,6 +27,11 @@ BIN ?= bin
 
 FUZZTIME ?= 30s
 BENCH ?= .
+ROUNDS ?= 5
+SECONDS ?= 5
+LAYOUT ?= both
+SYSTEMS ?=
+OUT ?=
 SEEDS ?= 1000
 FROM ?= 1
 N ?= 50
@@ -120,7 +125,16 @@ fuzz: ## every fuzz target in turn, FUZZTIME=30s each
 	@GO='$(GO)' .ci/fuzz $(FUZZTIME)
 
 .PHONY: bench
-bench: ## benchmarks, BENCH=regexp for some
+bench: build ## meshd and others side by side: ROUNDS=5 SECONDS=5 LAYOUT=both SYSTEMS= OUT=docs/benchmarks (root)
+	$(BUILD) -o $(BIN)/ ./overlay/e2e/bench
+	$(GIVE_BACK)
+	@if [ "$$(id -u)" != 0 ]; then echo "make bench: needs root: sudo make bench" >&2; exit 77; fi
+	@MESHD_BIN='$(abspath $(BIN))' $(BIN)/bench -rounds '$(ROUNDS)' -seconds '$(SECONDS)' -layout '$(LAYOUT)' -systems '$(SYSTEMS)' \
+		-commit '$(VERSION)' $(if $(OUT),-out '$(OUT)' -readme README.md)
+	@if [ -n "$$SUDO_UID" ] && [ -n '$(OUT)' ]; then chown -R "$$SUDO_UID:$$SUDO_GID" '$(OUT)' README.md; fi
+
+.PHONY: microbench
+microbench: ## benchmarks of single functions, BENCH=regexp for some
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem $(PKG)
 
 .PHONY: golden

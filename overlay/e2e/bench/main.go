@@ -57,6 +57,7 @@ type options struct {
 	README  string // file whose table is to be replaced; empty: none
 	Render  string // a latest.json to render instead of measuring
 	Commit  string
+	Verbose bool
 }
 
 func parse(args []string, stderr io.Writer) (options, error) {
@@ -78,6 +79,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&o.README, "readme", "", "`file` whose table between the two markers is replaced")
 	flags.StringVar(&o.Render, "render", "", "measure nothing: take the figures from this `file`, an earlier latest.json")
 	flags.StringVar(&o.Commit, "commit", "unknown", "`name` of what is measured, for the report")
+	flags.BoolVar(&o.Verbose, "v", false, "tell of every trial in the search for a rate")
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}

@@ -93,6 +93,13 @@ func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(b.progress, format+"\n", args...)
 }
 
+// detail tells what only -v asks for.
+func (b *bench) detail(format string, args ...any) {
+	if b.o.Verbose {
+		b.say(format, args...)
+	}
+}
+
 // place is where a system runs, with agents on its hosts.
 type place struct {
 	lab    *lab.Lab
@@ -191,7 +198,7 @@ func (b *bench) onTwo(ctx context.Context, layout string, s system) {
 	}
 	rate := func(key string, size int) func(context.Context) (values, error) {
 		return func(ctx context.Context) (values, error) {
-			r, err := p.rate(ctx, size, 1, length)
+			r, err := p.rate(ctx, size, 1, length, b.detail)
 			if key == keyUDPMTU {
 				return values{key: r * float64(size) * 8 / 1e6}, err
 			}
@@ -248,7 +255,7 @@ func (b *bench) onFive(ctx context.Context, layout string, s system) {
 	}
 	defer b.leave(p, layout, s)
 	b.take(ctx, layout, s, "UDP, 64 B, 1000 flows", func(ctx context.Context) (values, error) {
-		r, err := p.rate(ctx, 64, flows, b.length())
+		r, err := p.rate(ctx, 64, flows, b.length(), b.detail)
 		return values{keyFlows: r / 1e3}, err
 	})
 }

@@ -38,9 +38,9 @@ func (m *messages) send(fd, n int) (int, error) {
 	return m.call(unix.SYS_SENDMMSG, fd, n, 0)
 }
 
-// receive waits for one message and takes what more there is.
+// receive takes what there is and does not wait.
 func (m *messages) receive(fd int) (int, error) {
-	return m.call(unix.SYS_RECVMMSG, fd, len(m.headers), unix.MSG_WAITFORONE)
+	return m.call(unix.SYS_RECVMMSG, fd, len(m.headers), unix.MSG_DONTWAIT)
 }
 
 func (m *messages) call(number uintptr, fd, n, flags int) (int, error) {

@@ -197,7 +197,7 @@ func (r *Report) Markdown() string {
 	var b strings.Builder
 	b.WriteString("# Benchmarks\n\n")
 	fmt.Fprintf(&b, "%s.\n\n%s.\n\n", r.origin(), r.versions())
-	b.WriteString("![The same as a chart](latest.svg)\n\n" + method + "\n")
+	b.WriteString("[How it is measured](README.md). `make bench OUT=docs/benchmarks` writes this page.\n\n![The same as a chart](latest.svg)\n\n")
 	for _, l := range r.Layouts {
 		fmt.Fprintf(&b, "## On %s\n\nMedians of %d rounds, %g s each.\n\n%s\n", layoutTitles[l.Name], r.Rounds, r.Seconds, r.results(l, metrics).markdown())
 	}
@@ -212,25 +212,6 @@ func (r *Report) Markdown() string {
 	}
 	return b.String()
 }
-
-// method says what the figures mean.
-const method = `Written by ` + "`make bench OUT=docs/benchmarks`" + `, do not edit. Two hosts, each a network
-namespace, are joined by a veth pair with MTU 1500; both ends, the traffic generator
-and the kernel share the processors. Absolute figures drift with the machine; the
-ratios within one run are what counts. All systems are measured in turn, round by
-round, and the median counts. A measurement during which the hypervisor had given
-more than 5 % of the time to others is dropped and repeated, by the same rule for all.
-
-* TCP: iperf3 with cubic, one stream and four, there and back.
-* CPU: user and system time of both daemons, per 10^9 bytes of the one stream.
-* UDP: the highest rate at which less than 1 % is lost. Bisection finds it, and a
-  run of full length confirms it; what comes more than 20 ms late is lost. One flow
-  of 64 bytes, or of what fills the MTU inside; and 64 bytes in 1000 flows from one
-  host to four others on a bridge.
-* RTT: UDP, 64 bytes, the next one when the last one is back; idle, and beside a
-  TCP stream.
-* RSS: of the daemon that has most, at the end and at its peak.
-`
 
 // The README's table is between these two lines.
 const (

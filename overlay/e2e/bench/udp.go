@@ -31,8 +31,14 @@ const (
 // trial is what came of sending at some rate.
 type trial struct{ sent, received, seconds float64 }
 
-func (t trial) rate() float64 { return t.received / t.seconds }
-func (t trial) passes() bool  { return t.received >= t.sent*(1-lossLimit) && t.received > 0 }
+func (t trial) passes() bool { return t.received >= t.sent*(1-lossLimit) && t.received > 0 }
+
+func (t trial) rate() float64 {
+	if t.seconds == 0 {
+		return 0
+	}
+	return t.received / t.seconds
+}
 
 // search finds the highest rate in packets per second that passes. Short trials
 // look for it, going by halves; long ones, from there downwards, decide, since a
@@ -52,11 +58,12 @@ func search(try func(rate float64, long bool) (trial, error)) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	low, high := 0.0, flood.sent/flood.seconds
-	next := flood.rate()
-	if flood.passes() {
-		low, next = high, 0
+	if flood.passes() { // perhaps the sender is the limit
+		if t, err := try(0, true); err != nil || t.passes() {
+			return t.rate(), err
+		}
 	}
+	low, high, next := 0.0, flood.sent/flood.seconds, flood.rate()
 	for range mostTrials {
 		if high <= low*closeEnough {
 			break
@@ -93,7 +100,7 @@ func search(try func(rate float64, long bool) (trial, error)) (float64, error) {
 }
 
 // rate measures the packets per second that get from the first host to the others.
-func (p *place) rate(ctx context.Context, size, flows int, length time.Duration) (float64, error) {
+func (p *place) rate(ctx context.Context, size, flows int, length time.Duration, detail func(string, ...any)) (float64, error) {
 	var to []netip.AddrPort
 	receivers := p.agents[1:]
 	for i, a := range receivers {
@@ -133,6 +140,7 @@ func (p *place) rate(ctx context.Context, size, flows int, length time.Duration)
 			}
 			t.received += float64(got.Packets)
 		}
+		detail("    trial of %v: asked %.0f/s, sent %.0f/s, received %.0f/s: %.2f %% lost", d, rate, t.sent/t.seconds, t.rate(), 100*(1-t.received/t.sent))
 		if t.sent == 0 {
 			return t, fmt.Errorf("nothing was sent in %v", d)
 		}
