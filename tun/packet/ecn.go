@@ -42,8 +42,8 @@ func OuterECN(inner ECN) ECN { return inner }
 // dropped: the network asked to slow down a transport that does not listen to
 // marks.
 //
-//	inner \ outer | Not-ECT  ECT0     ECT1     CE
-//	Not-ECT       | Not-ECT  Not-ECT  Not-ECT  drop
+//	inner \ outer | NotECT   ECT0     ECT1     CE
+//	NotECT        | NotECT   NotECT   NotECT   drop
 //	ECT0          | ECT0     ECT0     ECT1     CE
 //	ECT1          | ECT1     ECT1     ECT1     CE
 //	CE            | CE       CE       CE       CE

@@ -107,7 +107,7 @@ func TestJoin(t *testing.T) {
 	tcp := func(n int, changes ...func(i int, s *spec)) specs {
 		var out specs
 		for i := range n {
-			s := spec{df: true, seq: uint32(i * 100), flags: tcpACK, payload: text(100), window: 9, tcpOptions: timestamps}
+			s := spec{df: true, seq: uint32(i * 100), flags: tcpACK, payload: textAt(i*100, 100), window: 9, tcpOptions: timestamps}
 			for _, change := range changes {
 				change(i, &s)
 			}
@@ -184,7 +184,7 @@ func TestJoin(t *testing.T) {
 		{"TCP and UDP of the same ports", mix(tcp(3), tcp(3, udp)), "a3 a3"},
 		{"a flow that is closed and opened again", mix(tcp(4, at(1, func(s *spec) { s.flags |= tcpPSH })), tcp(4, flow(1))), "a2 b4 a2"},
 		{"many", tcp(100), "a64 a36"},
-		{"more than fits", tcp(60, func(i int, s *spec) { s.payload, s.seq = text(1448), uint32(i*1448) }), "a45 a15"},
+		{"more than fits", tcp(60, func(i int, s *spec) { s.payload, s.seq = textAt(i*1448, 1448), uint32(i*1448) }), "a45 a15"},
 		{"more than the table", tcp(300), "a64 a64 a64 a64 a44"},
 		{"v6", tcp(4, all(func(s *spec) { s.v6 = true })), "a4"},
 		{"v6 class", tcp(4, func(i int, s *spec) { s.v6, s.tos = true, byte(i/2) }), "a2 a2"},
@@ -327,7 +327,7 @@ func program(code []byte) [][]byte {
 			flow: f & 1, udp: f&2 != 0, v6: f&4 != 0, df: ins[0]&8 == 0,
 			tos: ins[0] >> 4 & 3, ttl: ins[0] >> 6 & 1,
 			seq: seq[f], id: id[f], flags: tcpACK,
-			payload: text(int(ins[1])),
+			payload: textAt(100*len(packets), int(ins[1])),
 		}
 		if ins[2]&1 != 0 {
 			s.flags |= tcpPSH
@@ -354,7 +354,7 @@ func program(code []byte) [][]byte {
 		case 10:
 			s.noUDPSum = true
 		case 11:
-			s.payload = text(int(ins[1]) * 64)
+			s.payload = textAt(100*len(packets), int(ins[1])*64)
 		case 12:
 			s.window = uint16(ins[3])
 		case 13:

@@ -80,7 +80,7 @@ func TestECN(t *testing.T) {
 // The table of RFC 6040, figure 4.
 func TestDecapsulate(t *testing.T) {
 	const drop = 9
-	want := map[ECN][4]ECN{ // by outer mark: Not-ECT, ECT1, ECT0, CE
+	want := map[ECN][4]ECN{ // by outer mark: NotECT, ECT1, ECT0, CE
 		NotECT: {NotECT, NotECT, NotECT, drop},
 		ECT0:   {ECT0, ECT1, ECT0, CE},
 		ECT1:   {ECT1, ECT1, ECT1, CE},

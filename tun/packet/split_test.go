@@ -70,13 +70,25 @@ func diff(tb testing.TB, what string, got, want [][]byte) {
 	}
 }
 
-func text(n int) []byte {
-	b := make([]byte, n)
-	r := rand.New(rand.NewPCG(1, uint64(n)))
+// noise is what payloads are made of.
+var noise = func() []byte {
+	b := make([]byte, 1<<17)
+	r := rand.New(rand.NewPCG(1, 2))
 	for i := range b {
 		b[i] = byte(r.Uint32())
 	}
 	return b
+}()
+
+func text(n int) []byte { return textAt(0, n) }
+
+// textAt gives bytes that differ from those at another place.
+func textAt(at, n int) []byte {
+	out := make([]byte, 0, n)
+	for at %= len(noise); len(out) < n; at = 0 {
+		out = append(out, noise[at:min(len(noise), at+n-len(out))]...)
+	}
+	return out
 }
 
 var (

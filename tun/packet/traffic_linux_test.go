@@ -222,7 +222,7 @@ func datagrams(t *testing.T, from, to *netns.NS, at netip.AddrPort) {
 	_ = s.SetDeadline(time.Now().Add(10 * time.Second))
 	buf := make([]byte, 2*size)
 	for round := range 10 {
-		data := text(size*burst - 100 - round)
+		data := textAt(round, size*burst-100-round)
 		if _, err := c.Write(data); err != nil {
 			t.Fatal(err)
 		}
