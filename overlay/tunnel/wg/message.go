@@ -28,6 +28,8 @@ const (
 
 	// HeaderSize is what comes before the packet in a transport message.
 	HeaderSize = 16
+	// MaxHandshake is the size of the longest message for [Machine.Receive].
+	MaxHandshake = initiationSize
 	// Overhead is by how much a transport message is larger than the packet in it.
 	Overhead = HeaderSize + tagSize
 )
@@ -69,6 +71,12 @@ func classify(b []byte) (*suite, kind, bool) {
 func IsHandshake(datagram []byte) bool {
 	_, k, ok := classify(datagram)
 	return ok && k != transport
+}
+
+// IsInitiation tells whether a message of ours opens a handshake.
+func IsInitiation(datagram []byte) bool {
+	_, k, ok := classify(datagram)
+	return ok && k == initiation
 }
 
 // Receiver gives the index for which to look in the [Table]; false if the
