@@ -145,6 +145,23 @@ func TestCloseWaitsForCalls(t *testing.T) {
 	}
 }
 
+// A call that comes too late leaves alone whoever has the number now.
+func TestNumberIsReused(t *testing.T) {
+	a, _ := pair(t)
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b, _ := pair(t)
+	if b.fd != a.fd {
+		t.Fatalf("the kernel gave %d, want the lowest free number, %d", b.fd, a.fd)
+	}
+	_, _ = a.Read(make([]byte, 1))
+	_ = a.Close()
+	if !isOpen(b.fd) {
+		t.Error("another file was closed")
+	}
+}
+
 // Numbers are reused at once here; a call that is late would steal the byte of
 // another file.
 func TestCloseUnderUse(t *testing.T) {
@@ -213,7 +230,10 @@ func TestWait(t *testing.T) {
 	buf := make([]byte, 10)
 	_, _ = b.Read(buf)
 	_, _ = d.Read(buf)
-	start := time.Now()
+	w.Wake()
+	w.Wake()
+	expect(patience, 0)
+	start := time.Now() // both were for that one
 	expect(20*time.Millisecond, 0)
 	if took := time.Since(start); took < 20*time.Millisecond {
 		t.Errorf("gave up after %v", took)
@@ -275,6 +295,36 @@ func TestWaitEnds(t *testing.T) {
 					t.Fatal("the wait did not end")
 				}
 			})
+		}
+	}
+}
+
+// A Wait that begins while the Waiter is closed ends, too.
+func TestCloseBetweenWaits(t *testing.T) {
+	_, f := pair(t)
+	for range 500 {
+		w := newWaiter(t, f)
+		ended := make(chan error, 1)
+		go func() {
+			for {
+				if _, err := w.Wait(-1); err != nil {
+					ended <- err
+					return
+				}
+			}
+		}()
+		inPoll(t, f)
+		w.Wake() // more than one may come
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-ended:
+			if !errors.Is(err, os.ErrClosed) {
+				t.Fatalf("wait: %v, want %v", err, os.ErrClosed)
+			}
+		case <-time.After(patience):
+			t.Fatal("the wait did not end")
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +25,9 @@ const maxFiles = 64
 type Waiter struct {
 	files []*File // fixed at construction
 	event *File   // eventfd, for Wake
+	// closed is set before the last Wake, so that whoever takes that one for
+	// another does not wait again.
+	closed atomic.Bool
 
 	polled  []unix.PollFd // owned by Wait: the files, and event at the end
 	timeout unix.Timespec // owned by Wait
@@ -62,7 +66,7 @@ func (w *Waiter) Wait(timeout time.Duration) (Ready, error) {
 		w.polled[i] = unix.PollFd{Fd: int32(f.fd), Events: unix.POLLIN}
 	}
 	defer w.release(held)
-	if !w.event.acquire() {
+	if w.closed.Load() || !w.event.acquire() {
 		return 0, os.ErrClosed
 	}
 	defer w.event.release()
@@ -113,6 +117,7 @@ func (w *Waiter) Close() error {
 	for _, f := range w.files {
 		f.forget(w)
 	}
+	w.closed.Store(true)
 	w.Wake()
 	return w.event.Close()
 }
