@@ -4,8 +4,9 @@
 //
 // A [File] is a non-blocking descriptor. Its calls return at once, do not tell
 // the Go scheduler, allocate nothing, and fail with EAGAIN where they would have
-// to wait. A [Waiter] waits for several Files; meanwhile the scheduler gives the
-// processor to other goroutines.
+// to wait. A [Waiter] waits for several Files. Go's scheduler takes the slot of
+// one that waits away, but may need 10 ms for that: an owner of several raises
+// GOMAXPROCS by their number, or other goroutines are late.
 //
 // Files and Waiters may be used from any goroutines and closed at any time. A
 // descriptor is given back to the kernel when the last call on it has returned,
