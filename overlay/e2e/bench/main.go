@@ -6,7 +6,7 @@
 //
 // All systems are measured in turn, in several rounds, and the median counts, so
 // that a machine that gets slower meanwhile does so for all. What was measured
-// while the hypervisor took the processors away ([stealLimit]) is measured again.
+// while the hypervisor took the processors away (-steal) is measured again.
 // A system that is not to be had, or does not start, is "not measured", and says
 // why.
 package main
@@ -57,6 +57,7 @@ type options struct {
 	README  string // file whose table is to be replaced; empty: none
 	Render  string // a latest.json to render instead of measuring
 	Commit  string
+	Steal   float64 // limit of stolen time
 	Verbose bool
 }
 
@@ -79,6 +80,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&o.README, "readme", "", "`file` whose table between the two markers is replaced")
 	flags.StringVar(&o.Render, "render", "", "measure nothing: take the figures from this `file`, an earlier latest.json")
 	flags.StringVar(&o.Commit, "commit", "unknown", "`name` of what is measured, for the report")
+	flags.Float64Var(&o.Steal, "steal", stealLimit, "`part` of the time that the hypervisor may take during a measurement that counts")
 	flags.BoolVar(&o.Verbose, "v", false, "tell of every trial in the search for a rate")
 	if err := flags.Parse(args); err != nil {
 		return o, err

@@ -30,15 +30,11 @@ const (
 	// setupTime bounds how long a system takes to carry its first packet.
 	setupTime = 90 * time.Second
 	// bulkHead is the start of a bulk stream, before others are measured beside it.
-	bulkHead = 500 * time.Millisecond
-	// fewPackets are enough for a percentile of round trips to mean something.
+	bulkHead       = 500 * time.Millisecond
 	pingsPerSecond = 1000
 	pingSize       = 64
-	flows          = 1000
+	flows          = 1000 // from one host to the four others
 )
-
-// errStolen marks a measurement that never counted.
-var errStolen = fmt.Errorf("dropped: the hypervisor took more than %g %% of the time, %d times", stealLimit*100, repeats+1)
 
 // bench is one run.
 type bench struct {
@@ -274,10 +270,9 @@ func (b *bench) take(ctx context.Context, layout string, s system, name string, 
 	if ctx.Err() != nil {
 		return
 	}
-	got, dropped, err := steady(ctx, machineTime, func() (values, error) {
-		// The longest is the search for a rate: about ten short trials, and some
-		// long ones.
-		ctx, cancel := context.WithTimeout(ctx, 30*time.Second+20*b.length())
+	got, dropped, err := steady(ctx, b.o.Steal, machineTime, func() (values, error) {
+		// The longest is the search for a rate.
+		ctx, cancel := context.WithTimeout(ctx, time.Minute+20*b.length())
 		defer cancel()
 		return measure(ctx)
 	})
@@ -291,9 +286,9 @@ func (b *bench) take(ctx context.Context, layout string, s system, name string, 
 	b.say("  %s: %v", name, got)
 }
 
-// steady repeats a measurement until the machine was ours meanwhile, and says how
-// often it was not.
-func steady(ctx context.Context, clock func() (cpuTime, error), measure func() (values, error)) (got values, dropped int, err error) {
+// steady repeats a measurement until at most that part of the time was stolen
+// meanwhile, and says how often it was more.
+func steady(ctx context.Context, limit float64, clock func() (cpuTime, error), measure func() (values, error)) (got values, dropped int, err error) {
 	for range repeats + 1 {
 		before, err := clock()
 		if err != nil {
@@ -307,12 +302,12 @@ func steady(ctx context.Context, clock func() (cpuTime, error), measure func() (
 		if err != nil {
 			return nil, dropped, err
 		}
-		if stolen(before, after) <= stealLimit {
+		if stolen(before, after) <= limit {
 			return got, dropped, nil
 		}
 		dropped++
 	}
-	return nil, dropped, errStolen
+	return nil, dropped, fmt.Errorf("dropped %d times: the hypervisor took more than %g %% of the time", dropped, limit*100)
 }
 
 // percentile of sorted durations; 0 for none.

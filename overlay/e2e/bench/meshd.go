@@ -71,7 +71,7 @@ func (e engine) start(ctx context.Context, t *tools, l *lab.Lab) (*network, erro
 	for _, node := range c.Nodes {
 		n.daemons = append(n.daemons, node.Process())
 	}
-	if err := c.WaitAllPairs(ctx); err != nil {
+	if err := c.WaitReady(ctx); err != nil {
 		return n, fmt.Errorf("%w\n%s", err, c.Logs(10))
 	}
 	for _, node := range c.Nodes {

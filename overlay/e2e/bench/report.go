@@ -85,17 +85,20 @@ func (v values) String() string {
 
 // Report is what a run has found. It is what latest.json holds.
 type Report struct {
-	Format  int          `json:"format"`
-	Date    time.Time    `json:"date"`
-	Commit  string       `json:"commit"`
-	Command string       `json:"command"`
-	Machine Machine      `json:"machine"`
-	Rounds  int          `json:"rounds"`
-	Seconds float64      `json:"seconds"`
-	Dropped int          `json:"dropped"` // measurements, for stolen time
-	Systems []SystemInfo `json:"systems"`
-	Layouts []Layout     `json:"layouts"`
-	Bars    []Bar        `json:"bars"`
+	Format  int       `json:"format"`
+	Date    time.Time `json:"date"`
+	Commit  string    `json:"commit"`
+	Command string    `json:"command"`
+	Machine Machine   `json:"machine"`
+	Rounds  int       `json:"rounds"`
+	Seconds float64   `json:"seconds"`
+	// StealLimit is the part of the time that the hypervisor may take; Dropped is
+	// how many measurements were repeated for that.
+	StealLimit float64      `json:"steal_limit"`
+	Dropped    int          `json:"dropped"`
+	Systems    []SystemInfo `json:"systems"`
+	Layouts    []Layout     `json:"layouts"`
+	Bars       []Bar        `json:"bars"`
 }
 
 // SystemInfo says what was measured.
@@ -128,7 +131,7 @@ type Value struct {
 func newReport(o options) *Report {
 	r := &Report{
 		Format: fileFormat, Date: time.Now().UTC().Truncate(time.Second), Commit: o.Commit, Machine: thisMachine(),
-		Rounds: o.Rounds, Seconds: o.Seconds, Command: command(o),
+		Rounds: o.Rounds, Seconds: o.Seconds, StealLimit: o.Steal, Command: command(o),
 	}
 	for _, l := range o.Layouts {
 		r.Layouts = append(r.Layouts, Layout{Name: l})

@@ -93,7 +93,7 @@ func (r *Report) notes() []string {
 		}
 	}
 	if r.Dropped > 0 {
-		out = append(out, fmt.Sprintf("%d measurements were dropped, and repeated, since the hypervisor had taken more than %g %% of the time", r.Dropped, stealLimit*100))
+		out = append(out, fmt.Sprintf("%d measurements were dropped, and repeated, since the hypervisor had taken more than %g %% of the time", r.Dropped, r.StealLimit*100))
 	}
 	return out
 }

@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"time"
 )
@@ -19,17 +18,30 @@ const (
 	// closeEnough ends the search: the highest rate that passes and the lowest
 	// that does not differ by less.
 	closeEnough = 1.04
-	// mostTrials bounds the search, stepDown is between the long trials after
-	// it, of which there are at most mostConfirms.
+	// keptPart is the part of the asked rate that makes a trial one of that rate.
+	keptPart = 0.9
+	// mostTrials bounds the search. After it come long trials, at most
+	// mostConfirms; after one that fails the rate goes down to what arrived, but
+	// by no less and no more than these factors.
 	mostTrials   = 12
-	stepDown     = 0.95
-	mostConfirms = 8
-	// trialPart is the length of a trial as a part of that of the measurement.
-	trialPart = 10
+	mostConfirms = 15
+	leastStep    = 0.97
+	mostStep     = 0.9
+	// trialPart is the length of a short trial as a part of a long one's, and
+	// leastTrial the least, below which chance decides.
+	trialPart  = 10
+	leastTrial = 50 * time.Millisecond
+	// drain is the pause after a trial that overran a queue somewhere, so that the
+	// next one finds it empty.
+	drain = 200 * time.Millisecond
 )
 
 // trial is what came of sending at some rate.
 type trial struct{ sent, received, seconds float64 }
+
+// kept tells whether the sender came near the rate that it was asked for. It is kept
+// from it where it has no processor for a while.
+func (t trial) kept(rate float64) bool { return t.sent >= rate*t.seconds*keptPart }
 
 func (t trial) passes() bool { return t.received >= t.sent*(1-lossLimit) && t.received > 0 }
 
@@ -48,7 +60,7 @@ func (t trial) rate() float64 {
 func search(try func(rate float64, long bool) (trial, error)) (float64, error) {
 	short := func(rate float64) (t trial, err error) {
 		for range 2 {
-			if t, err = try(rate, false); err != nil || t.passes() {
+			if t, err = try(rate, false); err != nil || t.passes() && t.kept(rate) {
 				break
 			}
 		}
@@ -85,16 +97,21 @@ func search(try func(rate float64, long bool) (trial, error)) (float64, error) {
 	if low == 0 {
 		low = high
 	}
+	best := 0.0
 	for range mostConfirms {
 		t, err := try(low, true)
 		if err != nil {
 			return 0, err
 		}
 		if t.passes() {
-			return t.rate(), nil
+			if best = max(best, t.rate()); t.kept(low) {
+				break
+			}
 		}
-		// What passes in the end is not far above what got through now.
-		low = min(low*stepDown, max(t.rate(), low/2))
+		low *= min(leastStep, max(mostStep, t.rate()/low))
+	}
+	if best > 0 {
+		return best, nil
 	}
 	return 0, errors.New("no rate was found at which less than 1 % gets lost")
 }
@@ -119,9 +136,12 @@ func (p *place) rate(ctx context.Context, size, flows int, length time.Duration,
 				return trial{}, err
 			}
 		}
-		d := length / trialPart
+		d := max(length/trialPart, leastTrial)
 		if long {
-			d = length
+			d = max(length, leastTrial)
+		}
+		if rate > 0 { // the sender wakes up for that many
+			rate = max(rate, 2*leastBatch/d.Seconds())
 		}
 		s, err := p.agents[0].ask(ctx, order{Do: "send", To: to, Trial: number, Size: size, Flows: flows, Rate: rate, For: d})
 		if err != nil {
@@ -140,9 +160,13 @@ func (p *place) rate(ctx context.Context, size, flows int, length time.Duration,
 			}
 			t.received += float64(got.Packets)
 		}
-		detail("    trial of %v: asked %.0f/s, sent %.0f/s, received %.0f/s: %.2f %% lost", d, rate, t.sent/t.seconds, t.rate(), 100*(1-t.received/t.sent))
-		if t.sent == 0 {
-			return t, fmt.Errorf("nothing was sent in %v", d)
+		detail("    trial of %v: asked %.0f/s, sent %.0f/s, received %.0f/s", d, rate, t.sent/t.seconds, t.rate())
+		if !t.passes() {
+			select {
+			case <-time.After(drain):
+			case <-ctx.Done():
+				return trial{}, ctx.Err()
+			}
 		}
 		return t, nil
 	})
