@@ -54,7 +54,7 @@ func newDuel(t *testing.T, choices []int, losses int, established, swapped bool)
 	}
 	now := start
 	if established {
-		d.do(0, now, d.ends[0].Want(now, d.keys[1]))
+		d.do(0, d.ends[0].Want(now, d.keys[1]))
 		for len(d.air) > 0 {
 			d.deliver(now, 0)
 		}
@@ -64,7 +64,7 @@ func newDuel(t *testing.T, choices []int, losses int, established, swapped bool)
 	d.losses, d.lossLeft = losses, losses
 	for i, m := range d.ends {
 		m.peers[d.keys[1-i]].tryFor(now)
-		d.do(i, now, m.flush())
+		d.do(i, m.flush())
 	}
 	d.play(now)
 	return d
@@ -109,7 +109,7 @@ func (d *duel) arrive(now time.Time, to int, contents []byte) {
 		if err != nil {
 			fmt.Fprintf(&d.story, "  %v\n", err)
 		}
-		d.do(to, now, actions)
+		d.do(to, actions)
 		return
 	}
 	s := m.Table().Lookup(index)
@@ -121,11 +121,11 @@ func (d *duel) arrive(now time.Time, to int, contents []byte) {
 		d.t.Fatal(err)
 	}
 	if s.NoteReceived(now, false, netip.AddrPort{}) {
-		d.do(to, now, m.Step(now))
+		d.do(to, m.Step(now))
 	}
 }
 
-func (d *duel) do(i int, now time.Time, actions []Action) {
+func (d *duel) do(i int, actions []Action) {
 	for _, a := range actions {
 		switch a := a.(type) {
 		case Send:

@@ -21,7 +21,7 @@ type naive struct {
 }
 
 func (n *naive) accept(counter uint64) bool {
-	if counter+windowSize < n.last || n.seen[counter] {
+	if counter < n.last && n.last-counter > windowSize || n.seen[counter] {
 		return false
 	}
 	n.seen[counter] = true

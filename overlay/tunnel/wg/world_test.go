@@ -148,7 +148,7 @@ func (w *world) say(format string, args ...any) {
 }
 
 // note is a line of its own.
-func (w *world) note(format string, args ...any) { fmt.Fprintf(&w.story, "\n# "+format+"\n", args...) }
+func (w *world) note(text string) { fmt.Fprintf(&w.story, "\n# %s\n", text) }
 
 // sessionName gives the same name to both ends.
 func (w *world) sessionName(s *Session) string {
