@@ -58,6 +58,8 @@ var mayImport = []struct{ pkg, ours string }{
 	{"tun/rawio", ""},
 	{"tun/tuntest", "tun/..."},
 	{"overlay/tunnel/wggo", vocabulary},
+	// The engine's workers move packets from one kernel queue to the other.
+	{"overlay/tunnel/native", "overlay/tunnel/wg overlay/udp tun/device tun/packet tun/rawio " + vocabulary},
 	{"overlay/tunnel/tunneltest", vocabulary},
 
 	// The loop declares interfaces; it never imports an adapter.
@@ -107,7 +109,7 @@ var homes = []struct{ module, homes string }{
 	{"github.com/vishvananda/netlink", "tun/hostnet overlay/e2e/..."}, // e2e builds its lab with it
 	{"github.com/vishvananda/netns", "tun/netns"},
 	{"golang.org/x/crypto", "overlay/tunnel/wg"},
-	{"golang.org/x/sys", "tun/... mesh/statedir overlay/udp overlay/e2e/..."}, // system calls that package syscall lacks
+	{"golang.org/x/sys", "tun/... mesh/statedir overlay/udp overlay/tunnel/native overlay/e2e/..."}, // system calls that package syscall lacks
 	{"golang.zx2c4.com/wireguard", "overlay/tunnel/wggo"},
 	{"gopkg.in/yaml.v3", "overlay/config"},
 }

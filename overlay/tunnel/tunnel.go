@@ -24,6 +24,7 @@ import (
 // Suites of the tunnel protocol.
 const (
 	ChaCha20Poly1305 = "chacha20poly1305" // WireGuard, byte for byte
+	AES256GCM        = "aes256gcm"        // the same handshake around AES
 )
 
 // Config is everything an engine should do. Applying it twice changes nothing.
@@ -51,12 +52,26 @@ type Stats struct {
 	Drops map[string]uint64 // packets dropped, by reason
 }
 
-// Reasons for which packets are dropped.
+// Reasons for which packets are dropped. An engine counts those that it can tell.
 const (
 	DropSource      = "inner_source"      // leaving, source not ours
 	DropDestination = "inner_destination" // arrived, not for us
-	DropMalformed   = "malformed"         // neither IPv4 nor IPv6
+	DropMalformed   = "malformed"         // neither IPv4 nor IPv6, or not what it claims to be
 	DropEndpoint    = "endpoint_in_mesh"  // datagram of a tunnel, come through the mesh
+
+	DropSpoofed    = "inner_spoofed" // arrived, source is not the sending peer's
+	DropNoRoute    = "no_route"      // leaving, nobody owns the destination
+	DropNoEndpoint = "no_endpoint"   // leaving, nobody knows where the peer is
+	DropWaiting    = "no_session"    // leaving, too many wait for the handshake, or it failed
+	DropTooBig     = "too_big"       // leaving, longer than the MTU; the sender was told
+	DropSend       = "send"          // leaving, refused by the kernel
+	DropReceive    = "receive"       // arrived, truncated or not of the protocol
+	DropSession    = "unknown"       // arrived, of no session that we have
+	DropForged     = "forged"        // arrived, authentication failed
+	DropReplayed   = "replayed"      // arrived, seen before or too old
+	DropHandshake  = "handshake"     // a handshake message that was refused
+	DropECN        = "congestion"    // arrived, marked by a congested network, for a transport that does not listen
+	DropTUN        = "tun"           // arrived, refused by the kernel
 )
 
 // PeerStats is what the engine knows of one peer.

@@ -258,7 +258,7 @@ func (d *Device) take(fd int, queue bool) error {
 	if err != nil {
 		return err
 	}
-	d.queues = append(d.queues, newQueue(file))
+	d.queues = append(d.queues, NewQueue(file))
 	return nil
 }
 

@@ -20,12 +20,14 @@ type Queue struct {
 // usualParts of a packet that is written: two headers and 64 payloads.
 const usualParts = 66
 
-func newQueue(file *rawio.File) *Queue {
+// NewQueue makes a Queue of any descriptor that keeps packets apart as the TUN
+// does, such as a datagram socket in a test.
+func NewQueue(file *rawio.File) *Queue {
 	return &Queue{file: file, vecs: make([]unix.Iovec, 0, usualParts)}
 }
 
 // Clone gives another Queue for the same queue of the kernel.
-func (q *Queue) Clone() *Queue { return newQueue(q.file) }
+func (q *Queue) Clone() *Queue { return NewQueue(q.file) }
 
 // File is what a [rawio.Waiter] waits for.
 func (q *Queue) File() *rawio.File { return q.file }

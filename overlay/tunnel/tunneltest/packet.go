@@ -39,3 +39,15 @@ func checksum(header []byte) uint16 {
 	}
 	return ^uint16(sum)
 }
+
+// isUnreachable tells whether a packet is ICMP "destination unreachable", of
+// either family.
+func isUnreachable(packet []byte) bool {
+	switch {
+	case len(packet) > 20 && packet[0] == 0x45:
+		return packet[9] == 1 && packet[20] == 3
+	case len(packet) > 40 && packet[0]>>4 == 6:
+		return packet[6] == 58 && packet[40] == 1
+	}
+	return false
+}

@@ -1,0 +1,318 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"meshd/mesh"
+	"meshd/overlay/tunnel"
+	"meshd/overlay/tunnel/wg"
+	"meshd/overlay/udp"
+)
+
+const (
+	// lookEvery is how often the link is looked at: so that with the time to build
+	// the engine again a renamed link is back within two seconds.
+	lookEvery = time.Second
+	// loadAt is how many waiting handshakes are more than can be served soon: 64
+	// take ten milliseconds or two.
+	loadAt = 64
+	// loadFor is for how long cookies are asked for after that.
+	loadFor = time.Second
+	// triesPerEndpoint is how many initiations go to an endpoint before the next
+	// one is tried.
+	triesPerEndpoint = 2
+)
+
+// control owns the machine and all that workers read.
+type control struct {
+	// fixed at construction
+	*Engine
+	machine *wg.Machine
+	group   *udp.Group
+	sockets [2]*udp.Socket // IPv4, IPv6; the latter may be nil
+
+	// owned by run
+	byKey    map[mesh.Key]*peer
+	config   tunnel.Config // applied last
+	loadEnds time.Time     // zero: we are not under load
+	room     []byte
+}
+
+func newControl(e *Engine, m *wg.Machine, g *udp.Group) *control {
+	c := &control{Engine: e, machine: m, group: g, byKey: map[mesh.Key]*peer{}}
+	c.sockets[0] = g.IPv4(0).Clone()
+	if s := g.IPv6(0); s != nil {
+		c.sockets[1] = s.Clone()
+	}
+	return c
+}
+
+func (c *control) run(ctx context.Context) error {
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	defer c.saveLast()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-c.failed:
+			return err
+		case h := <-c.handshakes:
+			c.receive(h)
+		case r := <-c.requests:
+			r.done <- c.apply(r.want)
+		case <-c.poke:
+		case <-timer.C:
+		case <-look.C:
+			if err := c.readMTU(); err != nil {
+				return err
+			}
+		}
+		now := time.Now()
+		c.wanted(now)
+		c.do(c.machine.Step(now))
+		if next, ok := c.machine.Next(); ok {
+			timer.Reset(max(time.Until(next), time.Millisecond))
+		}
+	}
+}
+
+// receive takes a handshake message in, and then all that wait.
+func (c *control) receive(h handshake) {
+	for more := true; more; {
+		now := time.Now()
+		if waiting := len(c.handshakes); waiting >= loadAt {
+			c.loadEnds = now.Add(loadFor)
+		}
+		c.machine.UnderLoad(now.Before(c.loadEnds))
+		actions, err := c.machine.Receive(now, h.message[:h.size], h.from)
+		if err != nil {
+			c.drops.add(dropHandshake, 1)
+		}
+		c.doFrom(actions, h)
+		select {
+		case h = <-c.handshakes:
+		default:
+			more = false
+		}
+	}
+}
+
+// wanted starts handshakes that workers ask for.
+func (c *control) wanted(now time.Time) {
+	for key, p := range c.byKey {
+		if p.wants.Load() {
+			p.wants.Store(false)
+			c.do(c.machine.Want(now, key))
+		}
+	}
+}
+
+func (c *control) do(actions []wg.Action) { c.doFrom(actions, handshake{}) }
+
+// doFrom carries out what follows from a message; its zero value: from nothing
+// that came.
+func (c *control) doFrom(actions []wg.Action, h handshake) {
+	for _, a := range actions {
+		switch a := a.(type) {
+		case wg.Save:
+			c.save(a.Stamp)
+		case wg.Send:
+			if p := c.byKey[a.Peer]; p != nil {
+				c.sendTo(p, a.Packet)
+			}
+		case wg.Reply:
+			c.transmit(a.Packet, a.To, h.local, nil)
+		case wg.Move:
+			if p := c.byKey[a.Peer]; p != nil {
+				p.moveTo(a.Endpoint)
+			}
+		case wg.Use:
+			if p := c.byKey[a.Peer]; p != nil {
+				c.use(p, a.Session)
+			}
+		case wg.GiveUp:
+			if p := c.byKey[a.Peer]; p != nil {
+				c.drops.add(dropWaiting, p.giveUp())
+			}
+		}
+	}
+}
+
+func (c *control) save(stamp time.Time) {
+	if c.options.SaveStamp == nil {
+		return
+	}
+	if err := c.options.SaveStamp(stamp); err != nil {
+		c.log.Warn("time of the last handshake not saved; with a clock that is set back, peers may not answer after a restart", "err", err)
+	}
+}
+
+// saveLast saves what was used, so that the next run need not begin ahead of its
+// clock.
+func (c *control) saveLast() {
+	if stamp := c.machine.Stamp(); !stamp.IsZero() {
+		c.save(stamp)
+	}
+}
+
+// sendTo sends a message to a peer. An initiation that is repeated goes to its
+// next endpoint.
+func (c *control) sendTo(p *peer, msg []byte) {
+	if wg.IsInitiation(msg) {
+		if rx := p.rx.Load(); rx != p.seen {
+			p.seen, p.tries = rx, 0
+		}
+		if p.tries >= triesPerEndpoint {
+			p.tries = 0
+			c.point(p, p.next())
+		}
+		p.tries++
+	}
+	at := p.path.Load()
+	if at == nil {
+		c.drops.add(dropNoEndpoint, 1)
+		return
+	}
+	c.transmit(msg, at.remote, at.local, p)
+	p.tx.Add(uint64(len(msg)))
+}
+
+func (c *control) transmit(msg []byte, to netip.AddrPort, local udp.Source, p *peer) {
+	socket := c.sockets[0]
+	if to.Addr().Is6() {
+		socket = c.sockets[1]
+	}
+	if socket == nil {
+		c.drops.add(dropSend, 1)
+		return
+	}
+	_, err := socket.Send(&udp.Train{Data: msg, Remote: to, Local: local})
+	switch {
+	case errors.Is(err, udp.ErrSource) && p != nil:
+		p.path.Store(&path{remote: to})
+	case err != nil && !errors.Is(err, udp.ErrSource):
+		c.drops.add(dropSend, 1)
+	}
+}
+
+// point sends to another endpoint from now on.
+func (c *control) point(p *peer, at netip.AddrPort) {
+	p.moveTo(at)
+	c.machine.SetEndpoint(p.want.PublicKey, at)
+}
+
+// use takes up another session, or none, and sends what waited for it.
+func (c *control) use(p *peer, s *wg.Session) {
+	waited := p.use(s)
+	p.tries = 0
+	if s == nil || len(waited) == 0 {
+		return
+	}
+	at := p.path.Load()
+	counter, ok := s.Reserve(len(waited))
+	if at == nil || !ok {
+		c.drops.add(dropWaiting, len(waited))
+		return
+	}
+	mtu := int(c.mtu.Load())
+	for i, packet := range waited {
+		size := wg.Padded(len(packet), mtu)
+		c.room = slices.Grow(c.room[:0], size+wg.Overhead)
+		msg := s.SealPadded(c.room, counter+uint64(i), packet, size)
+		c.transmit(msg, at.remote, at.local, p)
+		p.tx.Add(uint64(len(msg)))
+	}
+	s.NoteSent(time.Now(), true) // the session is new: there is no other to want
+}
+
+// apply makes peers and routes as they should be. Removed peers are cut off both
+// ways when it returns, but for packets that a worker has in hand.
+func (c *control) apply(want tunnel.Config) error {
+	var errs []error
+	var peers []*peer
+	var ends []wg.Peer
+	next := make(map[mesh.Key]*peer, len(want.Peers))
+	for _, w := range want.Peers {
+		suite, err := suiteOf(w.Suite)
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("peer %s has %w", w.ID.Short(), err))
+			continue
+		case w.PublicKey.IsZero():
+			errs = append(errs, fmt.Errorf("peer %s has no key", w.ID.Short()))
+			continue
+		case next[w.PublicKey] != nil:
+			errs = append(errs, fmt.Errorf("peer %s has the key of another peer", w.ID.Short()))
+			continue
+		}
+		p := c.byKey[w.PublicKey]
+		if p == nil || p.want.ID != w.ID {
+			p = &peer{}
+		}
+		next[w.PublicKey] = p
+		peers = append(peers, p)
+		ends = append(ends, wg.Peer{Key: w.PublicKey, Suite: suite, Handle: p})
+		w.Endpoints = usable(w.Endpoints, want.Inside)
+		changed := !slices.Equal(p.want.Endpoints, w.Endpoints)
+		p.want = w
+		if changed && !slices.Contains(w.Endpoints, p.endpoint()) && len(w.Endpoints) > 0 {
+			p.tries = 0
+			p.moveTo(w.Endpoints[0])
+		} else if contains(want.Inside, p.endpoint().Addr()) {
+			p.moveTo(netip.AddrPort{})
+		}
+	}
+	c.byKey = next
+	actions, err := c.machine.SetPeers(time.Now(), ends)
+	errs = append(errs, err)
+	for key, p := range next {
+		if at := p.endpoint(); at.IsValid() {
+			c.machine.SetEndpoint(key, at)
+		}
+	}
+	c.routes.Store(newRoutes(want, peers))
+	c.show(peers)
+	c.do(actions)
+	c.config = want
+	return errors.Join(errs...)
+}
+
+// show lets Stats see the peers.
+func (c *control) show(peers []*peer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.peers)
+	for _, p := range peers {
+		c.peers[p.want.ID] = p
+	}
+}
+
+// usable gives the endpoints that are outside of the mesh, IPv4 as IPv4.
+func usable(endpoints []netip.AddrPort, inside []netip.Prefix) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, ep := range endpoints {
+		ep = netip.AddrPortFrom(ep.Addr().Unmap(), ep.Port())
+		if !contains(inside, ep.Addr()) {
+			out = append(out, ep)
+		}
+	}
+	return out
+}
+
+func suiteOf(name string) (wg.Suite, error) {
+	switch name {
+	case "", tunnel.ChaCha20Poly1305:
+		return wg.ChaCha20Poly1305, nil
+	case tunnel.AES256GCM:
+		return wg.AES256GCM, nil
+	}
+	return 0, fmt.Errorf("the unknown suite %q", name)
+}

@@ -1,0 +1,246 @@
+package native
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"meshd/overlay/tunnel/wg"
+	"meshd/overlay/udp"
+	"meshd/tun/device"
+	"meshd/tun/packet"
+	"meshd/tun/rawio"
+)
+
+type addr = netip.Addr
+
+// receiver takes trains from a socket to a TUN queue.
+type receiver struct {
+	// fixed at construction
+	e      *Engine
+	queue  *device.Queue
+	socket *udp.Socket
+	waiter *rawio.Waiter
+	// room is where a train is received and opened. What the joiner holds points
+	// into it, so it is written and forgotten before the next train comes.
+	room []byte
+
+	// owned by run
+	joiner packet.Joiner
+	known  flowIn
+	in     udp.Train
+	bytes  int  // of the session's datagrams in this train
+	data   bool // there was one with a packet
+}
+
+// flowIn remembers that packets of these addresses may come from the peer.
+type flowIn struct {
+	routes  *routes
+	version int
+	pair    [32]byte
+	peer    *peer
+}
+
+func newReceiver(e *Engine, q *device.Queue, s *udp.Socket) (*receiver, error) {
+	waiter, err := rawio.NewWaiter(s.File())
+	if err != nil {
+		return nil, err
+	}
+	r := &receiver{e: e, queue: q, socket: s, waiter: waiter, room: make([]byte, udp.MaxTrain)}
+	r.joiner.UDP = e.options.TUN.USO()
+	return r, nil
+}
+
+func (r *receiver) stop() { _ = r.waiter.Close() }
+
+func (r *receiver) run() {
+	for {
+		err := r.socket.Receive(r.room, &r.in)
+		switch {
+		case err == nil:
+			r.train()
+			continue
+		case errors.Is(err, unix.EAGAIN):
+			_, err = r.waiter.Wait(patience)
+		case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EINVAL):
+			time.Sleep(pauseAfterError)
+			err = nil
+		case udp.Transient(err):
+			r.e.drops.add(dropReceive, 1)
+			err = nil
+		}
+		if err != nil {
+			_ = r.waiter.Close() // may be closed already
+			if !errors.Is(err, os.ErrClosed) {
+				r.e.fail(err)
+			}
+			return
+		}
+	}
+}
+
+// train opens the datagrams of a train and writes what is in them.
+func (r *receiver) train() {
+	routes := r.e.routes.Load()
+	if contains(routes.inside, r.in.Remote.Addr()) {
+		r.e.drops.add(dropEndpoint, 1)
+		return
+	}
+	now := time.Now()
+	var session *wg.Session
+	for d := range r.in.Datagrams() {
+		index, ok := wg.Receiver(d)
+		if !ok {
+			r.handshake(d)
+			continue
+		}
+		s := r.e.table.Lookup(index)
+		if s == nil || !s.Alive(now) {
+			r.e.drops.add(dropSession, 1)
+			continue
+		}
+		inner, err := s.Open(d)
+		if err != nil {
+			r.refused(err)
+			continue
+		}
+		if s != session {
+			r.note(session, now)
+			session = s
+		}
+		r.bytes += len(d)
+		if len(inner) > 0 {
+			r.data = true
+			r.deliver(s.Handle().(*peer), routes, inner)
+		}
+	}
+	r.note(session, now)
+	r.drain()
+}
+
+// note tells the session what came by it.
+func (r *receiver) note(s *wg.Session, now time.Time) {
+	if s == nil {
+		return
+	}
+	p := s.Handle().(*peer)
+	p.rx.Add(uint64(r.bytes))
+	p.came(&r.in)
+	if s.NoteReceived(now, r.data, r.in.Remote) {
+		r.e.signal()
+	}
+	r.bytes, r.data = 0, false
+}
+
+func (r *receiver) refused(err error) {
+	switch {
+	case errors.Is(err, wg.ErrReplay):
+		r.e.drops.add(dropReplayed, 1)
+	case errors.Is(err, wg.ErrForged):
+		r.e.drops.add(dropForged, 1)
+	case errors.Is(err, wg.ErrEnded):
+		r.e.drops.add(dropSession, 1)
+	default:
+		r.e.drops.add(dropReceive, 1)
+	}
+}
+
+// handshake is a message for control.
+type handshake struct {
+	size    int
+	message [wg.MaxHandshake]byte
+	from    netip.AddrPort
+	local   udp.Source
+}
+
+// maxHandshakes is how many wait for control: those of a mesh that starts.
+const maxHandshakes = 512
+
+func (r *receiver) handshake(d []byte) {
+	if !wg.IsHandshake(d) {
+		r.e.drops.add(dropReceive, 1)
+		return
+	}
+	h := handshake{from: r.in.Remote, local: r.in.Local}
+	h.size = copy(h.message[:], d)
+	select {
+	case r.e.handshakes <- h:
+	default:
+		r.e.drops.add(dropHandshake, 1)
+	}
+}
+
+// deliver gives a packet to the joiner, if its sender may send it and it is for
+// us.
+func (r *receiver) deliver(from *peer, routes *routes, inner []byte) {
+	n, ok := packet.Length(inner)
+	if !ok {
+		r.e.drops.add(dropMalformed, 1)
+		return
+	}
+	inner = inner[:n:n]
+	if !r.permitted(from, routes, inner) {
+		return
+	}
+	if outer := packet.ECN(r.in.ECN); outer != packet.NotECT {
+		before := packet.GetECN(inner)
+		mark, deliver := packet.Decapsulate(outer, before)
+		if !deliver {
+			r.e.drops.add(dropECN, 1)
+			return
+		}
+		if mark != before {
+			packet.SetECN(inner, mark)
+		}
+	}
+	packet.ClampMSS(inner, int(r.e.mtu.Load()))
+	for !r.joiner.Add(inner) {
+		r.drain()
+	}
+}
+
+// permitted holds cryptokey routing for what arrives.
+func (r *receiver) permitted(from *peer, routes *routes, p []byte) bool {
+	var pair [32]byte
+	version := packet.Version(p)
+	if version == 4 {
+		copy(pair[:8], p[12:20])
+	} else {
+		copy(pair[:], p[8:40])
+	}
+	if k := &r.known; k.routes == routes && k.peer == from && k.version == version && k.pair == pair {
+		return true
+	}
+	var owner *peer
+	if version == 4 {
+		owner = routes.peers4.lookup([4]byte(pair[:]))
+	} else {
+		owner = routes.peers6.lookup([16]byte(pair[:]))
+	}
+	if owner != from {
+		r.e.drops.add(dropSpoofed, 1)
+		return false
+	}
+	if _, dst, _ := packet.Addresses(p); !contains(routes.own, dst) {
+		r.e.drops.add(dropDestination, 1)
+		return false
+	}
+	r.known = flowIn{routes, version, pair, from}
+	return true
+}
+
+// drain writes what the joiner holds.
+func (r *receiver) drain() {
+	for {
+		parts, ok := r.joiner.Next()
+		if !ok {
+			return
+		}
+		if _, err := r.queue.WritePacket(parts); err != nil {
+			r.e.drops.add(dropTUN, len(parts)-1)
+		}
+	}
+}
