@@ -27,7 +27,7 @@ func isAgent() bool { return os.Getenv(agentVariable) != "" }
 
 // order is one line to an agent, and answer is its one line in return.
 type order struct {
-	Do    string           // listen, expect, count, send, echo, ping
+	Do    string           // listen, expect, count, silence, send, echo, ping
 	At    netip.AddrPort   // listen, echo: where; port 0: any
 	To    []netip.AddrPort // send, ping: receivers
 	Trial uint32           // expect, send: what is counted together
@@ -35,7 +35,7 @@ type order struct {
 	Flows int              // send: sockets, so source ports, over all receivers
 	Rate  float64          // send: packets per second; 0: as many as there can be
 	For   time.Duration    // send, ping: how long
-	Count int              // ping: at most as many
+	Count int              // ping: at most as many; 0: as many as there can be
 }
 
 type answer struct {

@@ -27,6 +27,8 @@ const (
 	stealLimit = 0.05
 	// repeats is how often a measurement that does not count is repeated.
 	repeats = 3
+	// giveUp is how often a system may fail to start until it is left out.
+	giveUp = 2
 	// setupTime bounds how long a system takes to carry its first packet.
 	setupTime = 90 * time.Second
 	// bulkHead is the start of a bulk stream, before others are measured beside it.
@@ -42,6 +44,7 @@ type bench struct {
 	tools    *tools
 	report   *Report
 	progress io.Writer
+	noStart  map[string]int // how often systems did not start
 }
 
 // measureAll measures what the options say, all systems in turn in each round.
@@ -51,7 +54,7 @@ func measureAll(ctx context.Context, o options, progress io.Writer) (*Report, er
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	b := &bench{o: o, tools: &tools{dir: dir, bin: o.Bin, peers: o.Peers}, report: newReport(o), progress: progress}
+	b := &bench{o: o, tools: &tools{dir: dir, bin: o.Bin, peers: o.Peers}, report: newReport(o), progress: progress, noStart: map[string]int{}}
 
 	var ready []system
 	for _, s := range systems {
@@ -69,9 +72,13 @@ func measureAll(ctx context.Context, o options, progress io.Writer) (*Report, er
 		}
 		ready = append(ready, s)
 	}
+	start := time.Now()
 	for round := range o.Rounds {
 		for _, layout := range o.Layouts {
 			for _, s := range ready {
+				if b.noStart[s.name] >= giveUp {
+					continue
+				}
 				b.say("round %d of %d, %s, %s", round+1, o.Rounds, layout, s.name)
 				b.onTwo(ctx, layout, s)
 				b.onFive(ctx, layout, s)
@@ -80,6 +87,9 @@ func measureAll(ctx context.Context, o options, progress io.Writer) (*Report, er
 				}
 			}
 		}
+		took := time.Since(start)
+		b.say("%v so far; about %v to go", took.Round(time.Second),
+			(took / time.Duration(round+1) * time.Duration(o.Rounds-round-1)).Round(time.Second))
 	}
 	b.report.finish()
 	return b.report, nil
@@ -164,11 +174,11 @@ func (p *place) close() error {
 func (b *bench) onTwo(ctx context.Context, layout string, s system) {
 	p, err := b.set(ctx, layout, s, "alpha", "beta")
 	if err != nil {
-		b.report.fail(layout, s.name, "start", err)
-		b.say("  start: %v", err)
+		b.didNotStart(layout, s, "start", err)
 		return
 	}
 	defer b.leave(p, layout, s)
+	b.report.row(layout, s.name).MTU = p.net.mtu
 
 	length := b.length()
 	mbits := func(streams int, reverse bool) func(context.Context) (values, error) {
@@ -245,8 +255,7 @@ func (b *bench) onFive(ctx context.Context, layout string, s system) {
 	}
 	p, err := b.set(ctx, layout, s, "alpha", "beta", "gamma", "delta", "epsilon")
 	if err != nil {
-		b.report.fail(layout, s.name, "start of five", err)
-		b.say("  start of five: %v", err)
+		b.didNotStart(layout, s, "start of five", err)
 		return
 	}
 	defer b.leave(p, layout, s)
@@ -254,6 +263,12 @@ func (b *bench) onFive(ctx context.Context, layout string, s system) {
 		r, err := p.rate(ctx, 64, flows, b.length(), b.detail)
 		return values{keyFlows: r / 1e3}, err
 	})
+}
+
+func (b *bench) didNotStart(layout string, s system, what string, err error) {
+	b.noStart[s.name]++
+	b.report.fail(layout, s.name, what, err)
+	b.say("  %s: %v", what, err)
 }
 
 func (b *bench) leave(p *place, layout string, s system) {
@@ -324,7 +339,10 @@ func (p *place) pings(ctx context.Context, length time.Duration, beside bool) ([
 	if err != nil {
 		return nil, err
 	}
+	// Few are enough when nothing else happens; beside others, what is rare counts.
+	count := max(10, int(length.Seconds()*pingsPerSecond))
 	if beside {
+		count = 0
 		stop, err := p.bulk(ctx)
 		if err != nil {
 			return nil, err
@@ -333,7 +351,7 @@ func (p *place) pings(ctx context.Context, length time.Duration, beside bool) ([
 	}
 	a, err := p.agents[0].ask(ctx, order{
 		Do: "ping", To: addrPorts(p.net.addrs[1:2], echo.Port), Size: pingSize,
-		For: length, Count: max(10, int(length.Seconds()*pingsPerSecond)),
+		For: length, Count: count,
 	})
 	if err == nil && len(a.RTT) == 0 {
 		err = fmt.Errorf("none of %d pings came back", a.Lost)

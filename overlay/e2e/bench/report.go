@@ -118,6 +118,7 @@ type Layout struct {
 // Row is a system's results.
 type Row struct {
 	System string           `json:"system"`
+	MTU    int              `json:"mtu"` // inside
 	Values map[string]Value `json:"values"`
 	Errors []string         `json:"errors,omitempty"`
 }

@@ -100,11 +100,11 @@ func startVXLAN(_ context.Context, _ *tools, l *lab.Lab) (*network, error) {
 	for i, h := range l.Hosts() {
 		n.addrs = append(n.addrs, inside(i).Addr())
 		err := h.Do(func() error {
-			v := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vxlan0", MTU: n.mtu}, VxlanId: 1, Port: 4789, SrcAddr: h.IPv4.AsSlice()}
+			v := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vxlan0", MTU: n.mtu}, VxlanId: 1, Port: 4789, SrcAddr: h.IPv4.AsSlice(), Learning: true}
 			if err := netlink.LinkAdd(v); err != nil {
 				return err
 			}
-			// Whatever is not known yet goes to everybody.
+			// Whom it has not learned yet it looks for at all of them.
 			for _, other := range l.Hosts() {
 				if other == h {
 					continue

@@ -18,6 +18,7 @@ import (
 type traffic struct {
 	trial    atomic.Uint32 // that received packets must carry to count
 	received atomic.Int64  // of that trial
+	counter  atomic.Int32  // the number of the receiver that counts; others end
 }
 
 const (
@@ -32,7 +33,7 @@ const (
 	mostBehind = 256
 	// look is how often a receiver looks for packets. bigBuffer has room for what
 	// comes in many times that.
-	look      = 500 * time.Microsecond
+	look      = time.Millisecond
 	bigBuffer = 4 << 20
 	// pingPatience is how long an echo may take until it counts as lost.
 	pingPatience = 200 * time.Millisecond
@@ -41,7 +42,11 @@ const (
 func (t *traffic) carryOut(o order) (answer, error) {
 	switch o.Do {
 	case "listen":
-		return serve(o.At, t.count)
+		number := t.counter.Add(1)
+		return serve(o.At, func(fd int) { t.count(fd, number) })
+	case "silence":
+		t.counter.Add(1)
+		return answer{}, nil
 	case "expect":
 		t.trial.Store(o.Trial)
 		t.received.Store(0)
@@ -83,10 +88,11 @@ func serve(at netip.AddrPort, work func(fd int)) (answer, error) {
 
 // count counts the packets of the trial that is on. It looks now and then instead
 // of being woken for each: that would be most of what is measured.
-func (t *traffic) count(fd int) {
+func (t *traffic) count(fd int, number int32) {
+	defer unix.Close(fd)
 	m := newMessages(batch, 2048)
 	pause := unix.NsecToTimespec(int64(look))
-	for {
+	for t.counter.Load() == number {
 		n, err := m.receive(fd)
 		if err != nil { // nothing there, or an ICMP error
 			_ = unix.Nanosleep(&pause, nil) // cut short, it looks sooner
@@ -201,9 +207,9 @@ func ping(o order) (answer, error) {
 		return answer{}, err
 	}
 	out, in := make([]byte, o.Size), make([]byte, o.Size)
-	a := answer{RTT: make([]time.Duration, 0, o.Count)}
+	var a answer
 	start := time.Now()
-	for seq := 1; len(a.RTT) < o.Count && time.Since(start) < o.For; seq++ {
+	for seq := 1; (o.Count == 0 || len(a.RTT) < o.Count) && time.Since(start) < o.For; seq++ {
 		binary.BigEndian.PutUint64(out, uint64(seq))
 		at := time.Now()
 		if _, err := unix.Write(fd, out); err != nil {

@@ -127,6 +127,9 @@ func (p *place) rate(ctx context.Context, size, flows int, length time.Duration,
 			return 0, err
 		}
 		to = append(to, addrPort(at, got.Port))
+		// A receiver that looks for packets disturbs what comes next. If this
+		// fails, so does that.
+		defer func() { _, _ = a.ask(ctx, order{Do: "silence"}) }()
 	}
 	number := uint32(time.Now().UnixNano()) // so that late packets of others do not count
 	return search(func(rate float64, long bool) (trial, error) {
