@@ -32,8 +32,11 @@ func icmp(v6 bool, kind byte) []byte {
 func TestTooBig(t *testing.T) {
 	for _, n := range []int{0, 100, 3000} {
 		p := spec{flow: 7, payload: text(n)}.build()
-		got := TooBig(make([]byte, AnswerLen), p, 1400, us4)
+		got := TooBig(bytes.Repeat([]byte{0xff}, AnswerLen), p, 1400, us4)
 		quote := p[:min(len(p), 576-28)]
+		if clean := TooBig(nil, p, 1400, us4); !bytes.Equal(got, clean) {
+			t.Errorf("the answer %x depends on what was in the buffer, %x", got, clean)
+		}
 		if got == nil || len(got) > 576 {
 			t.Fatalf("answer of %d bytes", len(got))
 		}
@@ -58,8 +61,11 @@ func TestTooBig(t *testing.T) {
 func TestTooBig6(t *testing.T) {
 	for _, n := range []int{0, 100, 3000} {
 		p := spec{v6: true, flow: 7, payload: text(n)}.build()
-		got := TooBig(make([]byte, AnswerLen), p, 1400, us6)
+		got := TooBig(bytes.Repeat([]byte{0xff}, AnswerLen), p, 1400, us6)
 		quote := p[:min(len(p), 1280-48)]
+		if clean := TooBig(nil, p, 1400, us6); !bytes.Equal(got, clean) {
+			t.Errorf("the answer %x depends on what was in the buffer, %x", got, clean)
+		}
 		if got == nil || len(got) > 1280 {
 			t.Fatalf("answer of %d bytes", len(got))
 		}
@@ -137,6 +143,11 @@ func TestAnswers(t *testing.T) {
 		{"v6 first fragment", fragment6(1), us6, true},
 		{"v6 further fragment", fragment6(9), us6, false},
 		{"v6 extension cut", fragment6(1)[:44], us6, false},
+		{"v6 endless extensions", func() []byte {
+			s := v6
+			s.extension, s.firstExt = append([]byte{protoTCP, 31}, make([]byte, 254)...), protoDestOpts
+			return s.build()
+		}(), us6, false},
 		{"v6 to multicast", edited(v6, 24, 0xff, 2), us6, false},
 		{"v6 from multicast", edited(v6, 8, 0xff, 2), us6, false},
 		{"v6 from nowhere", in6(v6.build(), make([]byte, 16)...), us6, false},

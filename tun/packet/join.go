@@ -110,12 +110,9 @@ func (j *Joiner) Add(packet []byte) bool {
 	slot := j.find(&p.flow)
 	if i := int(j.slots[slot]) - 1; i >= j.closed {
 		if g := &j.group[i]; !g.closed {
-			if kind == joinable && g.fits(&p) && g.valid() {
-				if valid(&p) {
-					j.join(g, &p)
-					return true
-				}
-				kind = single
+			if kind == joinable && g.fits(&p) && g.valid() && valid(&p) {
+				j.join(g, &p)
+				return true
 			}
 			g.closed = true
 		}
@@ -221,7 +218,7 @@ func (g *group) valid() bool {
 // aside.
 func (g *group) fits(p *segment) bool {
 	a, b := g.packet, p.packet
-	if p.header != g.header || p.payload() > g.payload() || g.total+p.payload() > maxPacket {
+	if p.payload() > g.payload() || g.total+p.payload() > maxPacket {
 		return false
 	}
 	if p.v4() {
@@ -243,7 +240,8 @@ func (g *group) fits(p *segment) bool {
 	const differ = tcpPSH | tcpFIN
 	return be.Uint32(b[4:]) == g.seq &&
 		be.Uint32(a[8:]) == be.Uint32(b[8:]) && // acknowledgment
-		a[12] == b[12] && a[13]&^differ == b[13]&^differ &&
+		a[12] == b[12] && // header length, reserved bits
+		a[13]&^differ == b[13]&^differ &&
 		be.Uint16(a[14:]) == be.Uint16(b[14:]) && // window
 		string(a[18:]) == string(b[18:]) // urgent pointer, options
 }

@@ -43,6 +43,7 @@ type spec struct {
 	firstExt     byte
 	seq, ack     uint32
 	flags        byte
+	reserved     byte // the four bits beside the data offset
 	window       uint16
 	tcpOptions   []byte
 	payload      []byte
@@ -82,14 +83,14 @@ func (s spec) build() []byte {
 	} else {
 		src, dst = []byte{10, 9, 0, s.flow}, []byte{10, 9, 0, 99}
 	}
-	ports := append(word(40000+int(s.flow)), word(443+int(s.dport))...)
+	ports := append(word(40000), word(443+int(s.dport))...)
 	field := udpChecksum
 	if s.udp {
 		l4 = slices.Concat(ports, word(udpLen+len(s.payload)), word(0), s.payload)
 	} else {
 		field = tcpChecksum
 		l4 = slices.Concat(ports, binary.BigEndian.AppendUint32(nil, s.seq), binary.BigEndian.AppendUint32(nil, s.ack),
-			[]byte{byte(5+len(s.tcpOptions)/4) << 4, s.flags}, word(int(s.window)), word(0), word(0), s.tcpOptions, s.payload)
+			[]byte{byte(5+len(s.tcpOptions)/4)<<4 | s.reserved, s.flags}, word(int(s.window)), word(0), word(0), s.tcpOptions, s.payload)
 	}
 	pseudo := [][]byte{src, dst, word(int(s.protocol())), word(len(l4))}
 	sum := ^naiveSum(append(pseudo, l4)...)

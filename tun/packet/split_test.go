@@ -252,6 +252,9 @@ func TestSplitRefuses(t *testing.T) {
 	offload := func(s spec, change func(*Offload)) Offload { o := s.offload(1000); change(&o); return o }
 	edit := func(s spec, at int, v ...byte) []byte { b := s.build(); copy(b[at:], v); return b }
 	long := spec{partial: true, v6: true, payload: text(3000), firstExt: protoDestOpts, extension: append([]byte{protoTCP, 31}, make([]byte, 254)...)}
+	// The extension headers fit, and with the TCP header they do not.
+	longer := long
+	longer.extension = append([]byte{protoTCP, 25}, make([]byte, 206)...)
 	for _, c := range []struct {
 		name   string
 		packet []byte
@@ -281,6 +284,7 @@ func TestSplitRefuses(t *testing.T) {
 		{"TCP data offset", edit(good, 32, 0x40), good.offload(1000), ErrShort},
 		{"TCP header beyond", edit(spec{partial: true, payload: text(1)}, 32, 0xf0), good.offload(1000), ErrShort},
 		{"long extension headers", long.build(), long.offload(1000), ErrHeaders},
+		{"long headers", longer.build(), longer.offload(1000), ErrHeaders},
 		{"checksum start", good.build(), offload(good, func(o *Offload) { o.ChecksumStart = 24 }), ErrChecksum},
 		{"checksum offset", good.build(), offload(good, func(o *Offload) { o.ChecksumOffset = 6 }), ErrChecksum},
 		{"checksum in IP header", good.build(), Offload{Flags: NeedsChecksum, ChecksumStart: 8, ChecksumOffset: 4}, ErrChecksum},
