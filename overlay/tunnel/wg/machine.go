@@ -134,8 +134,9 @@ func (m *Machine) Stamp() time.Time { return m.stamps.last }
 // those with a cookie are, until it is told otherwise.
 func (m *Machine) UnderLoad(on bool) { m.underLoad = on }
 
-// SetPeers says who all the peers are. The sessions of those that stay as they
-// were go on. A peer that can not be one is left out, and named in the error.
+// SetPeers says who all the peers are. Sessions go on unless the peer, its secret,
+// its suite or its handle is another. A peer that can not be one is left out, and
+// named in the error.
 func (m *Machine) SetPeers(now time.Time, peers []Peer) ([]Action, error) {
 	var errs []error
 	old := m.peers

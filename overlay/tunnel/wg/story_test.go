@@ -45,14 +45,21 @@ func TestStoryReceiveOnly(t *testing.T) {
 	a, b := w.pair(Peer{})
 	a.send(b, "please send")
 	w.run(time.Second)
-	w.note("b has not initiated, so it does not renew; a does in the last minute")
-	for range 200 {
+	w.note("b has not initiated, so it does not renew; a does, since it sends keepalives")
+	for range 130 {
 		b.send(a, "data")
 		w.run(time.Second)
 	}
-	if got := a.peers[b.machine.PublicKey()].got; got != 200 {
-		t.Errorf("a got %d of 200", got)
+	if got := a.peers[b.machine.PublicKey()].got; got != 130 {
+		t.Errorf("a got %d of 130", got)
 	}
+	w.note("silence until the last minute of the session; what comes then has a renew it at once")
+	w.run(160 * time.Second)
+	b.send(a, "data")
+	b.send(a, "data")
+	w.run(time.Second)
+	b.send(a, "data")
+	w.run(30 * time.Second)
 	w.golden("receive_only")
 }
 

@@ -280,14 +280,14 @@ func (w *world) run(d time.Duration) {
 	w.t.Helper()
 	end := w.now.Add(d)
 	for resting := 0; ; {
-		next, act := end, func() {}
+		next, act := end, (func())(nil)
 		for _, h := range w.hosts {
 			if at, ok := h.machine.Next(); ok && at.Add(-h.skew).Before(next) {
 				next, act = at.Add(-h.skew), func() { h.carryOut(h.machine.Step(h.time())) }
 			}
 		}
 		slices.SortFunc(w.air, func(a, b datagram) int { return cmp.Or(a.at.Compare(b.at), a.n-b.n) })
-		if len(w.air) > 0 && !w.air[0].at.After(next) {
+		if len(w.air) > 0 && w.air[0].at.Before(next) {
 			d := w.air[0]
 			next, act = d.at, func() {
 				w.air = w.air[1:]
@@ -298,7 +298,7 @@ func (w *world) run(d time.Duration) {
 				}
 			}
 		}
-		if !next.Before(end) && len(w.air) == 0 || next.After(end) {
+		if act == nil {
 			w.now = end
 			return
 		}
