@@ -85,7 +85,7 @@ func (n *Node) findings(view *mesh.View) []status.Finding {
 func peerDocument(m mesh.Node, counters tunnel.PeerStats, measured bool, r probe.Result, now time.Time) status.Peer {
 	p := status.Peer{
 		ID: m.ID, Name: m.Name, Control: &m.Control, State: status.PeerIdle, Path: status.PathNone,
-		Suite: tunnel.ChaCha20Poly1305, Labels: m.Labels,
+		Suite: counters.Suite, Labels: m.Labels,
 	}
 	for _, l := range m.Leases {
 		p.Leases = append(p.Leases, status.NewLease(l))

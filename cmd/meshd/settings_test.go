@@ -179,6 +179,7 @@ control: /b
 http: ""
 interface: {name: mesh9, mtu: 1400, offload: "off"}
 engine: wireguard-go
+suite: chacha20poly1305
 lease: {ttl: 48h, on_conflict: renumber}
 log: {level: debug, format: json}
 `

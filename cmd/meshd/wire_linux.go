@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -24,6 +25,7 @@ import (
 	"meshd/overlay/plan"
 	"meshd/overlay/status"
 	"meshd/overlay/tunnel"
+	"meshd/overlay/tunnel/native"
 	"meshd/overlay/tunnel/wggo"
 	"meshd/tun/device"
 	"meshd/tun/hostnet"
@@ -138,7 +140,7 @@ func newMember(cfg *config.Config, dir *statedir.Dir, state member.State, log *s
 	of := dir.Member()
 	of.HasSeeds = len(seeds(cfg, dir)) > 0
 	of.OnConflict, of.Labels = lease.OnConflict(cfg.Lease.OnConflict), cfg.Node.Labels
-	of.Suites = []string{tunnel.ChaCha20Poly1305}
+	of.Suites = suites(cfg)
 	m, err := member.New(time.Now(), of, state, table)
 	if err != nil {
 		return nil, exit.With(exit.BadData, fmt.Errorf("state in %s: %w", cfg.StateDir, err))
@@ -173,13 +175,48 @@ func seeds(cfg *config.Config, dir *statedir.Dir) []string {
 
 // newEngine opens a TUN device and builds an engine on it.
 func newEngine(cfg *config.Config, dir *statedir.Dir, log *slog.Logger) (overlay.Engine, error) {
-	dev, err := device.Open(device.Options{Name: cfg.Interface.Name, Offload: device.Mode(cfg.Interface.Offload)})
+	want := device.Options{Name: cfg.Interface.Name, Offload: device.Mode(cfg.Interface.Offload)}
+	if isNative(cfg) {
+		if want.Offload == device.Off {
+			return nil, errNoOffload
+		}
+		want.Queues, want.USO = min(runtime.NumCPU(), maxQueues), true
+	}
+	dev, err := device.Open(want)
 	if err != nil {
 		return nil, err
 	}
-	return wggo.New(wggo.Options{
-		TUN: dev, PrivateKey: dir.Keys().Tunnel, Port: cfg.Listen.Tunnel.Port(), Log: log,
-	}), nil
+	key, port := dir.Keys().Tunnel, cfg.Listen.Tunnel.Port()
+	switch {
+	case len(dev.Queues()) > 0:
+		stamp, err := dir.LoadStamp()
+		if err != nil {
+			log.Warn("time of the last handshake not read, going on without", "err", err)
+		}
+		return native.New(native.Options{TUN: dev, PrivateKey: key, Port: port, Stamp: stamp, SaveStamp: dir.SaveStamp, Log: log}), nil
+	case isNative(cfg):
+		return nil, errors.Join(errNoOffload, dev.Close())
+	}
+	return wggo.New(wggo.Options{TUN: dev, PrivateKey: key, Port: port, Log: log}), nil
+}
+
+// maxQueues of the TUN device. Beyond, the network is the limit.
+const maxQueues = 8
+
+var errNoOffload = errors.New("the kernel gives the TUN device no offloads, and the engine native needs them: set engine: wireguard-go")
+
+// isNative tells which engine it is. Peers are told what it speaks, so it is not
+// for the kernel to choose.
+func isNative(cfg *config.Config) bool {
+	return cfg.Engine == config.EngineNative || cfg.Engine == config.EngineAuto && cfg.Interface.Offload != config.OffloadOff
+}
+
+// suites are what this node offers its peers.
+func suites(cfg *config.Config) []string {
+	if isNative(cfg) && cfg.Suite == config.SuiteAuto {
+		return native.Suites()
+	}
+	return []string{tunnel.ChaCha20Poly1305}
 }
 
 // checkStart says whether configuration and state are good for a start, without

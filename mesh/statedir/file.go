@@ -137,7 +137,7 @@ func readNeeded(dir, name string, body any) error {
 
 func damaged(dir, name string, err error) error {
 	what := "restore it from a backup; without one, move " + dir + " away and join again with a new token"
-	if name == fileTable || name == filePeers {
+	if name == fileTable || name == filePeers || name == fileStamp {
 		what = "delete it: it is only a cache"
 	}
 	return fmt.Errorf("%w: %s: %w: %s", ErrDamaged, filepath.Join(dir, name), err, what)

@@ -82,6 +82,10 @@ type tableFile struct {
 	Objects [][]byte `json:"objects"`
 }
 
+type stampFile struct {
+	Newest time.Time `json:"newest"`
+}
+
 type peersFile struct {
 	Addresses []netip.AddrPort `json:"addresses"`
 }

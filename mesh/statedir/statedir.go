@@ -26,6 +26,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"meshd/mesh"
 	"meshd/mesh/member"
@@ -48,6 +49,7 @@ const (
 	fileMesh  = "mesh"
 	fileNode  = "node"
 	fileTable = "table"
+	fileStamp = "stamp"
 	filePeers = "peers"
 	fileLock  = "lock"
 )
@@ -299,6 +301,24 @@ func (d *Dir) LoadPeers() ([]netip.AddrPort, error) {
 func (d *Dir) SavePeers(peers []netip.AddrPort) error {
 	if err := writeFile(d.path, filePeers, filePeers, peersFile{peers}); err != nil {
 		return fmt.Errorf("save peers: %w", err)
+	}
+	return nil
+}
+
+// LoadStamp reads the newest time that a handshake of this node was dated; zero if
+// nothing is known. On an error go on without it.
+func (d *Dir) LoadStamp() (time.Time, error) {
+	var f stampFile
+	if err := readFile(d.path, fileStamp, &f); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return time.Time{}, fmt.Errorf("read time of the last handshake: %w", err)
+	}
+	return f.Newest, nil
+}
+
+// SaveStamp replaces that time.
+func (d *Dir) SaveStamp(newest time.Time) error {
+	if err := writeFile(d.path, fileStamp, fileStamp, stampFile{newest}); err != nil {
+		return fmt.Errorf("save time of the last handshake: %w", err)
 	}
 	return nil
 }

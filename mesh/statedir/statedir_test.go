@@ -87,8 +87,10 @@ func createAt(t *testing.T, path string) (string, Keys, error) {
 	if err != nil {
 		return path, keys, err
 	}
-	return path, keys, errors.Join(d.SaveState(testState()), d.SaveTable([][]byte{{1}, {2}}), d.SavePeers([]netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")}))
+	return path, keys, errors.Join(d.SaveState(testState()), d.SaveTable([][]byte{{1}, {2}}), d.SavePeers([]netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")}), d.SaveStamp(testStamp))
 }
+
+var testStamp = time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 
 func testState() member.State {
 	return member.State{Epoch: 7, Leases: []mesh.Lease{{
@@ -115,7 +117,8 @@ func readAll(path string) (*Dir, error) {
 	_, err1 := d.State()
 	_, err2 := d.LoadTable()
 	_, err3 := d.LoadPeers()
-	return d, errors.Join(err1, err2, err3)
+	_, err4 := d.LoadStamp()
+	return d, errors.Join(err1, err2, err3, err4)
 }
 
 func TestWhatIsSavedIsRead(t *testing.T) {
@@ -132,6 +135,9 @@ func TestWhatIsSavedIsRead(t *testing.T) {
 	}
 	if peers, err := d.LoadPeers(); err != nil || len(peers) != 1 {
 		t.Errorf("peers are %v, %v", peers, err)
+	}
+	if stamp, err := d.LoadStamp(); err != nil || !stamp.Equal(testStamp) {
+		t.Errorf("stamp is %v, %v", stamp, err)
 	}
 	changed := d.Membership()
 	changed.Seeds = nil
@@ -182,7 +188,7 @@ func TestNoState(t *testing.T) {
 
 // Damage anywhere is an error that names the file.
 func TestDamage(t *testing.T) {
-	for _, name := range []string{fileKeys, fileMesh, fileNode, fileTable, filePeers} {
+	for _, name := range []string{fileKeys, fileMesh, fileNode, fileTable, filePeers, fileStamp} {
 		t.Run(name, func(t *testing.T) {
 			path, _ := create(t)
 			file := filepath.Join(path, name)

@@ -215,17 +215,6 @@ func parseMTU(s string) (int, error) {
 	return n, nil
 }
 
-func parseEngine(s string) (Engine, error) {
-	switch e := Engine(s); e {
-	case EngineAuto, EngineWireGuardGo:
-		return e, nil
-	case "native":
-		return "", fmt.Errorf("is not in this version, which has only wireguard-go")
-	default:
-		return "", fmt.Errorf("is not an engine")
-	}
-}
-
 func parseTTL(s string) (time.Duration, error) {
 	d, err := time.ParseDuration(s)
 	switch {

@@ -42,6 +42,7 @@ type Config struct {
 	HTTP      netip.AddrPort   // metrics and health over HTTP; the zero value: off
 	Interface Interface
 	Engine    Engine
+	Suite     Suite
 	Lease     Lease
 	Log       Log
 }
@@ -93,7 +94,17 @@ type Engine string
 // The choices for engine.
 const (
 	EngineAuto        Engine = "auto"
+	EngineNative      Engine = "native"
 	EngineWireGuardGo Engine = "wireguard-go"
+)
+
+// Suite is a choice of ciphers for the tunnels.
+type Suite string
+
+// The choices for suite.
+const (
+	SuiteAuto             Suite = "auto"
+	SuiteChaCha20Poly1305 Suite = "chacha20poly1305"
 )
 
 // OnConflict says what becomes of a lease that lost a conflict.
@@ -129,6 +140,7 @@ func Default() *Config {
 		HTTP:      netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), DefaultHTTPPort),
 		Interface: Interface{Name: "mesh0", Offload: OffloadAuto},
 		Engine:    EngineAuto,
+		Suite:     SuiteAuto,
 		Lease:     Lease{TTL: 24 * time.Hour, OnConflict: OnConflictAuto},
 		Log:       Log{Level: slog.LevelInfo, Format: LogText},
 	}

@@ -145,6 +145,7 @@ func TestEveryKey(t *testing.T) {
 		Control:   "/run/mesh.sock",
 		Interface: config.Interface{Name: "mesh1", MTU: 1380, Offload: config.OffloadOff},
 		Engine:    config.EngineWireGuardGo,
+		Suite:     config.SuiteChaCha20Poly1305,
 		Lease:     config.Lease{TTL: 36 * time.Hour, OnConflict: config.OnConflictQuarantine},
 		Log:       config.Log{Level: slog.LevelDebug, Format: config.LogJSON},
 	}
@@ -181,7 +182,7 @@ func TestLoadWithoutRegularFile(t *testing.T) {
 }
 
 func TestErrorsAreInOrderAndComplete(t *testing.T) {
-	_, err := config.Parse("f", []byte("log: {level: loud}\nengine: native\nnope: 1\n"))
+	_, err := config.Parse("f", []byte("log: {level: loud}\nengine: kernel\nnope: 1\n"))
 	got := strings.Split(err.Error(), "\n")
 	for i, prefix := range []string{"f:1: log.level: ", "f:2: engine: ", "f:3: nope: "} {
 		if len(got) != 3 || !strings.HasPrefix(got[i], prefix) {

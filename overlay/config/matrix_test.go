@@ -106,8 +106,12 @@ var edges = map[string]struct{ good, bad []string }{
 		bad:  []string{`""`, "maybe", "ON"},
 	},
 	"engine": {
-		good: []string{"wireguard-go", "auto"},
-		bad:  []string{`""`, "kernel", "native"},
+		good: []string{"wireguard-go", "native", "auto"},
+		bad:  []string{`""`, "kernel", "Native"},
+	},
+	"suite": {
+		good: []string{"chacha20poly1305", "auto"},
+		bad:  []string{`""`, "aes256gcm", "rot13"},
 	},
 	"lease.ttl": {
 		good: []string{"1h", "2400h", "90m", "1h0m0.5s"},

@@ -141,7 +141,7 @@ func TestDamagedState(t *testing.T) {
 	})
 
 	// From here on it starts, as the same node.
-	for _, file := range []string{"table", "peers"} {
+	for _, file := range []string{"table", "peers", "stamp"} {
 		for name, damage := range map[string]func(*testing.T) string{
 			"truncated":       change(file, cut),
 			"bit flipped":     change(file, flip),

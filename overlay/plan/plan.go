@@ -117,15 +117,24 @@ func (p *Plan) addPeers(view *mesh.View, self mesh.Node) {
 			continue
 		}
 		keys[n.Key], controls[n.Control] = n.ID, n.ID
-		p.Tunnel.Peers = append(p.Tunnel.Peers, peer(n))
+		p.Tunnel.Peers = append(p.Tunnel.Peers, peer(n, suite(self, n)))
 	}
 	slices.SortFunc(p.Tunnel.Peers, func(a, b tunnel.Peer) int { return a.ID.Compare(b.ID) })
 }
 
+// suite is what two nodes talk in: AES if both offer it, by their signed records,
+// so that nobody on the way can talk them down. All others speak WireGuard.
+func suite(a, b mesh.Node) string {
+	if slices.Contains(a.Suites, tunnel.AES256GCM) && slices.Contains(b.Suites, tunnel.AES256GCM) {
+		return tunnel.AES256GCM
+	}
+	return tunnel.ChaCha20Poly1305
+}
+
 // peer gives a member its own addresses and nothing else.
-func peer(n mesh.Node) tunnel.Peer {
+func peer(n mesh.Node, suite string) tunnel.Peer {
 	out := tunnel.Peer{
-		ID: n.ID, PublicKey: n.Key, Endpoints: n.Endpoints, Suite: tunnel.ChaCha20Poly1305,
+		ID: n.ID, PublicKey: n.Key, Endpoints: n.Endpoints, Suite: suite,
 		AllowedIPs: []netip.Prefix{netip.PrefixFrom(n.Control, n.Control.BitLen())},
 	}
 	for _, l := range n.Leases {

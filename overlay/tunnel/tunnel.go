@@ -78,6 +78,7 @@ const (
 type PeerStats struct {
 	Endpoint      netip.AddrPort // where the last packet went; zero: none known
 	LastHandshake time.Time      // zero: never
+	Suite         string
 	RxBytes       uint64
 	TxBytes       uint64
 }

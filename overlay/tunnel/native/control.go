@@ -1,12 +1,15 @@
 package native
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/cpu"
 
 	"meshd/mesh"
 	"meshd/overlay/tunnel"
@@ -241,6 +244,7 @@ func (c *control) apply(want tunnel.Config) error {
 	var ends []wg.Peer
 	next := make(map[mesh.Key]*peer, len(want.Peers))
 	for _, w := range want.Peers {
+		w.Suite = cmp.Or(w.Suite, tunnel.ChaCha20Poly1305)
 		suite, err := suiteOf(w.Suite)
 		switch {
 		case err != nil:
@@ -263,6 +267,7 @@ func (c *control) apply(want tunnel.Config) error {
 		w.Endpoints = usable(w.Endpoints, want.Inside)
 		changed := !slices.Equal(p.want.Endpoints, w.Endpoints)
 		p.want = w
+		p.suite.Store(&w.Suite)
 		if changed && !slices.Contains(w.Endpoints, p.endpoint()) && len(w.Endpoints) > 0 {
 			p.tries = 0
 			p.moveTo(w.Endpoints[0])
@@ -307,9 +312,21 @@ func usable(endpoints []netip.AddrPort, inside []netip.Prefix) []netip.AddrPort 
 	return out
 }
 
+// Suites lists what this engine offers on this machine, the best first: AES only
+// where the processor has instructions for it, since it is neither fast nor of
+// constant time without.
+func Suites() []string {
+	x86 := cpu.X86.HasAES && cpu.X86.HasPCLMULQDQ && cpu.X86.HasSSE41
+	arm := cpu.ARM64.HasAES && cpu.ARM64.HasPMULL
+	if x86 || arm || cpu.S390X.HasAESGCM {
+		return []string{tunnel.AES256GCM, tunnel.ChaCha20Poly1305}
+	}
+	return []string{tunnel.ChaCha20Poly1305}
+}
+
 func suiteOf(name string) (wg.Suite, error) {
 	switch name {
-	case "", tunnel.ChaCha20Poly1305:
+	case tunnel.ChaCha20Poly1305:
 		return wg.ChaCha20Poly1305, nil
 	case tunnel.AES256GCM:
 		return wg.AES256GCM, nil

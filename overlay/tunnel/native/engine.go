@@ -285,7 +285,7 @@ func (e *Engine) Stats() tunnel.Stats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for id, p := range e.peers {
-		s := tunnel.PeerStats{Endpoint: p.endpoint(), RxBytes: p.rx.Load(), TxBytes: p.tx.Load()}
+		s := tunnel.PeerStats{Endpoint: p.endpoint(), Suite: *p.suite.Load(), RxBytes: p.rx.Load(), TxBytes: p.tx.Load()}
 		if at := p.shaken.Load(); at != nil {
 			s.LastHandshake = *at
 		}

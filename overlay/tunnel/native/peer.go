@@ -21,6 +21,7 @@ type peer struct {
 	rx, tx  atomic.Uint64              // bytes of datagrams
 	shaken  atomic.Pointer[time.Time]  // when the session in use was made
 	wants   atomic.Bool                // a worker wants a handshake
+	suite   atomic.Pointer[string]     // its name
 
 	mu     sync.Mutex
 	staged staged // guarded by mu; empty while there is a session

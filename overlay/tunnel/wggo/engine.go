@@ -260,7 +260,9 @@ func (e *Engine) Stats() tunnel.Stats {
 		return stats // a closed device has no peers
 	}
 	for key, p := range e.peers {
-		stats.Peers[p.want.ID] = now[key]
+		s := now[key]
+		s.Suite = tunnel.ChaCha20Poly1305
+		stats.Peers[p.want.ID] = s
 	}
 	return stats
 }
