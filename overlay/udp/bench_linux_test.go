@@ -53,7 +53,7 @@ func BenchmarkMany(b *testing.B) {
 		}
 		trains[i] = Train{Data: make([]byte, size), Remote: netip.AddrPortFrom(to.addr(false, false), port)}
 	}
-	bufs, got := make([][]byte, batch), make([]Train, batch)
+	bufs, got := make([][]byte, Batch), make([]Train, Batch)
 	for i := range bufs {
 		bufs[i] = make([]byte, MaxTrain)
 	}
@@ -82,7 +82,7 @@ func BenchmarkMany(b *testing.B) {
 			for {
 				k, err := p.ReceiveMany(bufs, got)
 				n += k
-				if err != nil || k < batch {
+				if err != nil || k < Batch {
 					break
 				}
 			}

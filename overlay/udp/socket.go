@@ -13,10 +13,11 @@ const (
 	maxSegments = 64
 	// maxPayload of one call: an IPv4 packet's 65535 bytes without the headers.
 	maxPayload = 65535 - 20 - 8
-	// batch is how many trains SendMany and ReceiveMany give to one call. With 16
-	// single datagrams a call's fixed cost is next to nothing; 64 save 3 % more.
-	batch = 16
 )
+
+// Batch is how many trains SendMany and ReceiveMany give to one call. With 16
+// single datagrams a call's fixed cost is next to nothing; 64 save 3 % more.
+const Batch = 16
 
 // Socket is a handle on a socket of one family, for one goroutine that receives
 // and one that sends. Another one takes a [Socket.Clone].
@@ -43,8 +44,8 @@ type kernel interface {
 // messages are headers with what they point to. They keep the buffers of the
 // last call alive.
 type messages struct {
-	headers [batch]unix.Mmsghdr
-	parts   [batch]struct {
+	headers [Batch]unix.Mmsghdr
+	parts   [Batch]struct {
 		data    unix.Iovec
 		address [unix.SizeofSockaddrInet6]byte
 		control [controlRoom]byte
@@ -92,13 +93,13 @@ func (s *Socket) Receive(b []byte, t *Train) error {
 }
 
 // ReceiveMany reads as many trains as have come, but not more than there are
-// buffers, and says in ts what they are. With fewer, nothing more has come. It
-// fails with EAGAIN when there is none. With ErrTruncated, those without Data are
+// buffers, of which it uses [Batch], and says in ts what they are. With fewer,
+// nothing more has come. It fails with EAGAIN when there is none. With ErrTruncated, those without Data are
 // the ones that did not fit.
 //
 // For single datagrams it takes a third less time than Receive does.
 func (s *Socket) ReceiveMany(bufs [][]byte, ts []Train) (n int, err error) {
-	want := min(len(bufs), len(ts), batch)
+	want := min(len(bufs), len(ts), Batch)
 	for i, b := range bufs[:want] {
 		if len(b) == 0 {
 			return 0, unix.EINVAL
@@ -215,7 +216,7 @@ func (s *Socket) prepare(ts []Train) int {
 	for i := range ts {
 		t := &ts[i]
 		size := t.size()
-		if i == batch || len(t.Data) > unit(size, segments) || s.out.address(i, t, s.v6) != nil {
+		if i == Batch || len(t.Data) > unit(size, segments) || s.out.address(i, t, s.v6) != nil {
 			return i
 		}
 		s.out.fill(i, t.Data, size, s.source(t), t.ECN, s.v6)

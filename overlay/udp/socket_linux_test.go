@@ -206,7 +206,7 @@ func TestMany(t *testing.T) {
 		peers := []*Group{listenIn(t, ns, 0, 1), listenIn(t, ns, 0, 1), listenIn(t, ns, 0, 1)}
 		var trains []Train
 		want := make([][]string, len(peers))
-		for i := range 3*batch + 1 {
+		for i := range 3*Batch + 1 {
 			text := fmt.Sprintf("number %d ", i)
 			train := Train{Data: []byte(text), Remote: loopback(peers[i%len(peers)], v6)}
 			switch {
