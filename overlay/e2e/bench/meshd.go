@@ -25,7 +25,7 @@ type engine struct {
 
 var (
 	engineWG     = engine{[]string{"engine: wireguard-go"}, "wireguard-go", "chacha20poly1305"}
-	engineChaCha = engine{[]string{"engine: native", "suites: [chacha20poly1305]"}, "native", "chacha20poly1305"}
+	engineChaCha = engine{[]string{"engine: native", "suite: chacha20poly1305"}, "native", "chacha20poly1305"}
 	engineAES    = engine{[]string{"engine: native"}, "native", "aes256gcm"}
 )
 
