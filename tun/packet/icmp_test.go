@@ -170,3 +170,64 @@ func TestAnswers(t *testing.T) {
 		})
 	}
 }
+
+// Hostile bytes go through everything that looks at headers.
+func FuzzHeaders(f *testing.F) {
+	for _, s := range []spec{
+		{flags: tcpSYN, tcpOptions: mss(1460)}, {v6: true, flags: tcpSYN, tcpOptions: append([]byte{1}, append(mss(1460), 1, 1, 0)...)},
+		{v6: true, extension: hopByHop, flags: tcpSYN, tcpOptions: mss(1460)}, {udp: true, payload: text(20)}, {ipOptions: make([]byte, 8)},
+	} {
+		f.Add(s.build(), 1400)
+	}
+	f.Add(icmp(false, 8), 1400)
+	f.Add(icmp(true, 128), 1400)
+	f.Fuzz(func(t *testing.T, packet []byte, mtu int) {
+		src, _, ok := Addresses(packet)
+		if n, whole := Length(packet); whole && (!ok || n > len(packet)) {
+			t.Errorf("length %d of %d bytes", n, len(packet))
+		}
+		for _, from := range []netip.Addr{us4, us6} {
+			for _, answer := range [][]byte{TooBig(nil, packet, mtu, from), Unreachable(nil, packet, from)} {
+				if answer == nil {
+					continue
+				}
+				if s, d, _ := Addresses(answer); s != from || d != src {
+					t.Errorf("the answer goes from %s to %s, want from %s to %s", s, d, from, src)
+				}
+				if n, ok := Length(answer); !ok || n != len(answer) || n > AnswerLen || from.Is4() && n > 576 {
+					t.Errorf("answer of %d bytes, its header says %d", len(answer), n)
+				}
+				if TooBig(nil, answer, mtu, from) != nil || Unreachable(nil, answer, from) != nil {
+					t.Error("the answer is answered")
+				}
+			}
+		}
+		if !ok {
+			return
+		}
+		before := bytes.Clone(packet)
+		sound := naiveFamily(packet, false) == "flow" && naiveValid(packet)
+		if ClampMSS(packet, mtu) {
+			if bytes.Equal(packet, before) {
+				t.Error("nothing was clamped")
+			}
+			if ClampMSS(packet, mtu) {
+				t.Error("clamped twice")
+			}
+		} else if !bytes.Equal(packet, before) {
+			t.Error("it was changed, and said not to be")
+		}
+		if sound && !naiveValid(packet) {
+			t.Errorf("%x was valid, %x is not", before, packet)
+		}
+		mark := GetECN(packet)
+		for e := range CE + 1 {
+			if SetECN(packet, e); GetECN(packet) != e {
+				t.Errorf("mark %d, want %d", GetECN(packet), e)
+			}
+		}
+		if SetECN(packet, mark); sound && !naiveValid(packet) {
+			t.Errorf("%x was valid, %x is not", before, packet)
+		}
+	})
+}
