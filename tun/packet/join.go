@@ -99,9 +99,9 @@ func (j *Joiner) Add(packet []byte) bool {
 		return false
 	}
 	var p segment
-	kind := j.look(packet, &p)
-	if kind == foreign || kind == opaque {
-		if kind == opaque {
+	is := j.look(packet, &p)
+	if is == foreign || is == opaque {
+		if is == opaque {
 			j.closed = j.groups
 		}
 		j.alone(packet)
@@ -110,14 +110,14 @@ func (j *Joiner) Add(packet []byte) bool {
 	slot := j.find(&p.flow)
 	if i := int(j.slots[slot]) - 1; i >= j.closed {
 		if g := &j.group[i]; !g.closed {
-			if kind == joinable && g.fits(&p) && g.valid() && valid(&p) {
+			if is == joinable && g.fits(&p) && g.valid() && valid(&p) {
 				j.join(g, &p)
 				return true
 			}
 			g.closed = true
 		}
 	}
-	if kind == joinable {
+	if is == joinable {
 		j.start(&p, slot)
 	} else {
 		j.alone(packet)
