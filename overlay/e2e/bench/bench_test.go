@@ -46,7 +46,7 @@ func TestRun(t *testing.T) {
 	out, missing := t.TempDir(), filepath.Join(t.TempDir(), "none")
 	var stdout, progress bytes.Buffer
 	err := run(ctx, []string{
-		"-rounds", "1", "-seconds", "0.1", "-layout", "nic", "-systems", "raw,nebula-aes,meshd-wireguard-go", "-steal", "1",
+		"-rounds", "1", "-seconds", "0.1", "-layout", "nic", "-systems", "raw,nebula-aes,meshd-chacha", "-steal", "1",
 		"-bin", filepath.Dir(bin.Meshd), "-peers", missing, "-out", out, "-commit", "test",
 	}, &stdout, &progress)
 	if err != nil {
@@ -56,7 +56,7 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{sysRaw, sysMeshWG} {
+	for _, name := range []string{sysRaw, sysMeshC} {
 		row := r.row(nicLike, name)
 		if row == nil {
 			t.Errorf("%s has no row", name)
@@ -77,7 +77,7 @@ func TestRun(t *testing.T) {
 	if i := slices.IndexFunc(r.Systems, func(s SystemInfo) bool { return s.Name == sysNebula }); !strings.Contains(r.Systems[i].NotMeasured, missing) {
 		t.Errorf("nebula is not measured because of %q", r.Systems[i].NotMeasured)
 	}
-	if !strings.Contains(stdout.String(), "meshd on wireguard-go") {
+	if !strings.Contains(stdout.String(), "meshd, ChaCha20-Poly1305") {
 		t.Errorf("the table lacks what was measured:\n%s", &stdout)
 	}
 	for _, name := range []string{"latest.md", "latest.svg"} {
