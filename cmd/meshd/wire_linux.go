@@ -180,7 +180,7 @@ func newEngine(cfg *config.Config, dir *statedir.Dir, log *slog.Logger) (overlay
 		if want.Offload == device.Off {
 			return nil, errNoOffload
 		}
-		want.Queues, want.USO = min(runtime.NumCPU(), maxQueues), true
+		want.Queues, want.USO = queues(), true
 	}
 	dev, err := device.Open(want)
 	if err != nil {
@@ -200,8 +200,9 @@ func newEngine(cfg *config.Config, dir *statedir.Dir, log *slog.Logger) (overlay
 	return wggo.New(wggo.Options{TUN: dev, PrivateKey: key, Port: port, Log: log}), nil
 }
 
-// maxQueues of the TUN device. Beyond, the network is the limit.
-const maxQueues = 8
+// queues is how many the TUN device has: one for each processor, up to where the
+// network is the limit.
+func queues() int { return min(runtime.NumCPU(), 8) }
 
 var errNoOffload = errors.New("the kernel gives the TUN device no offloads, and the engine native needs them: set engine: wireguard-go")
 

@@ -199,6 +199,9 @@ func (e *Engine) start(workers *sync.WaitGroup, queues []*device.Queue, group *u
 	return stop, nil
 }
 
+// WorkersPerQueue is how many goroutines wait in the kernel for each TUN queue.
+const WorkersPerQueue = 3
+
 // worker moves packets until it is stopped or its queue ends.
 type worker interface {
 	run()

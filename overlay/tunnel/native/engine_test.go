@@ -4,12 +4,14 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"meshd/overlay/tunnel/tunneltest"
+	"meshd/overlay/tunnel/wggo"
 	"meshd/tun/device"
 	"meshd/tun/packet"
 	"meshd/tun/rawio"
@@ -19,6 +21,17 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestContract(t *testing.T) {
 	tunneltest.Contract(t, func(t *testing.T, s tunneltest.Setup) tunneltest.Engine {
+		return New(Options{TUN: newPipeTUN(t, s.Pipe), PrivateKey: s.PrivateKey, Port: s.Port, Log: s.Log})
+	})
+}
+
+// Every other host runs wireguard-go, so each test is between the two.
+func TestContractWithWireGuardGo(t *testing.T) {
+	var hosts atomic.Int32
+	tunneltest.Contract(t, func(t *testing.T, s tunneltest.Setup) tunneltest.Engine {
+		if hosts.Add(1)%2 == 0 {
+			return wggo.New(wggo.Options{TUN: s.Pipe, PrivateKey: s.PrivateKey, Port: s.Port, Log: s.Log})
+		}
 		return New(Options{TUN: newPipeTUN(t, s.Pipe), PrivateKey: s.PrivateKey, Port: s.Port, Log: s.Log})
 	})
 }
