@@ -1,6 +1,7 @@
 package wg
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -8,15 +9,14 @@ import (
 	"time"
 )
 
+// A hundred take a quarter of a minute.
+var seeds = flag.Uint64("seeds", 6, "how many runs TestChaos makes")
+
 // Hosts that talk over a network which loses, delays, repeats and reorders, that
 // are restarted and move: nothing breaks, nothing grows, and once the network is
 // well again all can talk.
 func TestChaos(t *testing.T) {
-	seeds := uint64(30)
-	if testing.Short() {
-		seeds = 10
-	}
-	for seed := range seeds {
+	for seed := range *seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { chaos(t, rand.New(rand.NewPCG(seed, 1))) })
 	}
 }

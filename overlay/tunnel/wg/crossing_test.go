@@ -85,7 +85,7 @@ func (d *duel) play(now time.Time) {
 		if choice >= len(d.air) {
 			d.lossLeft--
 			i := choice - len(d.air)
-			fmt.Fprintf(&d.story, "lost: %s to %d\n", Describe(d.air[i].contents), d.air[i].to)
+			fmt.Fprintf(&d.story, "lost: %s to %d\n", describe(d.air[i].contents), d.air[i].to)
 			d.air = slices.Delete(d.air, i, i+1)
 			continue
 		}
@@ -96,7 +96,7 @@ func (d *duel) play(now time.Time) {
 func (d *duel) deliver(now time.Time, i int) {
 	f := d.air[i]
 	d.air = slices.Delete(d.air, i, i+1)
-	fmt.Fprintf(&d.story, "%s to %d\n", Describe(f.contents), f.to)
+	fmt.Fprintf(&d.story, "%s to %d\n", describe(f.contents), f.to)
 	d.arrive(now, f.to, f.contents)
 }
 

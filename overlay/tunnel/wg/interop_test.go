@@ -180,7 +180,7 @@ func (x *interop) receive(datagram []byte) {
 	now := x.now()
 	index, ok := Receiver(datagram)
 	if !ok {
-		if Describe(datagram) == "cookie reply" {
+		if describe(datagram) == "cookie reply" {
 			x.cookiesSeen++
 		}
 		actions, _ := x.machine.Receive(now, datagram, x.theirAddr)

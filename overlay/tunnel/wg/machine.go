@@ -162,7 +162,7 @@ func (m *Machine) SetPeers(now time.Time, peers []Peer) ([]Action, error) {
 		m.order = append(m.order, p)
 	}
 	for _, p := range old {
-		p.reset()
+		p.forget()
 	}
 	return m.flush(), errors.Join(errs...)
 }
@@ -230,7 +230,11 @@ func (m *Machine) takeInitiation(now time.Time, s *suite, msg []byte, from netip
 func (m *Machine) takeResponse(now time.Time, s *suite, msg []byte, from netip.AddrPort) error {
 	index := binary.LittleEndian.Uint32(msg[8:])
 	p := m.table.peer(index)
-	if p == nil || p.open.index != index {
+	if p == nil {
+		return ErrUnknown
+	}
+	p.confirm() // what was heard before the response
+	if p.open.index != index {
 		return ErrUnknown
 	}
 	if p.suite != s {

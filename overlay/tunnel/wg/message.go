@@ -1,9 +1,6 @@
 package wg
 
-import (
-	"encoding/binary"
-	"fmt"
-)
+import "encoding/binary"
 
 // The messages. Integers are little endian. Types are 1 to 4, and 0x11 to 0x14
 // in the suite aes256gcm; three zero bytes follow.
@@ -44,10 +41,6 @@ const (
 	transport
 )
 
-var kinds = [...]string{"initiation", "response", "cookie reply", "transport"}
-
-func (k kind) String() string { return kinds[k] }
-
 // classify tells what a datagram claims to be. Its length is then right.
 func classify(b []byte) (*suite, kind, bool) {
 	if len(b) < Overhead {
@@ -87,19 +80,4 @@ func Receiver(datagram []byte) (index uint32, ok bool) {
 		return 0, false
 	}
 	return binary.LittleEndian.Uint32(datagram[4:]), true
-}
-
-// Describe names a datagram for a log or a test: "initiation", "keepalive",
-// "transport 64", "not a message".
-func Describe(datagram []byte) string {
-	switch _, k, ok := classify(datagram); {
-	case !ok:
-		return "not a message"
-	case k == transport && len(datagram) == Overhead:
-		return "keepalive"
-	case k == transport:
-		return fmt.Sprintf("transport %d", len(datagram)-Overhead)
-	default:
-		return k.String()
-	}
 }

@@ -129,7 +129,7 @@ func TestSharedSecretOfZeros(t *testing.T) {
 	}
 }
 
-// Every bit of the authenticated part counts, and a wrong response leaves the
+// Every bit of the authenticated part counts (every fifth is tried), and a wrong response leaves the
 // initiation open for the right one.
 func TestHandshakeForged(t *testing.T) {
 	initiator, responder, e1, e2 := testKey(t, 1), testKey(t, 2), testKey(t, 3), testKey(t, 4)
@@ -150,7 +150,7 @@ func TestHandshakeForged(t *testing.T) {
 			}
 			return r, err
 		}
-		for bit := 8 * 8; bit < 116*8; bit++ {
+		for bit := 8 * 8; bit < 116*8; bit += 5 {
 			bad := bytes.Clone(msg)
 			bad[bit/8] ^= 1 << (bit % 8)
 			if _, err := read(bad); err == nil {
@@ -165,7 +165,7 @@ func TestHandshakeForged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for bit := 12 * 8; bit < 60*8; bit++ {
+		for bit := 12 * 8; bit < 60*8; bit += 5 {
 			bad := bytes.Clone(answer)
 			bad[bit/8] ^= 1 << (bit % 8)
 			if _, _, err := open.finish(initiator, &[32]byte{5}, bad); err == nil {

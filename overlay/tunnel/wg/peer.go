@@ -82,9 +82,16 @@ func (p *peer) change(now time.Time, want Peer) error {
 	return nil
 }
 
+// forget ends all, and overwrites secrets.
+func (p *peer) forget() {
+	p.reset()
+	clear(p.static[:])
+	clear(p.PSK[:])
+}
+
 // reset ends all sessions and handshakes.
 func (p *peer) reset() {
-	p.close(p.open.index)
+	p.close()
 	used := p.current != nil
 	for _, s := range []**Session{&p.previous, &p.current, &p.next} {
 		p.end(s)
@@ -95,12 +102,10 @@ func (p *peer) reset() {
 	}
 }
 
-// close gives up our initiation, if it has that index.
-func (p *peer) close(index uint32) {
-	if p.open.index == index {
-		p.m.table.release(index)
-		p.open = opened{}
-	}
+// close forgets our initiation; a response to it comes too late.
+func (p *peer) close() {
+	p.m.table.release(p.open.index)
+	p.open = opened{}
 }
 
 // end makes a session useless.
@@ -141,7 +146,7 @@ func (p *peer) goOn(now time.Time) {
 	}
 	if now.Sub(p.try.since) >= GiveUpAfter {
 		p.try = attempt{}
-		p.close(p.open.index)
+		p.close()
 		p.m.do(GiveUp{p.Key})
 		return
 	}
@@ -151,7 +156,7 @@ func (p *peer) goOn(now time.Time) {
 
 func (p *peer) initiate(now time.Time) {
 	at := p.m.stamp(now)
-	p.close(p.open.index)
+	p.close()
 	index := p.m.table.reserve(p, p.m.rand)
 	msg, open, err := initiate(p.suite, p.m.private, p.m.newKey(), p.Key, p.static[:], at, index)
 	if err != nil {
@@ -186,6 +191,7 @@ func (p *peer) answer(now time.Time, r *received, from netip.AddrPort) error {
 	}
 	p.latest, p.heard = r.at, now
 	p.arrived(now, from)
+	p.confirm() // if the peer has used next, it is more than the answer to a lost one
 	p.end(&p.next)
 	p.end(&p.previous)
 	p.next = p.session(now, index, remote, &send, &receive, false)
@@ -247,7 +253,7 @@ func (p *peer) move() {
 func (p *peer) use(s *Session) {
 	p.current = s
 	p.try = attempt{}
-	p.close(p.open.index)
+	p.close()
 	p.m.do(Use{p.Key, s})
 }
 

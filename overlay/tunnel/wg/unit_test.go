@@ -637,3 +637,27 @@ func TestRefused(t *testing.T) {
 		})
 	}
 }
+
+// A worker has heard from the initiator, and the next initiation is quicker than
+// Step: the session that is in use must not be taken for one that never was.
+func TestConfirmedBeforeStep(t *testing.T) {
+	for _, suite := range bothSuites {
+		x := newFuzzed(t, suite)
+		keepalive, fresh := x.messages[4], x.messages[1]
+		if _, err := x.session.Open(keepalive); err != nil {
+			t.Fatal(err)
+		}
+		now := start.Add(RekeyAfter)
+		if !x.session.NoteReceived(now, false, netip.AddrPort{}) {
+			t.Error("the first message of a session is no news")
+		}
+		actions, err := x.b.Receive(now, fresh, netip.AddrPort{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		used := slices.ContainsFunc(actions, func(a Action) bool { u, ok := a.(Use); return ok && u.Session == x.session })
+		if !used || !x.session.Alive(now) || x.b.Table().Lookup(x.session.local) != x.session {
+			t.Errorf("%s: the session is used: %t, alive: %t", suite, used, x.session.Alive(now))
+		}
+	}
+}

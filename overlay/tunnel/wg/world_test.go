@@ -173,7 +173,7 @@ func (h *host) transmit(to netip.AddrPort, contents []byte) {
 			target = t
 		}
 	}
-	name, message := "?", Describe(contents)
+	name, message := "?", describe(contents)
 	if target != nil {
 		name = target.name
 	}
@@ -246,7 +246,7 @@ func (h *host) receive(d datagram) {
 	w, now := h.w, h.time()
 	index, ok := Receiver(d.contents)
 	if !ok {
-		message := Describe(d.contents)
+		message := describe(d.contents)
 		actions, err := h.machine.Receive(now, d.contents, d.from)
 		if err != nil {
 			w.say("%s refuses %s: %v", h.name, message, err)
@@ -341,4 +341,18 @@ func diff(want, got string) string {
 		return strings.Join(lines[max(0, min(i-3, len(lines))):min(i+5, len(lines))], "\n")
 	}
 	return fmt.Sprintf("line %d\n--- want\n%s\n--- got\n%s", i+1, show(a), show(b))
+}
+
+// describe names a datagram: "initiation", "keepalive", "transport 64".
+func describe(datagram []byte) string {
+	switch _, k, ok := classify(datagram); {
+	case !ok:
+		return "not a message"
+	case k == transport && len(datagram) == Overhead:
+		return "keepalive"
+	case k == transport:
+		return fmt.Sprintf("transport %d", len(datagram)-Overhead)
+	default:
+		return []string{initiation: "initiation", response: "response", cookieReply: "cookie reply"}[k]
+	}
 }
