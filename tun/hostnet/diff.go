@@ -3,6 +3,7 @@
 package hostnet
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -146,6 +147,9 @@ func linkOps(have state, want tun.HostState) []op {
 		set("mtu", have.link.mtu, want.MTU)
 	}
 	set("txqueuelen", have.link.txq, txQueueLen)
+	if mtu := cmp.Or(want.MTU, have.link.mtu); have.link.segs != 0 { // 0: the kernel does not say
+		set("gso_max_segs", have.link.segs, superPacket(mtu))
+	}
 	// No link-local address: nobody on the link could answer its chatter.
 	mode, ok := have.sysctl[conf("ipv6", have.link.name, "addr_gen_mode")]
 	if ok && mode != fmt.Sprint(nl.IN6_ADDR_GEN_MODE_NONE) {
@@ -155,6 +159,14 @@ func linkOps(have state, want tun.HostState) []op {
 		ops = append(ops, setLink{have.link, "up", 1})
 	}
 	return ops
+}
+
+// superPacket is how many packets of that MTU the kernel may hand over in one:
+// as many as cross the underlay in one call, with what the tunnel adds to each.
+// A super-packet of one more would cost a second call for the rest.
+func superPacket(mtu int) int {
+	const call, segments, overhead = 65535 - 20 - 8, 64, 32 // UDP_SEGMENT over IPv4; WireGuard
+	return max(1, min(segments, call/(mtu+overhead)))
 }
 
 type (
@@ -205,6 +217,8 @@ func (o setLink) do(k kernel) error {
 		return k.LinkSetMTU(l, o.value)
 	case "txqueuelen":
 		return k.LinkSetTxQLen(l, o.value)
+	case "gso_max_segs":
+		return k.LinkSetGSOMaxSegs(l, o.value)
 	case "addrgenmode":
 		return k.LinkSetIP6AddrGenMode(l, o.value)
 	}

@@ -41,7 +41,7 @@ func with(changes ...string) sysctls {
 }
 
 func TestDiff(t *testing.T) {
-	mesh0 := link{name: "mesh0", index: 7, mtu: 1420, txq: txQueueLen, up: true}
+	mesh0 := link{name: "mesh0", index: 7, mtu: 1420, txq: txQueueLen, segs: 45, up: true}
 	want := tun.HostState{
 		Link: "mesh0", MTU: 1420, Forwarding: true,
 		Addresses: []netip.Prefix{pfx("10.86.17.1/32"), pfx("fdcc::17/128")},
@@ -74,13 +74,14 @@ func TestDiff(t *testing.T) {
 		},
 		{
 			name: "new device",
-			have: state{link: link{name: "mesh0", index: 7, mtu: 1500, txq: 500}, sysctl: with(
+			have: state{link: link{name: "mesh0", index: 7, mtu: 1500, txq: 500, segs: 65535}, sysctl: with(
 				forward4+"=0", "net/ipv6/conf/mesh0/addr_gen_mode=0", "net/ipv6/conf/mesh0/disable_ipv6=1")},
 			want: want,
 			ops: `sysctl -w net/ipv6/conf/mesh0/disable_ipv6=0
 				sysctl -w net/ipv4/ip_forward=1
 				ip link set mesh0 mtu 1420
 				ip link set mesh0 txqueuelen 1000
+				ip link set mesh0 gso_max_segs 45
 				ip link set mesh0 addrgenmode none
 				ip link set mesh0 up
 				ip addr add 10.86.17.1/32 dev mesh0

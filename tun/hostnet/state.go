@@ -28,6 +28,7 @@ type link struct {
 	index int
 	mtu   int
 	txq   int
+	segs  int // most in a super-packet
 	up    bool
 }
 
@@ -106,7 +107,7 @@ func (k kernel) read(name string) (state, error) {
 		if a.Name != name {
 			continue
 		}
-		s.link = link{a.Name, a.Index, a.MTU, a.TxQLen, a.Flags&net.FlagUp != 0}
+		s.link = link{a.Name, a.Index, a.MTU, a.TxQLen, int(a.GSOMaxSegs), a.Flags&net.FlagUp != 0}
 		addrs, err := k.addrs(l)
 		if err != nil {
 			return s, err
