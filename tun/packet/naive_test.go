@@ -166,11 +166,7 @@ func naiveSplit(packet []byte, o Offload) [][]byte {
 	// The pseudo-header without the length.
 	pseudo := naiveSum(packet[field:field+2], word(^(len(packet) - l4)))
 	if o.Flags&NeedsChecksum == 0 {
-		addresses := packet[8:40]
-		if v4 {
-			addresses = packet[12:20]
-		}
-		pseudo = naiveSum(addresses, word(map[bool]int{false: protoTCP, true: protoUDP}[udp]))
+		pseudo = naiveSum(naiveAddresses(packet), word(map[bool]int{false: protoTCP, true: protoUDP}[udp]))
 	}
 	var out [][]byte
 	payloads := slices.Collect(slices.Chunk(packet[header:], int(o.SegmentSize)))
@@ -208,6 +204,14 @@ func naiveSplit(packet []byte, o Offload) [][]byte {
 		out = append(out, seg)
 	}
 	return out
+}
+
+// naiveAddresses gives source and destination, as they stand in the pseudo-header.
+func naiveAddresses(packet []byte) []byte {
+	if packet[0]>>4 == 4 {
+		return packet[12:20]
+	}
+	return packet[8:40]
 }
 
 // naiveHeaders finds the lengths of the IP header and of all headers of a sound
@@ -405,12 +409,10 @@ func naiveSuper(group [][]byte) super {
 		out = append(out, p[header:]...)
 	}
 	o := Offload{Flags: NeedsChecksum, HeaderLen: uint16(header), SegmentSize: uint16(len(group[0]) - header), ChecksumStart: uint16(l4)}
-	addresses := out[8:40]
 	if out[0]>>4 == 4 {
 		copy(out[2:], word(len(out)))
 		copy(out[10:], word(0))
 		copy(out[10:], word(int(^naiveSum(out[:20]))))
-		addresses = out[12:20]
 	} else {
 		copy(out[4:], word(len(out)-40))
 	}
@@ -427,7 +429,7 @@ func naiveSuper(group [][]byte) super {
 	if protocol == protoTCP {
 		out[l4+13] |= group[len(group)-1][l4+13] & 0x09
 	}
-	copy(out[l4+int(o.ChecksumOffset):], word(int(naiveSum(addresses, word(protocol), word(len(out)-l4)))))
+	copy(out[l4+int(o.ChecksumOffset):], word(int(naiveSum(naiveAddresses(out), word(protocol), word(len(out)-l4)))))
 	return super{o, out}
 }
 
