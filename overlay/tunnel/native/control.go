@@ -87,25 +87,31 @@ func (c *control) run(ctx context.Context) error {
 	}
 }
 
-// receive takes a handshake message in, and then all that wait.
+// receive takes a handshake message in, and then others that wait. More come next
+// time: a flood must not keep control from all else.
 func (c *control) receive(h handshake) {
-	for more := true; more; {
-		now := time.Now()
-		if waiting := len(c.handshakes); waiting >= loadAt {
-			c.loadEnds = now.Add(loadFor)
-		}
-		c.machine.UnderLoad(now.Before(c.loadEnds))
-		actions, err := c.machine.Receive(now, h.message[:h.size], h.from)
-		if err != nil {
-			c.drops.add(dropHandshake, 1)
-		}
-		c.doFrom(actions, h)
+	c.shake(h)
+	for range loadAt {
 		select {
-		case h = <-c.handshakes:
+		case h := <-c.handshakes:
+			c.shake(h)
 		default:
-			more = false
+			return
 		}
 	}
+}
+
+func (c *control) shake(h handshake) {
+	now := time.Now()
+	if len(c.handshakes) >= loadAt {
+		c.loadEnds = now.Add(loadFor)
+	}
+	c.machine.UnderLoad(now.Before(c.loadEnds))
+	actions, err := c.machine.Receive(now, h.message[:h.size], h.from)
+	if err != nil {
+		c.drops.add(dropHandshake, 1)
+	}
+	c.doFrom(actions, h)
 }
 
 // wanted starts handshakes that workers ask for.

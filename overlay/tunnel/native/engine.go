@@ -136,47 +136,52 @@ func (e *Engine) Run(ctx context.Context) (err error) {
 		return errors.New("run tunnel engine: called twice")
 	}
 	defer close(e.down)
-	dev := e.options.TUN
-	defer func() { err = errors.Join(err, dev.Close()) }()
-	if err := e.readMTU(); err != nil {
-		return err
-	}
-	machine, err := wg.New(wg.Config{PrivateKey: e.options.PrivateKey, LastStamp: e.options.Stamp})
+	machine, group, err := e.prepare()
 	if err != nil {
-		return fmt.Errorf("configure tunnel engine: %w", err)
+		return errors.Join(err, e.options.TUN.Close())
 	}
-	e.table = machine.Table()
-	queues := dev.Queues()
-	group, err := udp.Listen(e.options.Port, max(1, len(queues)))
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("listen on UDP port %d: %w", e.options.Port, ErrPortInUse)
-	} else if err != nil {
-		return err
-	}
-	e.port.Store(uint32(group.Port()))
-
 	var workers sync.WaitGroup
-	stop, err := e.start(&workers, queues, group)
+	stop, err := e.start(&workers, group)
 	if err == nil {
 		close(e.up)
 		err = newControl(e, machine, group).run(ctx)
 	}
-	// Closing ends what waits in the kernel; then nobody uses the devices.
+	// A worker that waits is woken, and one that never has to finds its queue closed.
 	stop()
-	err = errors.Join(err, group.Close())
+	err = errors.Join(err, group.Close(), e.options.TUN.Close())
 	workers.Wait()
 	return err
 }
 
+// prepare makes all that workers and control need.
+func (e *Engine) prepare() (*wg.Machine, *udp.Group, error) {
+	if err := e.readMTU(); err != nil {
+		return nil, nil, err
+	}
+	machine, err := wg.New(wg.Config{PrivateKey: e.options.PrivateKey, LastStamp: e.options.Stamp})
+	if err != nil {
+		return nil, nil, fmt.Errorf("configure tunnel engine: %w", err)
+	}
+	e.table = machine.Table()
+	group, err := udp.Listen(e.options.Port, max(1, len(e.options.TUN.Queues())))
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, nil, fmt.Errorf("listen on UDP port %d: %w", e.options.Port, ErrPortInUse)
+	} else if err != nil {
+		return nil, nil, err
+	}
+	e.port.Store(uint32(group.Port()))
+	return machine, group, nil
+}
+
 // start starts the workers. stop tells them to end, and does not wait.
-func (e *Engine) start(workers *sync.WaitGroup, queues []*device.Queue, group *udp.Group) (stop func(), err error) {
+func (e *Engine) start(workers *sync.WaitGroup, group *udp.Group) (stop func(), err error) {
 	var all []worker
 	stop = func() {
 		for _, w := range all {
 			w.stop()
 		}
 	}
-	for i, q := range queues {
+	for i, q := range e.options.TUN.Queues() {
 		s, err := newSender(e, q, group, i)
 		if err != nil {
 			return stop, err
