@@ -135,6 +135,7 @@ func (c *control) doFrom(actions []wg.Action, h handshake) {
 			c.save(a.Stamp)
 		case wg.Send:
 			if p := c.byKey[a.Peer]; p != nil {
+				p.came(h.from, h.local) // an answer leaves from where it was asked
 				c.sendTo(p, a.Packet)
 			}
 		case wg.Reply:
@@ -271,23 +272,13 @@ func (c *control) apply(want tunnel.Config) error {
 		peers = append(peers, p)
 		ends = append(ends, wg.Peer{Key: w.PublicKey, Suite: suite, Handle: p})
 		w.Endpoints = usable(w.Endpoints, want.Inside)
-		changed := !slices.Equal(p.want.Endpoints, w.Endpoints)
-		p.want = w
-		p.suite.Store(&w.Suite)
-		if changed && !slices.Contains(w.Endpoints, p.endpoint()) && len(w.Endpoints) > 0 {
-			p.tries = 0
-			p.moveTo(w.Endpoints[0])
-		} else if contains(want.Inside, p.endpoint().Addr()) {
-			p.moveTo(netip.AddrPort{})
-		}
+		p.configure(w, want.Inside)
 	}
 	c.byKey = next
 	actions, err := c.machine.SetPeers(time.Now(), ends)
 	errs = append(errs, err)
 	for key, p := range next {
-		if at := p.endpoint(); at.IsValid() {
-			c.machine.SetEndpoint(key, at)
-		}
+		c.machine.SetEndpoint(key, p.endpoint())
 	}
 	c.routes.Store(newRoutes(want, peers))
 	c.show(peers)

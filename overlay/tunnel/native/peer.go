@@ -39,6 +39,25 @@ type path struct {
 	local  udp.Source
 }
 
+// configure takes over what is wanted of the peer. Where it is now stays, if it is
+// not inside the mesh, until there are other candidates.
+func (p *peer) configure(want tunnel.Peer, inside []netip.Prefix) {
+	changed := !slices.Equal(p.want.Endpoints, want.Endpoints)
+	p.want = want
+	p.suite.Store(&want.Suite)
+	if contains(inside, p.learned.Addr()) {
+		p.learned = netip.AddrPort{}
+	}
+	lost := contains(inside, p.endpoint().Addr())
+	switch {
+	case len(want.Endpoints) == 0 && lost:
+		p.moveTo(netip.AddrPort{})
+	case lost, changed && len(want.Endpoints) > 0 && !slices.Contains(want.Endpoints, p.endpoint()):
+		p.tries = 0
+		p.moveTo(want.Endpoints[0])
+	}
+}
+
 // moveTo sets where the peer is. Our address stays only with the place.
 func (p *peer) moveTo(remote netip.AddrPort) {
 	old := p.path.Load()
@@ -51,10 +70,10 @@ func (p *peer) moveTo(remote netip.AddrPort) {
 }
 
 // came notes by which of our addresses the peer reaches us.
-func (p *peer) came(t *udp.Train) {
+func (p *peer) came(remote netip.AddrPort, local udp.Source) {
 	old := p.path.Load()
-	if old != nil && old.remote == t.Remote && old.local != t.Local {
-		p.path.CompareAndSwap(old, &path{t.Remote, t.Local})
+	if old != nil && old.remote == remote && old.local != local {
+		p.path.CompareAndSwap(old, &path{remote, local})
 	}
 }
 
@@ -92,13 +111,16 @@ type staged struct {
 	packets [][]byte
 }
 
-// add keeps a copy of a packet, and tells whether another had to go.
+// add keeps a copy of a packet, and tells whether another had to go, whose memory
+// it gets: who floods a peer that is gone allocates nothing.
 func (s *staged) add(packet []byte) (dropped bool) {
+	var room []byte
 	if len(s.packets) == maxStaged {
+		room = s.packets[0][:0]
 		s.packets = append(s.packets[:0], s.packets[1:]...)
 		dropped = true
 	}
-	s.packets = append(s.packets, slices.Clone(packet))
+	s.packets = append(s.packets, append(room, packet...))
 	return dropped
 }
 

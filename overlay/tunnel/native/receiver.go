@@ -128,7 +128,7 @@ func (r *receiver) note(s *wg.Session, now time.Time) {
 	}
 	p := s.Handle().(*peer)
 	p.rx.Add(uint64(r.bytes))
-	p.came(&r.in)
+	p.came(r.in.Remote, r.in.Local)
 	if s.NoteReceived(now, r.data, r.in.Remote) {
 		r.e.signal()
 	}

@@ -60,9 +60,11 @@ func newRoutes(c tunnel.Config, peers []*peer) *routes {
 	for _, p := range peers {
 		for _, a := range p.want.AllowedIPs {
 			a = a.Masked()
-			if a.Addr().Is4() {
+			switch {
+			case !a.IsValid(): // would be all of IPv6
+			case a.Addr().Is4():
 				put(four, a.Bits(), a.Addr().As4(), p)
-			} else {
+			default:
 				put(six, a.Bits(), a.Addr().As16(), p)
 			}
 		}
