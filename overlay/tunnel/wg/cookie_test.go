@@ -1,6 +1,7 @@
 package wg
 
 import (
+	"bytes"
 	"net/netip"
 	"testing"
 	"time"
@@ -47,5 +48,80 @@ func TestLimiter(t *testing.T) {
 	}
 	if !l.allow(now.Add(2*time.Second), host) {
 		t.Error("no room after 2 s")
+	}
+}
+
+// A cookie serves as long as the secret behind it may, and only its address.
+func TestCookie(t *testing.T) {
+	_, public := keyPair(t, 1)
+	c := checker{macKeys: macKeysOf(public), rand: &counting{}}
+	s := signer{macKeys: macKeysOf(public)}
+	home, away := netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("192.0.2.1:2")
+	msg := make([]byte, initiationSize)
+	sign := func(now time.Time) []byte {
+		clear(msg[len(msg)-2*macSize:])
+		s.sign(now, msg)
+		return msg
+	}
+	take := func(now time.Time) {
+		t.Helper()
+		if err := s.take(now, c.reply(now, suites[ChaCha20Poly1305], msg, home)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c.valid2(start, sign(start), home) {
+		t.Fatal("valid without a cookie")
+	}
+	take(start)
+	for _, at := range []time.Duration{0, time.Minute, cookieUse - 1} {
+		now := start.Add(at)
+		if !c.valid2(now, sign(now), home) || c.valid2(now, msg, away) {
+			t.Errorf("after %s: not valid, or valid for another port", at)
+		}
+	}
+	now := start.Add(cookieUse)
+	if sign(now); !bytes.Equal(msg[len(msg)-macSize:], make([]byte, macSize)) {
+		t.Error("an old cookie is used")
+	}
+	now = start.Add(cookieAge)
+	s.since = now // as if the cookie had been underway for long
+	if c.valid2(now, sign(now), home) {
+		t.Error("a cookie outlives its secret")
+	}
+	secret := c.secret
+	take(now)
+	if c.secret == secret {
+		t.Error("the secret is as it was")
+	}
+	if !c.valid2(now, sign(now), home) {
+		t.Error("a new cookie is not valid")
+	}
+}
+
+// Under load, a cookie buys no more than the share of one address.
+func TestRateUnderLoad(t *testing.T) {
+	x := newFuzzed(t, ChaCha20Poly1305)
+	from := netip.MustParseAddrPort("192.0.2.1:1")
+	x.b.UnderLoad(true)
+	p := x.a.order[0]
+	now, results := start.Add(RekeyAfter+time.Minute), map[error]int{}
+	for range 40 {
+		now = now.Add(floodGap)
+		p.initiate(now)
+		for _, a := range x.a.flush() {
+			if a, ok := a.(Send); ok {
+				actions, err := x.b.Receive(now, a.Packet, from)
+				results[err]++
+				if err == ErrCookie {
+					if err := p.signer.take(now, actions[0].(Reply).Packet); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		}
+	}
+	// 780 ms after the first: a burst of 5, and 20 a second.
+	if results[ErrCookie] != 1 || results[nil] < 18 || results[nil] > 21 || results[ErrRate] != 39-results[nil] {
+		t.Errorf("results %v", results)
 	}
 }

@@ -258,3 +258,42 @@ func TestConfirmedBeforeStep(t *testing.T) {
 		}
 	}
 }
+
+// Workers may receive something right after Next was asked: by then the machine
+// must look again, before that is due to be answered.
+func TestNextIsSoonEnough(t *testing.T) {
+	x := newFuzzed(t, ChaCha20Poly1305)
+	if _, err := x.session.Open(x.messages[4]); err != nil {
+		t.Fatal(err)
+	}
+	x.session.NoteReceived(start.Add(RekeyTry), false, netip.AddrPort{})
+	now := start.Add(RekeyTry)
+	x.b.Step(now)
+	next, ok := x.b.Next()
+	if !ok || next.After(now.Add(KeepAlive)) {
+		t.Fatalf("to be looked at after %s, %t", next.Sub(now), ok)
+	}
+	got := now.Add(time.Nanosecond)
+	x.session.NoteReceived(got, true, netip.AddrPort{})
+	x.b.Step(next)
+	if next, _ := x.b.Next(); !next.Equal(got.Add(KeepAlive)) {
+		t.Errorf("a keepalive is due after %s", next.Sub(got))
+	}
+}
+
+// What came shortly before the end of a session is not answered after it.
+func TestNothingOwedAfterTheEnd(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.pair(Peer{})
+	a.send(b, "first")
+	w.run(RekeyAfter - time.Second)
+	w.lose = func(from, _ *host, _ string) bool { return from == b }
+	b.boot()
+	s := a.peers[b.machine.PublicKey()].session
+	w.run(RejectAfter - w.now.Sub(s.Created()) - time.Second)
+	s.NoteReceived(w.now, true, netip.AddrPort{})
+	w.run(5 * time.Minute) // fails if a machine does not rest
+	if at, ok := a.machine.Next(); ok {
+		t.Errorf("something is due after %s", at.Sub(w.now))
+	}
+}
