@@ -259,8 +259,8 @@ func TestEnumerationsAreDocumented(t *testing.T) {
 		"state":                 constants(t, "../mesh", func(_, typ string) bool { return typ == "State" }),
 		"peers[].state":         constants(t, "../overlay/status", func(_, typ string) bool { return typ == "PeerState" }),
 		"peers[].path":          constants(t, "../overlay/status", func(name, _ string) bool { return strings.HasPrefix(name, "Path") }),
-		"engine.drops":          constants(t, "../overlay/tunnel", func(name, _ string) bool { return strings.HasPrefix(name, "Drop") }),
-		"peers[].suite":         constants(t, "../overlay/tunnel", func(name, _ string) bool { return name == "ChaCha20Poly1305" }),
+		"peers[].suite":         constants(t, "../overlay/tunnel", func(name, _ string) bool { return !strings.HasPrefix(name, "Drop") }),
+		"engine.name":           constants(t, "../overlay/config", func(name, typ string) bool { return typ == "Engine" && name != "EngineAuto" }),
 		"node.leases[].state":   leases,
 		"health[].level":        findings(t, 1),
 		"node.leases[].network": constants(t, "../mesh/member", func(name, _ string) bool { return name == "network" }),
@@ -276,6 +276,12 @@ func TestEnumerationsAreDocumented(t *testing.T) {
 			compare(t, made, values)
 		})
 	}
+}
+
+// TestDropsAreDocumented: each reason for which an engine drops packets has its row.
+func TestDropsAreDocumented(t *testing.T) {
+	made := constants(t, "../overlay/tunnel", func(name, _ string) bool { return strings.HasPrefix(name, "Drop") })
+	compare(t, made, rows(t, section(t, "Dropped packets")))
 }
 
 // TestLogKeysAreDocumented looks at every call that logs: its keys are words of
