@@ -295,7 +295,7 @@ func cleanUp(ctx context.Context, cfg *config.Config, stdout io.Writer) error {
 // does not know any.
 func withCode(err error) error {
 	switch {
-	case errors.Is(err, wggo.ErrPortInUse):
+	case errors.Is(err, native.ErrPortInUse), errors.Is(err, wggo.ErrPortInUse):
 		return exit.With(exit.Unavailable, fmt.Errorf("%w: stop the other program, or change listen.tunnel", err))
 	case errors.Is(err, gossip.ErrPortInUse):
 		return exit.With(exit.Unavailable, err)

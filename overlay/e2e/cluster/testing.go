@@ -61,6 +61,9 @@ func Programs(t testing.TB) Binaries {
 		}
 		built.dir, built.err = os.MkdirTemp("", "meshd-bin-") //nolint:usetesting // outlives the test
 		if built.err == nil {
+			built.err = os.Chmod(built.dir, 0o755) // daemons run as other users, too
+		}
+		if built.err == nil {
 			built.bin, built.err = Build(t.Context(), built.dir, false)
 		}
 	})
