@@ -12,6 +12,7 @@ import (
 // What is sent through the mesh is never seen on the underlay, the daemon alive
 // or dead; and the capture would see it.
 func TestNoClearText(t *testing.T) {
+	t.Parallel()
 	c := newMesh(t, 2)
 	alpha, beta := c.Nodes[0], c.Nodes[1]
 	marker := fmt.Appendf(nil, "<clear text %x>", randomBytes(12))

@@ -8,13 +8,22 @@
 package e2e
 
 import (
+	"flag"
 	"testing"
 
 	"meshd/overlay/e2e/cluster"
 	"meshd/overlay/e2e/sandbox"
 )
 
+// together is how many of the tests that may run beside others do so: most wait
+// for timers most of the time. Those that measure, or load the machine, run alone
+// before them.
+const together = "4"
+
 func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", together); err != nil {
+		panic(err)
+	}
 	if err := sandbox.Main(); err != nil {
 		panic(err)
 	}

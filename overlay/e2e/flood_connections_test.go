@@ -80,6 +80,7 @@ func TestFloodOfConnections(t *testing.T) {
 
 // A daemon that may open no more files forwards on, and is well when it may.
 func TestOutOfDescriptors(t *testing.T) {
+	t.Parallel()
 	s := besieged(t)
 	pid := s.alpha.Process().Pid()
 	u, err := s.alpha.Usage()

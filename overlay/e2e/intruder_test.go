@@ -20,6 +20,7 @@ import (
 // The gossip key alone, as from a token of long ago, gives an intruder no route,
 // no tunnel and no byte.
 func TestIntruder(t *testing.T) {
+	t.Parallel()
 	c := hosts(t, 3)
 	alpha, beta, evil := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	_, err := alpha.Meshctl(t.Context(), "init", "--name", "lab")

@@ -13,6 +13,7 @@ import (
 // Junk on both ports changes nothing: traffic goes on, and the log does not grow
 // with it.
 func TestJunk(t *testing.T) {
+	t.Parallel()
 	c := hosts(t, 3)
 	alpha, beta, stranger := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	_, err := alpha.Meshctl(t.Context(), "init", "--name", "lab")

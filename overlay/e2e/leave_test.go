@@ -14,6 +14,7 @@ import (
 )
 
 func TestLeave(t *testing.T) {
+	t.Parallel()
 	c := newMesh(t, 3)
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	own := addresses(t, gamma)
@@ -60,6 +61,7 @@ func hasHeld(p *status.Peer) bool {
 
 // What stays on the host after each way to end the daemon.
 func TestEnd(t *testing.T) {
+	t.Parallel()
 	c := newMesh(t, 2)
 	alpha, beta := c.Nodes[0], c.Nodes[1]
 

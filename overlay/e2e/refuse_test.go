@@ -99,6 +99,7 @@ var rangeUses = []rangeUse{
 // At init, at join, at the start and later, a mesh is not to take what a host has
 // already; and what it does not take is in nobody's way.
 func TestRefuse(t *testing.T) {
+	t.Parallel()
 	ranges := []string{"--ipv4", "10.86.0.0/16", "--ipv6", "fd86::/48"}
 	c := hosts(t, 2)
 	alpha, beta := c.Nodes[0], c.Nodes[1]

@@ -29,6 +29,7 @@ import (
 
 // A configuration is reloaded in every way, and no packet is lost meanwhile.
 func TestReload(t *testing.T) {
+	t.Parallel()
 	c := hosts(t, 3)
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	for _, n := range c.Nodes {

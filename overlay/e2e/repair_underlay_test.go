@@ -69,6 +69,7 @@ func TestRepairUnderlay(t *testing.T) {
 
 // IPv6 addresses that an interface lost by a bounce may stay lost.
 func TestRepairWithoutIPv6Underlay(t *testing.T) {
+	t.Parallel()
 	c := newMesh(t, 2)
 	h := c.Nodes[0].Host
 	survive(t, c, fault{"interface down and up, IPv6 addresses lost", h.NICDown, func() error { return h.NICUp(t.Context()) }, 0, false})
@@ -241,6 +242,7 @@ func startQueue() error {
 
 // What can happen often costs no descriptor and no goroutine.
 func TestRepairLeaksNothing(t *testing.T) {
+	t.Parallel()
 	c := newMesh(t, 2)
 	alpha := c.Nodes[0]
 	h := alpha.Host

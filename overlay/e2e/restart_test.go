@@ -14,6 +14,7 @@ import (
 )
 
 func TestRestartKeepsLease(t *testing.T) {
+	t.Parallel()
 	c := newMesh(t, 3)
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	for range 3 { // the founder, a node that joined, more than once
@@ -43,6 +44,7 @@ func TestRestartKeepsLease(t *testing.T) {
 
 // A host's address changes while its daemon runs, as with a new DHCP lease.
 func TestNewAddress(t *testing.T) {
+	t.Parallel()
 	c := newMesh(t, 3)
 	beta := c.Nodes[1]
 	before := document(t, beta)
@@ -77,6 +79,7 @@ func TestNewAddress(t *testing.T) {
 }
 
 func TestSeeds(t *testing.T) {
+	t.Parallel()
 	c := newMesh(t, 3) // alpha is the seed of the others
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	killAndRestart(t, alpha, beta, gamma)

@@ -45,6 +45,7 @@ func newServices(t *testing.T, n int, extra ...string) *cluster.Cluster {
 // The real daemon as the unit starts it, after a preflight: whatever a daemon of
 // root's does, this one does.
 func TestService(t *testing.T) {
+	t.Parallel()
 	c := newServices(t, 3)
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	for _, n := range c.Nodes {
@@ -345,6 +346,7 @@ func sysctl(t *testing.T, n *cluster.Node, key string) (value string) {
 // A daemon that may not switch forwarding on goes on without, and says so; with
 // IPv6 off by default it turns it on for its own link.
 func TestServiceWithoutPreflight(t *testing.T) {
+	t.Parallel()
 	c := hosts(t, 2)
 	for _, n := range c.Nodes {
 		runAsService(t, c, n)

@@ -22,6 +22,7 @@ import (
 // for a node is dropped: by the sender's daemon if it is honest, by the receiver's
 // if the sender is not.
 func TestSpoofedSource(t *testing.T) {
+	t.Parallel()
 	c := newMesh(t, 3, "suite: chacha20poly1305") // the rogue's
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	to, third := addresses(t, beta)[0], addresses(t, gamma)[0]

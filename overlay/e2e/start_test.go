@@ -24,6 +24,7 @@ import (
 // A daemon that cannot start says why in one line, exits with the right code,
 // and changes nothing on the host.
 func TestBadStart(t *testing.T) {
+	t.Parallel()
 	c := hosts(t, 1)
 	n := c.Nodes[0]
 	daemon := func() *exec.Cmd { return n.DaemonCommand(bounded(t)) }

@@ -62,6 +62,7 @@ func lastLine(text string) string {
 // The real daemon on states that are not whole: it starts as the same node or
 // not at all, and says what is wrong.
 func TestDamagedState(t *testing.T) {
+	t.Parallel()
 	c := hosts(t, 2)
 	alpha, other := c.Nodes[0], c.Nodes[1]
 	for _, n := range c.Nodes {
@@ -258,6 +259,7 @@ func TestCopiedState(t *testing.T) {
 // on, the node says what is wrong, nothing that must be kept is promised, and
 // all is well when there is room again.
 func TestStateUnsaved(t *testing.T) {
+	t.Parallel()
 	for name, disk := range map[string]struct {
 		fail, mend func(dir string) error
 		why        error

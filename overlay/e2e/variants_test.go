@@ -14,6 +14,7 @@ import (
 )
 
 func TestPlainDriver(t *testing.T) {
+	t.Parallel()
 	c := newMesh(t, 2, "interface: {offload: off}")
 	for _, a := range addresses(t, c.Nodes[1]) {
 		must(t, exchange(t.Context(), c.Nodes[0].Host, c.Nodes[1].Host, "tcp", a, randomBytes(1<<20)))
@@ -24,6 +25,7 @@ func TestPlainDriver(t *testing.T) {
 }
 
 func TestIPv4Only(t *testing.T) {
+	t.Parallel()
 	c := hosts(t, 2)
 	formMesh(t, c, "--ipv6", "none", "--ipv4", "10.99.0.0/16", "--ipv4-subnet-len", "26")
 	for _, n := range c.Nodes {
@@ -38,6 +40,7 @@ func TestIPv4Only(t *testing.T) {
 }
 
 func TestIPv6Only(t *testing.T) {
+	t.Parallel()
 	c := hosts(t, 2)
 	formMesh(t, c, "--ipv4", "none", "--ipv6", "fd11:2233:4455::/48")
 	must(t, exchange(t.Context(), c.Nodes[0].Host, c.Nodes[1].Host, "tcp", addresses(t, c.Nodes[1])[0], randomBytes(1<<20)))
@@ -45,6 +48,7 @@ func TestIPv6Only(t *testing.T) {
 
 // The mesh has IPv6 where the network below it has none.
 func TestHostWithoutIPv6(t *testing.T) {
+	t.Parallel()
 	c := hosts(t, 2)
 	must(t, c.Nodes[1].Host.DisableIPv6())
 	formMesh(t, c)
@@ -60,6 +64,7 @@ func TestHostWithoutIPv6(t *testing.T) {
 
 // A token for one subnet gives exactly that.
 func TestPinnedSubnet(t *testing.T) {
+	t.Parallel()
 	c := hosts(t, 3)
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	_, err := alpha.Meshctl(t.Context(), "init", "--name", "lab", "--ipv4", "10.99.0.0/16")

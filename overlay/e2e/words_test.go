@@ -20,6 +20,7 @@ import (
 // Names, labels and all other words of members are plain. What is not never gets
 // to a terminal or a log, whoever signed it.
 func TestEvilWords(t *testing.T) {
+	t.Parallel()
 	s := besieged(t)
 	i := newInsider(t, s.stranger, s.token, s.alpha)
 	_, identity, err := ed25519.GenerateKey(nil)
