@@ -7,7 +7,9 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"os"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -42,6 +44,7 @@ type parts struct {
 // assemble chooses the concrete parts of a node and puts them together. It
 // raises the epoch, so each call is a new start.
 func assemble(ctx context.Context, cfg *config.Config, log *slog.Logger) (*parts, error) {
+	tuneRuntime(cfg)
 	dir, err := openState(cfg.StateDir)
 	if err != nil {
 		return nil, err
@@ -200,6 +203,25 @@ func newEngine(cfg *config.Config, dir *statedir.Dir, log *slog.Logger) (overlay
 	return wggo.New(wggo.Options{TUN: dev, PrivateKey: key, Port: port, Log: log}), nil
 }
 
+// tuneRuntime prepares Go's runtime for the engine, but for what whoever runs us
+// has set, who may know better.
+func tuneRuntime(cfg *config.Config) {
+	if isNative(cfg) {
+		if os.Getenv("GOMAXPROCS") == "" {
+			// A worker that waits in the kernel holds a slot of the scheduler for a
+			// moment; with slots to spare, whoever is awake need not wait for one.
+			runtime.GOMAXPROCS(runtime.NumCPU() + native.WorkersPerQueue*queues())
+		}
+		return
+	}
+	if os.Getenv("GOGC") == "" {
+		// wireguard-go has 24 MiB of buffers that count as in use and are hardly
+		// touched. With Go's 100 an idle node of a mesh of 50 had 55 MiB resident,
+		// with this 33. It reuses its buffers, so there is little to collect under load.
+		debug.SetGCPercent(25)
+	}
+}
+
 // queues is how many the TUN device has: one for each processor, up to where the
 // network is the limit.
 func queues() int { return min(runtime.NumCPU(), 8) }
@@ -299,7 +321,7 @@ func withCode(err error) error {
 		return exit.With(exit.Unavailable, fmt.Errorf("%w: stop the other program, or change listen.tunnel", err))
 	case errors.Is(err, gossip.ErrPortInUse):
 		return exit.With(exit.Unavailable, err)
-	case errors.Is(err, device.ErrNoTUN), errors.Is(err, device.ErrBusy):
+	case errors.Is(err, device.ErrNoTUN), errors.Is(err, device.ErrBusy), errors.Is(err, errNoOffload):
 		return exit.With(exit.OSError, err)
 	case errors.Is(err, overlay.ErrOverlap):
 		return exit.With(exit.Config, err)

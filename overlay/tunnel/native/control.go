@@ -21,6 +21,9 @@ const (
 	// lookEvery is how often the link is looked at: so that with the time to build
 	// the engine again a renamed link is back within two seconds.
 	lookEvery = time.Second
+	// atOnce is how long what is due may wait for other things that are soon: the
+	// timers of 200 peers would else wake an idle process all the time.
+	atOnce = 100 * time.Millisecond
 	// loadAt is how many waiting handshakes are more than can be served soon: 64
 	// take ten milliseconds or two.
 	loadAt = 64
@@ -82,7 +85,7 @@ func (c *control) run(ctx context.Context) error {
 		c.wanted(now)
 		c.do(c.machine.Step(now))
 		if next, ok := c.machine.Next(); ok {
-			timer.Reset(max(time.Until(next), time.Millisecond))
+			timer.Reset(max(time.Until(next), atOnce))
 		}
 	}
 }
