@@ -64,7 +64,7 @@ func (r *receiver) run() {
 			r.train()
 			continue
 		case errors.Is(err, unix.EAGAIN):
-			_, err = r.waiter.Wait(patience)
+			_, err = r.waiter.Wait(-1)
 		case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EINVAL):
 			time.Sleep(pauseAfterError)
 			err = nil
