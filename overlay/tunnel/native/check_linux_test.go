@@ -52,8 +52,8 @@ func TestTooBigIsAnswered(t *testing.T) {
 				a.send(t, x.o, x.p)
 				_, got := a.expect(t)
 				from, kind, code, value, quote := icmp(got)
-				if from != a.addr(c.family) || kind != c.kind || code != c.code || value != mtu {
-					t.Errorf("answer of type %d code %d value %d from %s, want %d %d %d from %s", kind, code, value, from, c.kind, c.code, mtu, a.addr(c.family))
+				if from != b.addr(c.family) || kind != c.kind || code != c.code || value != mtu {
+					t.Errorf("answer of type %d code %d value %d from %s, want %d %d %d from %s", kind, code, value, from, c.kind, c.code, mtu, b.addr(c.family))
 				}
 				if !bytes.HasPrefix(x.p, quote[:headers]) {
 					t.Errorf("the answer is about %x", quote)
@@ -80,7 +80,7 @@ func TestUnreachableIsAnswered(t *testing.T) {
 		_, got := a.expect(t)
 		from, kind, code, _, quote := icmp(got)
 		want := map[int]uint8{4: 3, 6: 1}[family]
-		if from != a.addr(family) || kind != want || code != 0 || !bytes.HasSuffix(quote, []byte("who?")) {
+		if from.String() != dst || kind != want || code != 0 || !bytes.HasSuffix(quote, []byte("who?")) {
 			t.Errorf("IPv%d: answer of type %d code %d from %s about %x", family, kind, code, from, quote)
 		}
 	}

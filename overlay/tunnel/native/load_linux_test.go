@@ -4,14 +4,18 @@ import (
 	"bytes"
 	"crypto/ecdh"
 	"crypto/rand"
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"meshd/mesh"
 	"meshd/overlay/tunnel"
@@ -289,6 +293,55 @@ func TestReplayedAndForged(t *testing.T) {
 	if _, got := b.expect(t); !bytes.Equal(got, p) {
 		t.Errorf("after the attack came %x, want %x", got, p)
 	}
+}
+
+// One train with good datagrams among bad ones, whose last one is cut short.
+func TestMixedTrain(t *testing.T) {
+	t.Parallel()
+	a, b, r := throughRelay(t, setup{})
+	send := func(i byte) []byte {
+		p := tunneltest.Packet(a.addr(4), b.addr(4), bytes.Repeat([]byte{i}, 108))
+		a.send(t, packet.Offload{}, p)
+		return p
+	}
+	send(0)
+	b.expect(t)
+	held := make(chan []byte, 100)
+	r.through(func(from int, _ byte, d []byte) bool {
+		if from == 0 && len(d) > 128 {
+			held <- bytes.Clone(d)
+		}
+		return false
+	})
+	var want, sealed [][]byte
+	for i := range byte(4) {
+		want = append(want, send(1+i))
+		select {
+		case d := <-held:
+			sealed = append(sealed, d)
+		case <-time.After(arrival):
+			t.Fatal("nothing is sent")
+		}
+	}
+	forged := bytes.Clone(sealed[1])
+	forged[40] ^= 1
+	strange := bytes.Clone(sealed[1])
+	strange[5] ^= 1
+	train := slices.Concat(sealed[0], forged, sealed[0], sealed[1], strange, make([]byte, len(forged)), sealed[2], sealed[3][:len(forged)-1])
+	segment := make([]byte, unix.CmsgSpace(2)) // of a machine with 64 bits
+	binary.NativeEndian.PutUint64(segment, uint64(unix.CmsgLen(2)))
+	binary.NativeEndian.PutUint32(segment[8:], unix.SOL_UDP)
+	binary.NativeEndian.PutUint32(segment[12:], unix.UDP_SEGMENT)
+	binary.NativeEndian.PutUint16(segment[16:], uint16(len(forged)))
+	if _, _, err := r.conn.WriteMsgUDPAddrPort(train, segment, r.ends[1]); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range want[:3] {
+		if _, got := b.expect(t); !bytes.Equal(got, p) {
+			t.Errorf("got %x, want %x", got, p)
+		}
+	}
+	dropped(t, b, map[string]uint64{tunnel.DropForged: 2, tunnel.DropReplayed: 1, tunnel.DropSession: 1, tunnel.DropReceive: 1})
 }
 
 func TestJunkAtHighRate(t *testing.T) {

@@ -15,8 +15,6 @@ import (
 	"meshd/tun/rawio"
 )
 
-type addr = netip.Addr
-
 // receiver takes trains from a socket to a TUN queue.
 type receiver struct {
 	// fixed at construction

@@ -14,8 +14,6 @@ type routes struct {
 	inside []netip.Prefix // ranges of the mesh; a few
 	peers4 table[[4]byte]
 	peers6 table[[16]byte]
-	gate4  netip.Addr // of ours, from which senders are answered; invalid: none
-	gate6  netip.Addr
 }
 
 // table finds the peer whose prefix holds an address. Prefixes of peers never
@@ -44,18 +42,6 @@ func (t *table[A]) lookup(a A) *peer {
 // that can be served.
 func newRoutes(c tunnel.Config, peers []*peer) *routes {
 	r := &routes{own: slices.Clone(c.Own), inside: slices.Clone(c.Inside)}
-	for _, p := range r.own {
-		a := p.Addr()
-		if !p.IsSingleIP() {
-			a = a.Next() // of a subnet, its first host is this one
-		}
-		switch {
-		case a.Is4() && !r.gate4.IsValid():
-			r.gate4 = a
-		case a.Is6() && !r.gate6.IsValid():
-			r.gate6 = a
-		}
-	}
 	four, six := map[int]map[[4]byte]*peer{}, map[int]map[[16]byte]*peer{}
 	for _, p := range peers {
 		for _, a := range p.want.AllowedIPs {

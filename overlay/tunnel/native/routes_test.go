@@ -94,22 +94,6 @@ func TestRoutesPassOverInvalidPrefix(t *testing.T) {
 	}
 }
 
-func TestGate(t *testing.T) {
-	for _, c := range []struct{ own, four, six string }{
-		{"10.99.1.0/24 fd99:0:0:1::/64", "10.99.1.1", "fd99:0:0:1::1"},
-		{"10.99.1.7/32 fd99::7/128", "10.99.1.7", "fd99::7"},
-		{"fd99::7/128 10.99.1.0/24 10.99.2.0/24 fd99:0:0:1::/64", "10.99.1.1", "fd99::7"},
-	} {
-		r := newRoutes(tunnel.Config{Own: prefixes(c.own)}, nil)
-		if r.gate4.String() != c.four || r.gate6.String() != c.six {
-			t.Errorf("gates of %s are %s and %s, want %s and %s", c.own, r.gate4, r.gate6, c.four, c.six)
-		}
-	}
-	if r := newRoutes(tunnel.Config{}, nil); r.gate4.IsValid() || r.gate6.IsValid() {
-		t.Errorf("gates of nothing are %s and %s", r.gate4, r.gate6)
-	}
-}
-
 func FuzzRoutes(f *testing.F) {
 	f.Add([]byte{10, 1, 2, 3}, 24, []byte{10, 1, 2, 9})
 	f.Add([]byte{15: 1}, 128, []byte{15: 1})

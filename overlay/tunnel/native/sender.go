@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"time"
 
@@ -25,9 +26,6 @@ const (
 	// maxPacket is the longest that an IP header can tell of.
 	maxPacket = 65535
 	trainSize = 65535 - 20 - 8
-	// patience is how long a worker sleeps when nothing comes. It costs a wake-up,
-	// and saves a worker that missed its own end.
-	patience = 30 * time.Second
 	// burst is after how many packets trains leave even if more are waiting, so
 	// that a flow with few packets does not wait for one with many.
 	burst = 64
@@ -111,7 +109,7 @@ func (s *sender) run() {
 			s.end(err)
 			return
 		}
-		if _, err := s.waiter.Wait(patience); err != nil {
+		if _, err := s.waiter.Wait(-1); err != nil {
 			s.end(err)
 			return
 		}
@@ -152,7 +150,7 @@ func (s *sender) take(n int) {
 	}
 	if s.split.Size() > mtu {
 		s.e.drops.add(dropTooBig, 1)
-		s.tell(packet.TooBig(s.answer[packet.OffloadLen:packet.OffloadLen], p, mtu, s.gate(p)))
+		s.tell(packet.TooBig(s.answer[packet.OffloadLen:packet.OffloadLen], p, mtu, beyond(p)))
 		return
 	}
 	session := to.session.Load()
@@ -335,20 +333,19 @@ func (s *sender) route(p []byte) *peer {
 	}
 	if to == nil {
 		s.e.drops.add(dropNoRoute, 1)
-		s.tell(packet.Unreachable(s.answer[packet.OffloadLen:packet.OffloadLen], p, s.gate(p)))
+		s.tell(packet.Unreachable(s.answer[packet.OffloadLen:packet.OffloadLen], p, beyond(p)))
 		return nil
 	}
 	s.known = flowOut{r, version, pair, to}
 	return to
 }
 
-// gate is our address of the packet's family.
-func (s *sender) gate(p []byte) (a addr) {
-	r := s.e.routes.Load()
-	if packet.Version(p) == 4 {
-		return r.gate4
-	}
-	return r.gate6
+// beyond is from where a packet's sender is answered: its destination. The kernel
+// takes no packet from a device whose source is an address of its own, and none
+// (rp_filter) that it would not send there.
+func beyond(p []byte) netip.Addr {
+	_, dst, _ := packet.Addresses(p)
+	return dst
 }
 
 // tell answers a packet's sender on this host, if not too often. message lies in
