@@ -121,20 +121,26 @@ func TestNothingIsAllocatedForAPacket(t *testing.T) {
 	a, b := pair(t, setup{})
 	f := startFlow(t, a, b)
 	f.passes(t, 2000) // all buffers are there
-	const packets = 100_000
+	const (
+		packets = 100_000
+		// perSecond is what timers and the look at the MTU need at most, and would
+		// count on a machine that carries only a few packets in that time.
+		perSecond = 100
+	)
+	look := time.NewTicker(5 * time.Millisecond)
+	defer look.Stop()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	begin := f.delivered.Load()
-	for deadline := time.Now().Add(arrival); f.delivered.Load() < begin+packets; {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d packets in %v", f.delivered.Load()-begin, arrival)
-		}
-		<-time.After(5 * time.Millisecond) // counted: 3 of them
+	sent, begin := f.delivered.Load(), time.Now()
+	for f.delivered.Load() < sent+packets && time.Since(begin) < arrival/2 {
+		<-look.C
 	}
-	n := f.delivered.Load() - begin
+	n, seconds := float64(f.delivered.Load()-sent), time.Since(begin).Seconds()
 	runtime.ReadMemStats(&after)
-	if each := float64(after.Mallocs-before.Mallocs) / float64(n); each >= 0.01 {
-		t.Errorf("%.3f allocations for a packet", each)
+	if got := float64(after.Mallocs - before.Mallocs); got > 0.01*n+perSecond*seconds {
+		t.Errorf("%.0f allocations for %.0f packets in %.1f s", got, n, seconds)
+	} else {
+		t.Logf("%.0f allocations for %.0f packets in %.1f s", got, n, seconds)
 	}
 }
 
