@@ -140,7 +140,7 @@ func TestSegmentSizeOfFirstPacket(t *testing.T) {
 func TestCongestionMarks(t *testing.T) {
 	t.Parallel()
 	a, b, r := throughRelay(t, setup{})
-	marks := map[byte]string{0: "not ECT", 1: "ECT(1)", 2: "ECT(0)", 3: "CE"}
+	marks := map[byte]string{0: "NotECT", 1: "ECT1", 2: "ECT0", 3: "CE"}
 	lost := uint64(0)
 	for _, family := range []int{4, 6} {
 		for inner := range byte(4) {

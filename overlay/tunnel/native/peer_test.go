@@ -14,14 +14,14 @@ import (
 )
 
 func prefixes(s string) (out []netip.Prefix) {
-	for _, p := range strings.Fields(s) {
+	for p := range strings.FieldsSeq(s) {
 		out = append(out, netip.MustParsePrefix(p))
 	}
 	return out
 }
 
 func endpoints(s string) (out []netip.AddrPort) {
-	for _, ep := range strings.Fields(s) {
+	for ep := range strings.FieldsSeq(s) {
 		out = append(out, netip.MustParseAddrPort(ep))
 	}
 	return out

@@ -232,12 +232,10 @@ func (s *sender) flush(t *train) {
 	if t.count == 0 {
 		return
 	}
-	at := t.peer.path.Load()
-	switch {
-	case at == nil:
-		s.e.drops.add(dropNoEndpoint, t.count)
-	default:
+	if at := t.peer.path.Load(); at != nil {
 		s.transmit(t, at)
+	} else {
+		s.e.drops.add(dropNoEndpoint, t.count)
 	}
 	t.buf, t.count = t.buf[:0], 0
 }
