@@ -132,7 +132,9 @@ func (l *loop) askAround(ask uint64) {
 	live := inst.others()
 	var chosen []netip.AddrPort
 	for _, name := range l.some(asked) {
-		chosen = append(chosen, live[name])
+		if at, ok := live[name]; ok { // it may have gone meanwhile
+			chosen = append(chosen, at)
+		}
 	}
 	l.tasks.Go(func() {
 		var wait sync.WaitGroup

@@ -115,7 +115,8 @@ func (l *loop) run() {
 			l.look()
 		case a := <-l.answers:
 			l.compare(a)
-		case l.answered = <-l.asked:
+		case ask := <-l.asked:
+			l.answered = max(l.answered, ask)
 		case <-timer.C:
 		}
 		l.drain()

@@ -191,7 +191,7 @@ func (m *Member) Synced() {
 
 // Asked says that what Output.Ask wanted was done, as far as anybody is there.
 func (m *Member) Asked(ask uint64) {
-	m.asked, m.dirty = ask, true
+	m.asked, m.dirty = max(m.asked, ask), true // a late answer is to an older question
 }
 
 // SetEndpoints says where peers can reach this node's tunnel, best first. Those

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -137,7 +138,7 @@ func readNeeded(dir, name string, body any) error {
 
 func damaged(dir, name string, err error) error {
 	what := "restore it from a backup; without one, move " + dir + " away and join again with a new token"
-	if name == fileTable || name == filePeers || name == fileStamp {
+	if slices.Contains(caches, name) {
 		what = "delete it: it is only a cache"
 	}
 	return fmt.Errorf("%w: %s: %w: %s", ErrDamaged, filepath.Join(dir, name), err, what)

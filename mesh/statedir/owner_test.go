@@ -129,7 +129,7 @@ func TestGive(t *testing.T) {
 		t.Fatal(err)
 	}
 	slices.Sort(changed)
-	want := []string{path, in(fileKeys), in("left-2"), in("left-2/keys"), in(fileMesh), in(filePeers), in(fileTable)}
+	want := []string{path, in(fileKeys), in("left-2"), in("left-2/keys"), in(fileMesh), in(filePeers), in(fileStamp), in(fileTable)}
 	slices.Sort(want)
 	if !slices.Equal(changed, want) {
 		t.Errorf("changed\n%q, want\n%q", changed, want)

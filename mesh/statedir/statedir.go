@@ -54,6 +54,13 @@ const (
 	fileLock  = "lock"
 )
 
+// files are those of a state; caches are the ones that can be done without, and
+// belong to one membership.
+var (
+	files  = []string{fileKeys, fileMesh, fileNode, fileTable, filePeers, fileStamp}
+	caches = []string{fileTable, filePeers, fileStamp}
+)
+
 // Membership is what makes a node part of one mesh.
 type Membership struct {
 	Charter     []byte   // signed
@@ -386,7 +393,7 @@ func keepOld(path string) error {
 	if err := errors.Join(chownLike(d, path), d.Close()); err != nil {
 		return err
 	}
-	for _, name := range []string{fileKeys, fileMesh, fileNode, fileTable, filePeers} {
+	for _, name := range files {
 		err := link(path, name, filepath.Join(into, name))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
@@ -395,7 +402,7 @@ func keepOld(path string) error {
 	if err := syncDir(filepath.Join(path, into)); err != nil {
 		return err
 	}
-	for _, name := range []string{fileTable, filePeers} {
+	for _, name := range caches {
 		if err := remove(filepath.Join(path, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -446,7 +453,7 @@ func ours(name string) bool {
 		return true
 	}
 	name = strings.TrimPrefix(strings.TrimPrefix(name, ".new-"), ".tmp-")
-	return slices.Contains([]string{fileKeys, fileMesh, fileNode, fileTable, filePeers, fileLock}, name)
+	return name == fileLock || slices.Contains(files, name)
 }
 
 func shared(path, why string) error {

@@ -447,7 +447,7 @@ func TestSharedDirectory(t *testing.T) {
 		after   os.FileMode
 	}{
 		{"empty", 0o755, nil, "", 0o700},
-		{"ours only", 0o755, []string{fileKeys, fileLock, staged(fileNode), ".tmp-node", "left-1"}, "", 0o700},
+		{"ours only", 0o755, []string{fileKeys, fileLock, fileStamp, staged(fileNode), ".tmp-node", "left-1"}, "", 0o700},
 		{"a volume of its own", 0o755, []string{"lost+found"}, "", 0o700},
 		{"closed, with another's file", 0o700, []string{"dpkg"}, "", 0o700},
 		{"open, with another's file", 0o755, []string{fileKeys, "dpkg"}, "dpkg", 0o755},

@@ -2,6 +2,7 @@ package udp
 
 import (
 	"errors"
+	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -16,23 +17,16 @@ var (
 	ErrSource = errors.New("source address refused")
 )
 
-// transient errors are about a train, a path or a moment.
-var transient = []error{
-	ErrTruncated, ErrSource,
-	unix.EAGAIN, unix.EINTR, unix.ENOBUFS, unix.ENOMEM, // the kernel has no room
-	unix.EPERM, unix.EACCES, // a firewall; a destination that is a broadcast
-	unix.ENETDOWN, unix.ENETUNREACH, unix.EHOSTDOWN, unix.EHOSTUNREACH, unix.ENONET, // links and routes
-	unix.ENODEV, unix.ENXIO, unix.EADDRNOTAVAIL, // an interface or address that is gone
-	unix.ECONNREFUSED, unix.ECONNRESET, unix.ETIMEDOUT, unix.EPROTO, unix.ENOPROTOOPT, // what ICMP says
-	unix.EMSGSIZE, unix.EINVAL, unix.EAFNOSUPPORT, unix.EDESTADDRREQ, unix.EIO, // this train
-}
+// final errors are about the socket. All others are about a train, a path or a
+// moment; which they are is for firewalls and network drivers to choose, too.
+var final = []error{os.ErrClosed, unix.EBADF, unix.ENOTSOCK, unix.EFAULT}
 
 // Transient tells whether the socket goes on working after an error of Receive
 // or Send. If not, as for one that is closed, the Group has to be opened anew.
 // EAGAIN is transient: on Receive there is no train, on Send the buffer is full
 // and the train should be dropped.
 func Transient(err error) bool {
-	return slices.ContainsFunc(transient, func(e error) bool { return errors.Is(err, e) })
+	return err != nil && !slices.ContainsFunc(final, func(e error) bool { return errors.Is(err, e) })
 }
 
 // refusesTrain tells whether an error may be about UDP_SEGMENT rather than the

@@ -18,6 +18,7 @@ func TestTransient(t *testing.T) {
 		{unix.ENOBUFS, true},
 		{unix.ENETDOWN, true},
 		{unix.EMSGSIZE, true},
+		{unix.ESRCH, true}, // of a firewall that we do not know
 		{ErrSource, true},
 		{fmt.Errorf("send: %w", unix.EHOSTUNREACH), true},
 		{unix.EBADF, false},

@@ -45,8 +45,12 @@ func newParker(files []*File, event *File) (*parker, error) {
 	p := &parker{file: os.NewFile(uintptr(set), "epoll")}
 	p.rearm = func(set uintptr) { p.err = unix.EpollCtl(int(set), unix.EPOLL_CTL_MOD, p.fd, &p.event) }
 	p.look = func(set uintptr) bool {
-		p.count, p.err = unix.EpollWait(int(set), p.events[:], 0)
-		return p.count > 0 || p.err != nil && !errors.Is(p.err, unix.EINTR)
+		for {
+			p.count, p.err = unix.EpollWait(int(set), p.events[:], 0)
+			if !errors.Is(p.err, unix.EINTR) {
+				return p.count > 0 || p.err != nil
+			}
+		}
 	}
 	add := func(f *File, index int, events uint32) error {
 		return f.Control(func(fd int) error {

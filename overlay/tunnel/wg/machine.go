@@ -123,6 +123,21 @@ func New(cfg Config) (*Machine, error) {
 // may be used by any goroutine.
 func (m *Machine) Table() *Table { return m.table }
 
+// CheckKey tells whether a key can be a peer's: there are a few points that make
+// every secret the same.
+func CheckKey(key mesh.Key) error {
+	var one [32]byte
+	one[0] = 1
+	private, err := ecdh.X25519().NewPrivateKey(one[:])
+	if err == nil {
+		_, err = exchange(private, key[:])
+	}
+	if err != nil {
+		return errors.New("not a public key")
+	}
+	return nil
+}
+
 // PublicKey gives the key by which peers know this end.
 func (m *Machine) PublicKey() mesh.Key { return m.public }
 
@@ -171,8 +186,8 @@ func (m *Machine) SetPeers(now time.Time, peers []Peer) ([]Action, error) {
 // elsewhere is a [Move] again.
 func (m *Machine) SetEndpoint(key mesh.Key, endpoint netip.AddrPort) {
 	if p := m.peers[key]; p != nil {
+		p.activity.moved.Store(false) // first: what a worker stores between the two is told
 		p.activity.endpoint.Store(&endpoint)
-		p.activity.moved.Store(false)
 	}
 }
 

@@ -119,7 +119,7 @@ func (p *peer) end(s **Session) {
 
 // want begins to try for a session, unless that is done or needless.
 func (p *peer) want(now time.Time) {
-	if p.current != nil && p.current.Alive(now) && !p.current.due(now) && p.current.counter.Load() < rejectMessages {
+	if p.current != nil && p.current.Alive(now) && !p.current.due(now) && p.current.counter.Load() < sendMessages {
 		return
 	}
 	p.tryFor(now)

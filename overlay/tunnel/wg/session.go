@@ -73,11 +73,11 @@ func (s *Session) Alive(now time.Time) bool {
 // Reserve gives n counters, the first of which is returned. It fails when the
 // session has ended.
 func (s *Session) Reserve(n int) (first uint64, ok bool) {
-	if s.ended.Load() || s.counter.Load() > rejectMessages-uint64(n) {
+	if s.ended.Load() || s.counter.Load() > sendMessages-uint64(n) {
 		return 0, false
 	}
 	end := s.counter.Add(uint64(n))
-	return end - uint64(n), end <= rejectMessages
+	return end - uint64(n), end <= sendMessages
 }
 
 // Padded is to how many bytes a packet of n is padded: a multiple of 16, so that

@@ -47,9 +47,13 @@ const (
 	cookieUse = cookieAge - RekeyTry
 )
 
-// rejectMessages is how many messages a session carries at most: so many less
-// than 2^64 that a counter can not wrap while workers hold reservations.
-const rejectMessages = 1<<64 - 1<<13 - 1
+const (
+	// rejectMessages is the first counter that no message has. (WireGuard paper.)
+	rejectMessages = 1<<64 - 1<<13 - 1
+	// sendMessages is how many a session sends at most: so many less that the
+	// counter cannot wrap while workers reserve, each a super-packet's segments.
+	sendMessages = 1<<64 - 1<<24
+)
 
 // Why a message was refused. None of them carries data, so that refusing costs
 // nothing; count them.
