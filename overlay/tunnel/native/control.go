@@ -44,13 +44,13 @@ type control struct {
 
 	// owned by run
 	byKey    map[mesh.Key]*peer
-	config   tunnel.Config // applied last
-	loadEnds time.Time     // zero: we are not under load
+	unusable map[mesh.Key]bool // complained of
+	loadEnds time.Time         // zero: we are not under load
 	room     []byte
 }
 
 func newControl(e *Engine, m *wg.Machine, g *udp.Group) *control {
-	c := &control{Engine: e, machine: m, group: g, byKey: map[mesh.Key]*peer{}}
+	c := &control{Engine: e, machine: m, group: g, byKey: map[mesh.Key]*peer{}, unusable: map[mesh.Key]bool{}}
 	c.sockets[0] = g.IPv4(0).Clone()
 	if s := g.IPv6(0); s != nil {
 		c.sockets[1] = s.Clone()
@@ -255,13 +255,12 @@ func (c *control) apply(want tunnel.Config) error {
 	next := make(map[mesh.Key]*peer, len(want.Peers))
 	for _, w := range want.Peers {
 		w.Suite = cmp.Or(w.Suite, tunnel.ChaCha20Poly1305)
-		suite, err := suiteOf(w.Suite)
+		suite, err := wg.ParseSuite(w.Suite)
 		switch {
 		case err != nil:
-			errs = append(errs, fmt.Errorf("peer %s has %w", w.ID.Short(), err))
+			errs = append(errs, fmt.Errorf("peer %s: %w", w.ID.Short(), err))
 			continue
-		case w.PublicKey.IsZero():
-			errs = append(errs, fmt.Errorf("peer %s has no key", w.ID.Short()))
+		case c.isUnusable(w):
 			continue
 		case next[w.PublicKey] != nil:
 			errs = append(errs, fmt.Errorf("peer %s has the key of another peer", w.ID.Short()))
@@ -286,9 +285,28 @@ func (c *control) apply(want tunnel.Config) error {
 	c.routes.Store(newRoutes(want, peers))
 	c.show(peers)
 	c.do(actions)
-	c.config = want
 	return errors.Join(errs...)
 }
+
+// isUnusable tells whether a peer shows a key that is none. That is its own doing,
+// and must not look as if this node could not be configured.
+func (c *control) isUnusable(w tunnel.Peer) bool {
+	if c.byKey[w.PublicKey] != nil {
+		return false
+	}
+	err := wg.CheckKey(w.PublicKey)
+	if err != nil && !c.unusable[w.PublicKey] {
+		if len(c.unusable) >= maxUnusable {
+			clear(c.unusable)
+		}
+		c.unusable[w.PublicKey] = true
+		c.log.Warn("peer left out, its tunnel key is not one", "id", w.ID.Short(), "err", err)
+	}
+	return err != nil
+}
+
+// maxUnusable bounds the keys that were complained of.
+const maxUnusable = 64
 
 // show lets Stats see the peers.
 func (c *control) show(peers []*peer) {
@@ -322,14 +340,4 @@ func Suites() []string {
 		return []string{tunnel.AES256GCM, tunnel.ChaCha20Poly1305}
 	}
 	return []string{tunnel.ChaCha20Poly1305}
-}
-
-func suiteOf(name string) (wg.Suite, error) {
-	switch name {
-	case tunnel.ChaCha20Poly1305:
-		return wg.ChaCha20Poly1305, nil
-	case tunnel.AES256GCM:
-		return wg.AES256GCM, nil
-	}
-	return 0, fmt.Errorf("the unknown suite %q", name)
 }

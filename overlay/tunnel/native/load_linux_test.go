@@ -205,7 +205,7 @@ func TestApplyWhileTrafficFlows(t *testing.T) {
 			configured(a, others...)
 			configured(a, b.peer())
 		case 1:
-			a.suite, b.suite = b.suite, tunnel.AES256GCM
+			b.suite = tunnel.AES256GCM
 			if i%2 == 0 {
 				b.suite = tunnel.ChaCha20Poly1305
 			}
@@ -216,9 +216,11 @@ func TestApplyWhileTrafficFlows(t *testing.T) {
 			continue
 		}
 		out.passes(t, 50)
-		if !b.Stats().Peers[a.id].LastHandshake.After(shaken) {
-			t.Errorf("round %d: no other session", i)
-		}
+		// Packets of the old session may have been on the way.
+		eventually(t, fmt.Sprintf("another session in round %d", i), func() (bool, string) {
+			at := b.Stats().Peers[a.id].LastHandshake
+			return at.After(shaken), at.String()
+		})
 	}
 }
 

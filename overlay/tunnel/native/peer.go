@@ -53,6 +53,9 @@ func (p *peer) configure(want tunnel.Peer, inside []netip.Prefix) {
 	case len(want.Endpoints) == 0 && lost:
 		p.moveTo(netip.AddrPort{})
 	case lost, changed && len(want.Endpoints) > 0 && !slices.Contains(want.Endpoints, p.endpoint()):
+		if !lost {
+			p.learned = p.endpoint() // tried again in its turn
+		}
 		p.tries = 0
 		p.moveTo(want.Endpoints[0])
 	}

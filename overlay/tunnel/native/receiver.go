@@ -63,11 +63,11 @@ func (r *receiver) run() {
 			continue
 		case errors.Is(err, unix.EAGAIN):
 			_, err = r.waiter.Wait(-1)
-		case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EINVAL):
-			time.Sleep(pauseAfterError)
+		case errors.Is(err, udp.ErrTruncated):
+			r.e.drops.add(dropReceive, 1)
 			err = nil
 		case udp.Transient(err):
-			r.e.drops.add(dropReceive, 1)
+			time.Sleep(pauseAfterError)
 			err = nil
 		}
 		if err != nil {

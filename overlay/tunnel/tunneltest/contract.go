@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"meshd/mesh"
 	"meshd/overlay/tunnel"
 )
 
@@ -79,6 +80,7 @@ func Contract(t *testing.T, factory Factory) {
 		{"second endpoint is used when the first is dead", secondEndpoint},
 		{"no endpoint lies inside the mesh", endpointInside},
 		{"wrong key delivers nothing", wrongKey},
+		{"a peer whose key is none keeps nobody out", noKey},
 		{"junk changes nothing", junk},
 		{"statistics", statistics},
 		{"port in use", portInUse},
@@ -354,6 +356,17 @@ func wrongKey(t *testing.T, l *lab) {
 	}
 	a.apply(t, b.peer())
 	passes(t, a, b, marker(a.v4(), b.v4()))
+}
+
+// noKey has a peer with a point of small order for a key, which any member can
+// put into its record.
+func noKey(t *testing.T, l *lab) {
+	a, b := l.pair(t)
+	bad := b.silentPeer()
+	bad.ID, bad.PublicKey, bad.AllowedIPs = mesh.NodeID{99}, mesh.Key{1}, []netip.Prefix{netip.MustParsePrefix("10.99.99.0/24")}
+	a.apply(t, b.peer(), bad)
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	passes(t, b, a, marker(b.v4(), a.v4()))
 }
 
 func junk(t *testing.T, l *lab) {
