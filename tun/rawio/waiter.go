@@ -29,21 +29,9 @@ type Waiter struct {
 	// another does not wait again.
 	closed atomic.Bool
 
-	parker *parker // fixed at construction
-
-	// owned by Wait
-	polled  []unix.PollFd // the files, and event at the end
-	timeout unix.Timespec
-	quiet   bool // the last wait was long
+	polled  []unix.PollFd // owned by Wait: the files, and event at the end
+	timeout unix.Timespec // owned by Wait
 }
-
-// busy is how long a wait lasts at most while packets come in quick succession.
-//
-// Who then waits in the kernel is woken the soonest, and no other thread is. But
-// Go's monitor thread looks after each thread that enters the kernel, every 20 us
-// at first, for 10 ms: of a process with a few packets a second that is most of
-// its CPU time. So longer waits are left to Go's poller.
-const busy = 2 * time.Millisecond
 
 // NewWaiter makes a Waiter for at most 64 files. Its owner closes it.
 func NewWaiter(files ...*File) (*Waiter, error) {
@@ -54,10 +42,7 @@ func NewWaiter(files ...*File) (*Waiter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make waiter: %w", os.NewSyscallError("eventfd", err))
 	}
-	w := &Waiter{files: files, event: &File{fd: fd}, polled: make([]unix.PollFd, len(files)+1), quiet: true}
-	if w.parker, err = newParker(files, w.event); err != nil {
-		return nil, fmt.Errorf("make waiter: %w", errors.Join(err, w.event.Close()))
-	}
+	w := &Waiter{files: files, event: &File{fd: fd}, polled: make([]unix.PollFd, len(files)+1)}
 	for _, f := range files {
 		f.watch(w)
 	}
@@ -85,67 +70,18 @@ func (w *Waiter) Wait(timeout time.Duration) (Ready, error) {
 		return 0, os.ErrClosed
 	}
 	defer w.event.release()
-	more, err := w.wait(held, timeout)
-	return ready | more, err
-}
-
-// wait is Wait for the files that are held.
-func (w *Waiter) wait(held Ready, timeout time.Duration) (Ready, error) {
-	if !w.quiet || timeout >= 0 && timeout < busy {
-		short := busy
-		if timeout >= 0 && timeout < busy {
-			short = timeout
-		}
-		ready, woken, err := w.poll(short)
-		if ready != 0 || woken || err != nil || short == timeout {
-			return ready, err
-		}
-		if timeout >= 0 {
-			timeout -= short
-		}
-	}
-	for i := range w.files {
-		if !held.Has(i) {
-			continue
-		}
-		if err := w.parker.arm(i, int(w.polled[i].Fd)); err != nil {
-			return 0, w.ended(err)
-		}
-	}
-	begin := time.Now()
-	ready, woken, err := w.parker.wait(timeout, len(w.files))
-	if err != nil || w.closed.Load() {
-		return 0, w.ended(err)
-	}
-	w.quiet = time.Since(begin) >= busy
-	if woken {
-		w.drain()
-	}
-	return ready, nil
-}
-
-// ended says why waiting is not possible.
-func (w *Waiter) ended(err error) error {
-	if w.closed.Load() {
-		return os.ErrClosed
-	}
-	return fmt.Errorf("wait for packets: %w", err)
-}
-
-// poll waits in the kernel.
-func (w *Waiter) poll(timeout time.Duration) (ready Ready, woken bool, err error) {
 	last := len(w.files)
 	w.polled[last] = unix.PollFd{Fd: int32(w.event.fd), Events: unix.POLLIN}
-	w.timeout = unix.NsecToTimespec(timeout.Nanoseconds())
-	n, err := unix.Ppoll(w.polled, &w.timeout, nil)
-	if err != nil {
-		if errors.Is(err, unix.EINTR) {
-			return 0, true, nil // what is in polled is not the kernel's
-		}
-		return 0, false, fmt.Errorf("wait for packets: %w", os.NewSyscallError("ppoll", err))
+
+	var limit *unix.Timespec
+	if timeout >= 0 {
+		w.timeout = unix.NsecToTimespec(timeout.Nanoseconds())
+		limit = &w.timeout
 	}
-	if n == 0 {
-		return 0, false, nil
+	if _, err := unix.Ppoll(w.polled, limit, nil); err != nil && !errors.Is(err, unix.EINTR) {
+		return 0, fmt.Errorf("wait for packets: %w", os.NewSyscallError("ppoll", err))
+	} else if err != nil {
+		return ready, nil // what is in polled is not the kernel's
 	}
 	for i := range w.files {
 		if w.polled[i].Revents != 0 {
@@ -153,16 +89,10 @@ func (w *Waiter) poll(timeout time.Duration) (ready Ready, woken bool, err error
 		}
 	}
 	if w.polled[last].Revents != 0 {
-		woken = true
-		w.drain()
+		var count [8]byte
+		_, _ = w.event.Read(count[:]) // a second Wake meanwhile is the same one
 	}
-	return ready, woken, nil
-}
-
-// drain forgets that Wake was called.
-func (w *Waiter) drain() {
-	var count [8]byte
-	_, _ = w.event.Read(count[:]) // a second Wake meanwhile is the same one
+	return ready, nil
 }
 
 func (w *Waiter) release(held Ready) {
@@ -189,5 +119,5 @@ func (w *Waiter) Close() error {
 	}
 	w.closed.Store(true)
 	w.Wake()
-	return errors.Join(w.event.Close(), w.parker.file.Close())
+	return w.event.Close()
 }
