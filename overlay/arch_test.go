@@ -65,7 +65,7 @@ var mayImport = []struct{ pkg, ours string }{
 	// The loop declares interfaces; it never imports an adapter.
 	{"overlay/reconcile", "overlay/plan " + vocabulary},
 	{"overlay/probe", "mesh"},
-	// Sockets and TUN queues are waited for together.
+	// Sockets and TUN queues are waited for alike.
 	{"overlay/udp", "tun/rawio"},
 	{"overlay/status", "mesh"},
 	{"overlay/config", "mesh"},

@@ -34,8 +34,9 @@ const (
 	largeIdleCPU  = 1.0 // percent of a core, of each daemon
 	largeRSS      = 40 << 20
 	// largePatience bounds each step, so that a mesh which does not form ends
-	// the test.
-	largePatience = 5 * time.Minute
+	// the test; with more nodes on one machine it is so much for each.
+	largePatience   = 5 * time.Minute
+	patiencePerNode = 6 * time.Second
 	// largeProgress is how often a person who watches is told of it.
 	largeProgress = 2 * time.Second
 )
@@ -136,7 +137,7 @@ func (l *large) seed() *cluster.Node { return l.Nodes[0] }
 
 // bounded ends in time for a message of what is missing.
 func (l *large) bounded(ctx context.Context) context.Context {
-	ctx, cancel := context.WithTimeout(ctx, largePatience)
+	ctx, cancel := context.WithTimeout(ctx, max(largePatience, time.Duration(len(l.Nodes))*patiencePerNode))
 	l.t.Cleanup(cancel)
 	return ctx
 }

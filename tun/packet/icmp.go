@@ -29,7 +29,7 @@ const (
 
 // TooBig makes the answer to the sender of a packet longer than mtu: ICMP
 // "fragmentation needed" (RFC 1191) or ICMPv6 "packet too big", from an address
-// of ours. IPv4 gets it without DF, too: nobody on the way cuts the packet.
+// that the sender's kernel takes for another host's. IPv4 gets it without DF, too: nobody on the way cuts the packet.
 //
 // The answer is written to the beginning of dst, which has a capacity of
 // AnswerLen, and must not overlap packet. It is nil when none may be sent (RFC

@@ -10,7 +10,8 @@
 //	          │ control: wg.Machine, Apply, endpoints, the clock │
 //	          └──────────────────────────────────────────────────┘
 //
-// On the way of a packet nothing is allocated, locked or handed over. Workers
+// On the way of a packet nothing is allocated or handed over, and nothing locked
+// but a session's window of counters, to look for what was seen before. Workers
 // read routes, sessions and paths through atomic pointers; control alone changes
 // them. No error ends a worker but the end of its TUN queue or sockets.
 //
@@ -66,10 +67,10 @@ type Options struct {
 	Port       uint16   // UDP, on every address of both families; 0: any
 	// Stamp is what SaveStamp was last called with; zero: nothing is known.
 	Stamp time.Time
-	// SaveStamp makes a time durable, once a minute at most: peers refuse
-	// handshakes that are dated before the last one, so ours must never go back.
-	// nil: after a restart with a clock that was set back, peers may take until
-	// then to answer.
+	// SaveStamp makes a time durable, once a minute, or more often while the clock
+	// is behind what was saved: peers refuse handshakes that are dated before the
+	// last one, so ours must never go back. nil: after a restart with a clock that
+	// was set back, peers may take until then to answer.
 	SaveStamp func(time.Time) error
 	Log       *slog.Logger // nil: nothing is logged
 }
@@ -77,7 +78,8 @@ type Options struct {
 // Engine carries packets between a TUN device and the peers.
 //
 // Memory: each sender has one packet and a few trains of up to 64 KiB, each
-// receiver one train; all else is a few hundred bytes a peer.
+// receiver one train. A peer has up to three sessions with 2 KiB each, and up to
+// 32 packets that wait for one.
 type Engine struct {
 	// fixed at construction
 	options Options

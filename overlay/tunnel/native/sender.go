@@ -23,7 +23,7 @@ const (
 	maxTrains = 8
 	// maxDatagrams of a train, and its bytes: what crosses the kernel in one call.
 	maxDatagrams = 64
-	// maxPacket is the longest that an IP header can tell of.
+	// maxPacket is the longest that the kernel makes.
 	maxPacket = 65535
 	trainSize = 65535 - 20 - 8
 	// burst is after how many packets trains leave even if more are waiting, so
