@@ -12,6 +12,7 @@ import (
 
 	"meshd/mesh"
 	"meshd/overlay/plan"
+	"meshd/overlay/tunnel"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -70,6 +71,30 @@ func TestBuild(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			golden(t, filepath.Join("testdata", name+".txt"), text(plan.Build(v, plan.Options{Link: "mesh0", MTU: 1420})))
 		})
+	}
+}
+
+// AES takes the word of both nodes, each signed; the order in which they list
+// their suites says nothing.
+func TestSuite(t *testing.T) {
+	const chacha, aes = tunnel.ChaCha20Poly1305, tunnel.AES256GCM
+	for _, c := range []struct {
+		own, others []string
+		want        string
+	}{
+		{[]string{aes, chacha}, []string{aes, chacha}, aes},
+		{[]string{chacha, aes}, []string{aes}, aes},
+		{[]string{aes, chacha}, []string{chacha}, chacha},
+		{[]string{chacha}, []string{aes, chacha}, chacha},
+		{[]string{aes, chacha}, nil, chacha},
+		{[]string{aes}, []string{"x"}, chacha},
+	} {
+		alpha, beta := node(1, "alpha", 17, mesh.Held), node(2, "beta", 80, mesh.Held)
+		alpha.Suites, beta.Suites = c.own, c.others
+		peers := plan.Build(view(mesh.Ready, alpha, beta), plan.Options{Link: "mesh0", MTU: 1420}).Tunnel.Peers
+		if len(peers) != 1 || peers[0].Suite != c.want {
+			t.Errorf("%v and %v: %+v, want %s", c.own, c.others, peers, c.want)
+		}
 	}
 }
 

@@ -31,16 +31,24 @@ func TestMain(m *testing.M) {
 	cluster.Main(m)
 }
 
+// needIperf skips where there is no iperf3; in CI that is a failure.
+func needIperf(t *testing.T) {
+	t.Helper()
+	_, err := exec.LookPath("iperf3")
+	switch {
+	case err == nil:
+	case os.Getenv("MESHD_REQUIRE_ROOT") == "1":
+		t.Fatal(err)
+	default:
+		t.Skip(err)
+	}
+}
+
 // One tiny round on the lab: every field is filled, and what is written can be
 // read.
 func TestRun(t *testing.T) {
 	bin := cluster.Programs(t)
-	if _, err := exec.LookPath("iperf3"); err != nil {
-		if os.Getenv("MESHD_REQUIRE_ROOT") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	needIperf(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	out, missing := t.TempDir(), filepath.Join(t.TempDir(), "none")
@@ -90,9 +98,7 @@ func TestRun(t *testing.T) {
 // An interrupt ends the run soon, and nothing is left behind.
 func TestInterrupt(t *testing.T) {
 	bin := cluster.Programs(t)
-	if _, err := exec.LookPath("iperf3"); err != nil {
-		t.Skip(err)
-	}
+	needIperf(t)
 	t.Setenv("TMPDIR", t.TempDir())
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
