@@ -2,7 +2,6 @@ package udp
 
 import (
 	"fmt"
-	"net/netip"
 	"testing"
 )
 
@@ -31,93 +30,5 @@ func BenchmarkTrains(b *testing.B) {
 				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "trains/s")
 			})
 		}
-	}
-}
-
-// BenchmarkMany sends 1000 single datagrams to four peers over a wire, which
-// receive them: what a call for many of them saves.
-func BenchmarkMany(b *testing.B) {
-	const datagrams, size = 1000, 128
-	from, to := wired(b)
-	from.settled(b, false, to)
-	s := from.group.IPv4(0)
-	var peers []*Socket
-	for range 4 {
-		peers = append(peers, listenIn(b, to.NS, 0, 1).IPv4(0))
-	}
-	var trains [datagrams]Train
-	for i := range trains {
-		port, err := peers[i%4].port()
-		if err != nil {
-			b.Fatal(err)
-		}
-		trains[i] = Train{Data: make([]byte, size), Remote: netip.AddrPortFrom(to.addr(false, false), port)}
-	}
-	bufs, got := make([][]byte, Batch), make([]Train, Batch)
-	for i := range bufs {
-		bufs[i] = make([]byte, MaxTrain)
-	}
-	sendOne := func() {
-		for i := range trains {
-			if _, err := s.Send(&trains[i]); err != nil {
-				b.Fatal(err)
-			}
-		}
-	}
-	sendMany := func() {
-		if _, err := s.SendMany(trains[:]); err != nil {
-			b.Fatal(err)
-		}
-	}
-	receiveOne := func() (n int) {
-		for _, p := range peers {
-			for p.Receive(bufs[0], &got[0]) == nil {
-				n++
-			}
-		}
-		return n
-	}
-	receiveMany := func() (n int) {
-		for _, p := range peers {
-			for {
-				k, err := p.ReceiveMany(bufs, got)
-				n += k
-				if err != nil || k < Batch {
-					break
-				}
-			}
-		}
-		return n
-	}
-	for _, c := range []struct {
-		name    string
-		send    func()
-		receive func() int
-		sending bool // is what is measured
-	}{
-		{"Send", sendOne, receiveMany, true},
-		{"SendMany", sendMany, receiveMany, true},
-		{"Receive", sendMany, receiveOne, false},
-		{"ReceiveMany", sendMany, receiveMany, false},
-	} {
-		b.Run(c.name, func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				if !c.sending {
-					b.StopTimer()
-				}
-				c.send()
-				if c.sending {
-					b.StopTimer()
-				} else {
-					b.StartTimer()
-				}
-				if n := c.receive(); n != datagrams {
-					b.Fatalf("%d of %d arrived", n, datagrams)
-				}
-				b.StartTimer()
-			}
-			b.ReportMetric(b.Elapsed().Seconds()*1e9/float64(b.N*datagrams), "ns/datagram")
-		})
 	}
 }

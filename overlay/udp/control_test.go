@@ -130,31 +130,6 @@ func FuzzAddress(f *testing.F) {
 	})
 }
 
-func TestKind(t *testing.T) {
-	for _, c := range []struct {
-		datagram []byte
-		want     Protocol
-	}{
-		{nil, Other},
-		{[]byte{1, 0, 0}, Other},
-		{[]byte{0, 0, 0, 0}, Other},
-		{[]byte{1, 0, 0, 0}, WireGuard},
-		{[]byte{4, 0, 0, 0, 9}, WireGuard},
-		{[]byte{5, 0, 0, 0}, Other},
-		{[]byte{1, 0, 1, 0}, Other},
-		{[]byte{0, 0, 0, 1}, Other},
-		{[]byte{0x10, 0, 0, 0}, Other},
-		{[]byte{0x11, 0, 0, 0}, WireAES},
-		{[]byte{0x14, 0, 0, 0}, WireAES},
-		{[]byte{0x15, 0, 0, 0}, Other},
-		{[]byte{0x11, 0, 0, 0x80}, Other},
-	} {
-		if got := Kind(c.datagram); got != c.want {
-			t.Errorf("% x is %d, want %d", c.datagram, got, c.want)
-		}
-	}
-}
-
 func TestDatagrams(t *testing.T) {
 	for _, c := range []struct {
 		data string

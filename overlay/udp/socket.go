@@ -15,15 +15,11 @@ const (
 	maxPayload = 65535 - 20 - 8
 )
 
-// Batch is how many trains SendMany and ReceiveMany give to one call. With 16
-// single datagrams a call's fixed cost is next to nothing; 64 save 3 % more.
-const Batch = 16
-
 // Socket is a handle on a socket of one family, for one goroutine that receives
 // and one that sends. Another one takes a [Socket.Clone].
 type Socket struct {
 	*shared
-	in, out *messages // owned by Receive and ReceiveMany, and by Send and SendMany
+	in, out *message // owned by Receive and by Send
 }
 
 // shared is what the handles of one socket have in common.
@@ -36,34 +32,26 @@ type shared struct {
 
 type kernel interface {
 	Recvmsg(*unix.Msghdr) (int, error)
-	Recvmmsg([]unix.Mmsghdr) (int, error)
 	Sendmsg(*unix.Msghdr) (int, error)
-	Sendmmsg([]unix.Mmsghdr) (int, error)
 }
 
-// messages are headers with what they point to. They keep the buffers of the
-// last call alive.
-type messages struct {
-	headers [Batch]unix.Mmsghdr
-	parts   [Batch]struct {
-		data    unix.Iovec
-		address [unix.SizeofSockaddrInet6]byte
-		control [controlRoom]byte
-	}
+// message is a header with what it points to. It keeps the buffer of the last
+// call alive.
+type message struct {
+	header  unix.Msghdr
+	data    unix.Iovec
+	address [unix.SizeofSockaddrInet6]byte
+	control [controlRoom]byte
 }
 
 func newSocket(s *shared) *Socket {
-	return &Socket{shared: s, in: newMessages(), out: newMessages()}
+	return &Socket{shared: s, in: newMessage(), out: newMessage()}
 }
 
-func newMessages() *messages {
-	m := new(messages)
-	for i := range m.headers {
-		h, p := &m.headers[i].Hdr, &m.parts[i]
-		h.Name = &p.address[0]
-		h.Iov = &p.data
-		h.SetIovlen(1)
-	}
+func newMessage() *message {
+	m := new(message)
+	m.header.Name, m.header.Iov = &m.address[0], &m.data
+	m.header.SetIovlen(1)
 	return m
 }
 
@@ -84,57 +72,32 @@ func (s *Socket) Receive(b []byte, t *Train) error {
 	if len(b) == 0 {
 		return unix.EINVAL // Linux would take a datagram and say that it was empty
 	}
-	s.in.expect(0, b)
-	n, err := s.kernel.Recvmsg(&s.in.headers[0].Hdr)
+	s.in.expect(b)
+	n, err := s.kernel.Recvmsg(&s.in.header)
 	if err != nil {
 		return err
 	}
-	return s.in.train(0, b[:n], t)
+	return s.in.train(b[:n], t)
 }
 
-// ReceiveMany reads as many trains as have come, but not more than there are
-// buffers, of which it uses [Batch], and says in ts what they are. With fewer,
-// nothing more has come. It fails with EAGAIN when there is none. With ErrTruncated, those without Data are
-// the ones that did not fit.
-//
-// For single datagrams it takes a third less time than Receive does.
-func (s *Socket) ReceiveMany(bufs [][]byte, ts []Train) (n int, err error) {
-	want := min(len(bufs), len(ts), Batch)
-	for i, b := range bufs[:want] {
-		if len(b) == 0 {
-			return 0, unix.EINVAL
-		}
-		s.in.expect(i, b)
-	}
-	if n, err = s.kernel.Recvmmsg(s.in.headers[:want]); err != nil {
-		return 0, err
-	}
-	for i := range n {
-		if e := s.in.train(i, bufs[i][:s.in.headers[i].Len], &ts[i]); e != nil {
-			ts[i].Data, err = nil, e
-		}
-	}
-	return n, err
+// expect prepares the message for what comes.
+func (m *message) expect(b []byte) {
+	h := &m.header
+	m.data.Base = &b[0]
+	m.data.SetLen(len(b))
+	h.Namelen = uint32(len(m.address))
+	h.Control = &m.control[0]
+	h.SetControllen(len(m.control))
 }
 
-// expect prepares the i-th message for what comes.
-func (m *messages) expect(i int, b []byte) {
-	h, p := &m.headers[i].Hdr, &m.parts[i]
-	p.data.Base = &b[0]
-	p.data.SetLen(len(b))
-	h.Namelen = uint32(len(p.address))
-	h.Control = &p.control[0]
-	h.SetControllen(len(p.control))
-}
-
-// train says what came as the i-th message.
-func (m *messages) train(i int, data []byte, t *Train) error {
-	h, p := &m.headers[i].Hdr, &m.parts[i]
-	about := parseControl(p.control[:h.Controllen])
+// train says what came.
+func (m *message) train(data []byte, t *Train) error {
+	h := &m.header
+	about := parseControl(m.control[:h.Controllen])
 	*t = Train{
 		Data:   data,
 		Size:   about.size,
-		Remote: parseAddress(p.address[:h.Namelen]),
+		Remote: parseAddress(m.address[:h.Namelen]),
 		Local:  about.local,
 		ECN:    about.ecn,
 	}
@@ -152,7 +115,8 @@ func (m *messages) train(i int, data []byte, t *Train) error {
 // dropped. When t.Local is refused, the train leaves from another address, and
 // Send says [ErrSource].
 func (s *Socket) Send(t *Train) (sent int, err error) {
-	if err := s.out.address(0, t, s.v6); err != nil {
+	s.out.header.Namelen, err = putAddress(&s.out.address, t.Remote, s.v6)
+	if err != nil {
 		return 0, err
 	}
 	source := s.source(t)
@@ -186,44 +150,6 @@ func (s *Socket) Send(t *Train) (sent int, err error) {
 	}
 }
 
-// SendMany sends trains in order and gives the number of those that were sent as
-// a whole. An error, as of Send, is about ts[sent]; those behind it were not
-// tried.
-//
-// For single datagrams it takes a fifth less time than Send does.
-func (s *Socket) SendMany(ts []Train) (sent int, err error) {
-	for sent < len(ts) {
-		n := s.prepare(ts[sent:])
-		if n > 1 {
-			if n, err = s.kernel.Sendmmsg(s.out.headers[:n]); err == nil {
-				sent += n
-				continue
-			}
-		}
-		// It is alone, does not fit into a call, or was refused: all that is
-		// Send's to deal with.
-		if _, err := s.Send(&ts[sent]); err != nil {
-			return sent, err
-		}
-		sent++
-	}
-	return sent, nil
-}
-
-// prepare makes messages of the first trains, as many as need one call each.
-func (s *Socket) prepare(ts []Train) int {
-	segments := s.segments.Load()
-	for i := range ts {
-		t := &ts[i]
-		size := t.size()
-		if i == Batch || len(t.Data) > unit(size, segments) || s.out.address(i, t, s.v6) != nil {
-			return i
-		}
-		s.out.fill(i, t.Data, size, s.source(t), t.ECN, s.v6)
-	}
-	return len(ts)
-}
-
 // size of a datagram, at most that of Data.
 func (t *Train) size() int {
 	if t.Size <= 0 || t.Size > len(t.Data) {
@@ -251,26 +177,20 @@ func unit(size int, segments bool) int {
 
 // send sends datagrams of size to the address in the first message.
 func (s *Socket) send(b []byte, size int, source Source, ecn byte) error {
-	s.out.fill(0, b, size, source, ecn, s.v6)
-	_, err := s.kernel.Sendmsg(&s.out.headers[0].Hdr)
+	s.out.fill(b, size, source, ecn, s.v6)
+	_, err := s.kernel.Sendmsg(&s.out.header)
 	return err
 }
 
-// address gives the i-th message the train's destination.
-func (m *messages) address(i int, t *Train, v6 bool) (err error) {
-	m.headers[i].Hdr.Namelen, err = putAddress(&m.parts[i].address, t.Remote, v6)
-	return err
-}
-
-// fill gives the i-th message all but its destination.
-func (m *messages) fill(i int, b []byte, size int, source Source, ecn byte, v6 bool) {
-	h, p := &m.headers[i].Hdr, &m.parts[i]
-	p.data.Base = nil
+// fill gives the message all but its destination.
+func (m *message) fill(b []byte, size int, source Source, ecn byte, v6 bool) {
+	h := &m.header
+	m.data.Base = nil
 	if len(b) > 0 {
-		p.data.Base = &b[0]
+		m.data.Base = &b[0]
 	}
-	p.data.SetLen(len(b))
-	control := p.control[:0]
+	m.data.SetLen(len(b))
+	control := m.control[:0]
 	if source.Addr.IsValid() {
 		control = appendSource(control, source, v6)
 	}
@@ -282,7 +202,7 @@ func (m *messages) fill(i int, b []byte, size int, source Source, ecn byte, v6 b
 	}
 	h.Control = nil
 	if len(control) > 0 {
-		h.Control = &p.control[0]
+		h.Control = &m.control[0]
 	}
 	h.SetControllen(len(control))
 }

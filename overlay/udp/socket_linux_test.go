@@ -8,7 +8,6 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -189,90 +188,16 @@ func TestTruncated(t *testing.T) {
 	send("1")
 	send("too long")
 	send("3")
-	trains := make([]Train, 4)
-	n, err := b.IPv4(0).ReceiveMany([][]byte{make([]byte, 3), make([]byte, 3), make([]byte, 3), make([]byte, 3)}, trains)
-	if n != 3 || !errors.Is(err, ErrTruncated) || string(trains[0].Data) != "1" || len(trains[1].Data) != 0 || string(trains[2].Data) != "3" {
-		t.Errorf("received %d, %v, %+v; want the second without data", n, err, trains)
+	for _, want := range []struct {
+		text string
+		err  error
+	}{{"1", nil}, {"too", ErrTruncated}, {"3", nil}} {
+		if err := b.IPv4(0).Receive(make([]byte, 3), &train); !errors.Is(err, want.err) || string(train.Data) != want.text {
+			t.Errorf("received %q, %v; want %q, %v", train.Data, err, want.text, want.err)
+		}
 	}
 	if err := b.IPv4(0).Receive(nil, &train); err != unix.EINVAL {
 		t.Errorf("receive into nothing: %v, want %v", err, unix.EINVAL)
-	}
-}
-
-func TestMany(t *testing.T) {
-	families(t, func(t *testing.T, v6 bool) {
-		ns := netns.ForTest(t)
-		a := listenIn(t, ns, 0, 1)
-		peers := []*Group{listenIn(t, ns, 0, 1), listenIn(t, ns, 0, 1), listenIn(t, ns, 0, 1)}
-		var trains []Train
-		want := make([][]string, len(peers))
-		for i := range 3*Batch + 1 {
-			text := fmt.Sprintf("number %d ", i)
-			train := Train{Data: []byte(text), Remote: loopback(peers[i%len(peers)], v6)}
-			switch {
-			case i%10 == 5: // a train
-				train.Size = 4
-			case i == 20: // one for two calls
-				train.Data, train.Size = numbered(100*maxSegments), 64
-			}
-			trains = append(trains, train)
-			want[i%len(peers)] = append(want[i%len(peers)], string(train.Data))
-		}
-		if n, err := socket(a, v6).SendMany(trains); n != len(trains) || err != nil {
-			t.Fatalf("sent %d, %v; want %d", n, err, len(trains))
-		}
-		for i, p := range peers {
-			var got []byte
-			bufs, trains := make([][]byte, 5), make([]Train, 5)
-			for i := range bufs {
-				bufs[i] = make([]byte, MaxTrain)
-			}
-			for {
-				n, err := socket(p, v6).ReceiveMany(bufs, trains)
-				if err == unix.EAGAIN {
-					break
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
-				for _, train := range trains[:n] {
-					got = append(got, train.Data...)
-					if train.Remote != loopback(a, v6) {
-						t.Errorf("came from %v, want %v", train.Remote, loopback(a, v6))
-					}
-				}
-			}
-			if all := strings.Join(want[i], ""); string(got) != all {
-				t.Errorf("peer %d got %q\nwant %q", i, got, all)
-			}
-		}
-	})
-}
-
-func TestSendManySaysWhichFails(t *testing.T) {
-	ns := netns.ForTest(t)
-	a, b := listenIn(t, ns, 0, 1), listenIn(t, ns, 0, 1)
-	good := Train{Data: []byte("x"), Remote: loopback(b, false)}
-	noRoute, otherFamily := good, good
-	noRoute.Remote = netip.MustParseAddrPort("192.0.2.1:9")
-	otherFamily.Remote = loopback(b, true)
-	for _, c := range []struct {
-		trains []Train
-		sent   int
-		err    error
-	}{
-		{nil, 0, nil},
-		{[]Train{good, good, noRoute, good}, 2, unix.ENETUNREACH},
-		{[]Train{noRoute, good}, 0, unix.ENETUNREACH},
-		{[]Train{good, otherFamily, good}, 1, unix.EAFNOSUPPORT},
-		{[]Train{otherFamily}, 0, unix.EAFNOSUPPORT},
-	} {
-		if n, err := a.IPv4(0).SendMany(c.trains); n != c.sent || !errors.Is(err, c.err) {
-			t.Errorf("%v: sent %d, %v; want %d, %v", c.trains, n, err, c.sent, c.err)
-		}
-		for range c.sent {
-			next(t, b.IPv4(0))
-		}
 	}
 }
 
@@ -302,18 +227,6 @@ func (r *refusing) Sendmsg(m *unix.Msghdr) (int, error) {
 		return 0, r.err
 	}
 	return r.kernel.Sendmsg(m)
-}
-
-func (r *refusing) Sendmmsg(m []unix.Mmsghdr) (int, error) {
-	good := slices.IndexFunc(m, func(m unix.Mmsghdr) bool { return r.segments(&m.Hdr) })
-	switch good {
-	case 0:
-		r.refused++
-		return 0, r.err
-	case -1:
-		good = len(m)
-	}
-	return r.kernel.Sendmmsg(m[:good])
 }
 
 func TestTrainRefused(t *testing.T) {
@@ -346,10 +259,9 @@ func TestTrainRefused(t *testing.T) {
 				t.Errorf("refused %d times, segments %v; want segments %v", r.refused, s.Segments(), !c.forGood)
 			}
 			r.refused = 0
-			if n, err := s.SendMany([]Train{train, train}); n != 2 || err != nil {
+			if n, err := s.Send(&train); n != len(train.Data) || err != nil {
 				t.Fatalf("sent %d, %v", n, err)
 			}
-			arrives()
 			arrives()
 			if c.forGood && r.refused > 0 {
 				t.Errorf("refused %d times after it was clear", r.refused)
@@ -406,26 +318,18 @@ func TestNoAllocation(t *testing.T) {
 		ns := netns.ForTest(t)
 		a, b := listenIn(t, ns, 0, 1), listenIn(t, ns, 0, 1)
 		from, to := socket(a, v6), socket(b, v6)
-		sent := []Train{
-			{Data: numbered(50000), Size: 1000, Remote: loopback(b, v6), Local: Source{Addr: loopback(a, v6).Addr()}, ECN: 1},
-			{Data: numbered(500), Remote: loopback(b, v6)},
-		}
-		bufs, got := [][]byte{make([]byte, MaxTrain), make([]byte, MaxTrain)}, make([]Train, 2)
+		sent := Train{Data: numbered(50000), Size: 1000, Remote: loopback(b, v6), Local: Source{Addr: loopback(a, v6).Addr()}, ECN: 1}
+		buf, got := make([]byte, MaxTrain), Train{}
 		if n := testing.AllocsPerRun(100, func() {
-			_, err1 := from.Send(&sent[0])
-			err2 := to.Receive(bufs[0], &got[0])
-			err3 := to.Receive(bufs[0], &got[0])
-			_, err4 := from.SendMany(sent)
-			n, err5 := to.ReceiveMany(bufs, got)
-			if err1 != nil || err2 != nil || err3 != unix.EAGAIN || err4 != nil || err5 != nil || n != 2 {
-				t.Fatal(err1, err2, err3, err4, err5, n)
-			}
+			_, err1 := from.Send(&sent)
+			err2 := to.Receive(buf, &got)
 			bytes := 0
-			for d := range got[0].Datagrams() {
+			for d := range got.Datagrams() {
 				bytes += len(d)
 			}
-			if bytes != 50000 {
-				t.Fatal(bytes)
+			err3 := to.Receive(buf, &got)
+			if err1 != nil || err2 != nil || err3 != unix.EAGAIN || bytes != 50000 {
+				t.Fatal(err1, err2, err3, bytes)
 			}
 		}); n != 0 {
 			t.Errorf("%v allocations", n)

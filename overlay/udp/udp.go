@@ -18,7 +18,6 @@
 package udp
 
 import (
-	"encoding/binary"
 	"iter"
 	"net/netip"
 )
@@ -60,32 +59,4 @@ func (t *Train) Datagrams() iter.Seq[[]byte] {
 			rest = rest[n:]
 		}
 	}
-}
-
-// Protocol is whose datagram it is.
-type Protocol uint8
-
-// The protocols that share the port.
-const (
-	Other     Protocol = iota // neither; reserved for probes of paths
-	WireGuard                 // suite chacha20poly1305
-	WireAES                   // suite aes256gcm: WireGuard's messages with other types
-)
-
-// Kind tells datagrams apart by their message type, a little-endian uint32:
-//
-//	             initiation  response  cookie reply  transport
-//	WireGuard             1         2             3          4
-//	WireAES            0x11      0x12          0x13       0x14
-func Kind(datagram []byte) Protocol {
-	if len(datagram) < 4 {
-		return Other
-	}
-	switch binary.LittleEndian.Uint32(datagram) {
-	case 1, 2, 3, 4:
-		return WireGuard
-	case 0x11, 0x12, 0x13, 0x14:
-		return WireAES
-	}
-	return Other
 }

@@ -116,28 +116,6 @@ func (f *File) Sendmsg(m *unix.Msghdr) (int, error) {
 	return result(n, errno)
 }
 
-// Recvmmsg is recvmmsg(2): it fills the messages in order, as far as something
-// has come, and says how many. An error comes with none.
-func (f *File) Recvmmsg(m []unix.Mmsghdr) (int, error) {
-	if !f.acquire() {
-		return 0, os.ErrClosed
-	}
-	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(f.fd), uintptr(unsafe.Pointer(unsafe.SliceData(m))), uintptr(len(m)), unix.MSG_DONTWAIT, 0, 0)
-	f.release()
-	return result(n, errno)
-}
-
-// Sendmmsg is sendmmsg(2): it sends the messages in order until one is refused,
-// and says how many. When the first is, that is the error.
-func (f *File) Sendmmsg(m []unix.Mmsghdr) (int, error) {
-	if !f.acquire() {
-		return 0, os.ErrClosed
-	}
-	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(f.fd), uintptr(unsafe.Pointer(unsafe.SliceData(m))), uintptr(len(m)), unix.MSG_DONTWAIT, 0, 0)
-	f.release()
-	return result(n, errno)
-}
-
 func result(n uintptr, errno unix.Errno) (int, error) {
 	if errno != 0 {
 		return 0, errno

@@ -76,29 +76,6 @@ func TestFile(t *testing.T) {
 	}
 }
 
-func TestManyMessages(t *testing.T) {
-	a, b := pair(t)
-	var text, buf [3][1]byte
-	out, in := make([]unix.Mmsghdr, 3), make([]unix.Mmsghdr, 3)
-	for i := range out {
-		text[i][0] = byte('a' + i)
-		for m, b := range map[*unix.Mmsghdr]*[1]byte{&out[i]: &text[i], &in[i]: &buf[i]} {
-			m.Hdr.Iov = &unix.Iovec{Base: &b[0]}
-			m.Hdr.Iov.SetLen(1)
-			m.Hdr.SetIovlen(1)
-		}
-	}
-	if n, err := b.Recvmmsg(in); err != unix.EAGAIN {
-		t.Errorf("received %d of none, %v; want %v", n, err, unix.EAGAIN)
-	}
-	if n, err := a.Sendmmsg(out[:2]); n != 2 || err != nil {
-		t.Errorf("sent %d, %v; want 2", n, err)
-	}
-	if n, err := b.Recvmmsg(in); n != 2 || err != nil || string(buf[0][:])+string(buf[1][:]) != "ab" || in[1].Len != 1 {
-		t.Errorf("received %d, %q, %v; want a and b", n, buf, err)
-	}
-}
-
 func TestClose(t *testing.T) {
 	a, _ := pair(t)
 	if err := a.Close(); err != nil {
@@ -106,14 +83,12 @@ func TestClose(t *testing.T) {
 	}
 	m := new(unix.Msghdr)
 	for name, call := range map[string]func() error{
-		"read":     func() error { _, err := a.Read(make([]byte, 1)); return err },
-		"writev":   func() error { _, err := a.Writev(nil); return err },
-		"recvmsg":  func() error { _, err := a.Recvmsg(m); return err },
-		"sendmsg":  func() error { _, err := a.Sendmsg(m); return err },
-		"recvmmsg": func() error { _, err := a.Recvmmsg(make([]unix.Mmsghdr, 1)); return err },
-		"sendmmsg": func() error { _, err := a.Sendmmsg(make([]unix.Mmsghdr, 1)); return err },
-		"control":  func() error { return a.Control(func(int) error { return nil }) },
-		"close":    a.Close,
+		"read":    func() error { _, err := a.Read(make([]byte, 1)); return err },
+		"writev":  func() error { _, err := a.Writev(nil); return err },
+		"recvmsg": func() error { _, err := a.Recvmsg(m); return err },
+		"sendmsg": func() error { _, err := a.Sendmsg(m); return err },
+		"control": func() error { return a.Control(func(int) error { return nil }) },
+		"close":   a.Close,
 	} {
 		if err := call(); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("%s: %v, want %v", name, err, os.ErrClosed)
