@@ -31,6 +31,7 @@ ROUNDS ?= 5
 SECONDS ?= 5
 LAYOUT ?= both
 SYSTEMS ?=
+ONLY ?=
 OUT ?=
 SEEDS ?= 1000
 FROM ?= 1
@@ -125,12 +126,12 @@ fuzz: ## every fuzz target in turn, FUZZTIME=30s each
 	@GO='$(GO)' .ci/fuzz $(FUZZTIME)
 
 .PHONY: bench
-bench: build ## meshd and others side by side: ROUNDS=5 SECONDS=5 LAYOUT=both SYSTEMS= OUT=docs/benchmarks (root)
+bench: build ## meshd and others side by side: ROUNDS=5 SECONDS=5 LAYOUT=both SYSTEMS= ONLY= OUT=docs/benchmarks (root)
 	$(BUILD) -o $(BIN)/ ./overlay/e2e/bench
 	$(GIVE_BACK)
 	@if [ "$$(id -u)" != 0 ]; then echo "make bench: needs root: sudo make bench" >&2; exit 77; fi
-	@MESHD_BIN='$(abspath $(BIN))' $(BIN)/bench -rounds '$(ROUNDS)' -seconds '$(SECONDS)' -layout '$(LAYOUT)' -systems '$(SYSTEMS)' \
-		-commit '$(VERSION)' $(if $(OUT),-out '$(OUT)' -readme README.md)
+	@MESHD_BIN='$(abspath $(BIN))' $(BIN)/bench -rounds '$(ROUNDS)' -seconds '$(SECONDS)' -layout '$(LAYOUT)' -systems '$(SYSTEMS)' -only '$(ONLY)' \
+		-commit '$(VERSION)' $(if $(OUT),-out '$(OUT)') $(if $(filter docs/benchmarks,$(OUT)),-readme README.md)
 	@if [ -n "$$SUDO_UID" ] && [ -n '$(OUT)' ]; then chown -R "$$SUDO_UID:$$SUDO_GID" '$(OUT)' README.md; fi
 
 .PHONY: microbench

@@ -71,7 +71,7 @@ const (
 	DropReplayed   = "replayed"      // arrived, seen before or too old
 	DropHandshake  = "handshake"     // a handshake message that was refused
 	DropECN        = "congestion"    // arrived, marked by a congested network, for a transport that does not listen
-	DropTUN        = "tun"           // arrived, refused by the kernel
+	DropTUN        = "tun"           // arrived, refused by the kernel; or the kernel had one for us and failed
 )
 
 // PeerStats is what the engine knows of one peer.

@@ -9,11 +9,10 @@ import (
 // Queue is one queue of the offload driver. The kernel keeps to one queue for
 // each flow, as a rule: packets that leave by a queue are answered there.
 //
-// A Queue is for one goroutine that reads and one that writes; another one
-// takes a [Queue.Clone]. After the device was closed, both fail with
-// [os.ErrClosed].
+// A Queue is for one goroutine that reads and one that writes. After the device
+// was closed, both fail with [os.ErrClosed].
 type Queue struct {
-	file *rawio.File  // shared by clones
+	file *rawio.File
 	vecs []unix.Iovec // owned by WritePacket
 }
 
@@ -21,13 +20,11 @@ type Queue struct {
 const usualParts = 66
 
 // NewQueue makes a Queue of any descriptor that keeps packets apart as the TUN
-// does, such as a datagram socket in a test.
+// does, such as a datagram socket in a test; or another one of the same queue, for
+// other goroutines.
 func NewQueue(file *rawio.File) *Queue {
 	return &Queue{file: file, vecs: make([]unix.Iovec, 0, usualParts)}
 }
-
-// Clone gives another Queue for the same queue of the kernel.
-func (q *Queue) Clone() *Queue { return NewQueue(q.file) }
 
 // File is what a [rawio.Waiter] waits for.
 func (q *Queue) File() *rawio.File { return q.file }

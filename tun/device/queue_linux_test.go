@@ -132,7 +132,7 @@ func TestQueues(t *testing.T) {
 			if len(seen) != queues {
 				t.Errorf("64 flows came by %d queues of %d", len(seen), queues)
 			}
-			q := d.Queues()[queues-1].Clone()
+			q := NewQueue(d.Queues()[queues-1].File())
 			if err := d.Close(); err != nil {
 				t.Error(err)
 			}

@@ -14,6 +14,9 @@ import (
 // Ready says which files of a [Waiter] can be read: bit i is the i-th of them.
 type Ready uint64
 
+// All of a Waiter's files.
+const All Ready = 1<<64 - 1
+
 // Has tells whether the i-th file can be read.
 func (r Ready) Has(i int) bool { return r>>i&1 != 0 }
 

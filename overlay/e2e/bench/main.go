@@ -21,6 +21,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -51,11 +52,12 @@ type options struct {
 	Seconds float64 // of each measurement; below one for tests only
 	Systems []string
 	Layouts []string
-	Bin     string // directory of meshd and meshctl
-	Peers   string // directory of programs of others
-	Out     string // directory of latest.json, .svg and .md; empty: none
-	README  string // file whose table is to be replaced; empty: none
-	Render  string // a latest.json to render instead of measuring
+	Only    *regexp.Regexp // of names of measurements; nil: all
+	Bin     string         // directory of meshd and meshctl
+	Peers   string         // directory of programs of others
+	Out     string         // directory of latest.json, .svg and .md; empty: none
+	README  string         // file whose table is to be replaced; empty: none
+	Render  string         // a latest.json to render instead of measuring
 	Commit  string
 	Steal   float64 // limit of stolen time
 	Verbose bool
@@ -63,7 +65,7 @@ type options struct {
 
 func parse(args []string, stderr io.Writer) (options, error) {
 	var o options
-	var systems, layout string
+	var systems, layout, only string
 	exe, err := os.Executable()
 	if err != nil {
 		return o, err
@@ -74,6 +76,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.Float64Var(&o.Seconds, "seconds", 5, "`length` of each measurement")
 	flags.StringVar(&systems, "systems", "", "`names` of what to measure, separated by commas or spaces; empty: all of "+strings.Join(names(), " "))
 	flags.StringVar(&layout, "layout", "both", "`plain`, nic (segmentation forced on the underlay) or both")
+	flags.StringVar(&only, "only", "", "`regexp` of what to measure, such as '^RTT' or 'TCP, 1 stream$'; empty: everything")
 	flags.StringVar(&o.Bin, "bin", cmp.Or(os.Getenv("MESHD_BIN"), filepath.Dir(exe)), "`directory` of meshd and meshctl; also in MESHD_BIN")
 	flags.StringVar(&o.Peers, "peers", os.Getenv("PEERS_DIR"), "`directory` of nebula and nebula-cert; also in PEERS_DIR")
 	flags.StringVar(&o.Out, "out", "", "`directory` to write latest.json, latest.svg and latest.md to")
@@ -97,6 +100,11 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	for _, name := range o.Systems {
 		if !slices.Contains(names(), name) {
 			return o, fmt.Errorf("-systems: there is no %q; there are %s", name, strings.Join(names(), " "))
+		}
+	}
+	if only != "" {
+		if o.Only, err = regexp.Compile(only); err != nil {
+			return o, fmt.Errorf("-only: %w", err)
 		}
 	}
 	if len(o.Systems) == 0 {

@@ -250,7 +250,8 @@ func (b *bench) onTwo(ctx context.Context, layout string, s system) {
 
 // onFive measures many flows from one host to four others, on a switch.
 func (b *bench) onFive(ctx context.Context, layout string, s system) {
-	if ctx.Err() != nil {
+	const name = "UDP, 64 B, 1000 flows"
+	if ctx.Err() != nil || !b.wants(name) {
 		return
 	}
 	p, err := b.set(ctx, layout, s, "alpha", "beta", "gamma", "delta", "epsilon")
@@ -259,7 +260,7 @@ func (b *bench) onFive(ctx context.Context, layout string, s system) {
 		return
 	}
 	defer b.leave(p, layout, s)
-	b.take(ctx, layout, s, "UDP, 64 B, 1000 flows", func(ctx context.Context) (values, error) {
+	b.take(ctx, layout, s, name, func(ctx context.Context) (values, error) {
 		r, err := p.rate(ctx, 64, flows, b.length(), b.detail)
 		return values{keyFlows: r / 1e3}, err
 	})
@@ -280,9 +281,12 @@ func (b *bench) leave(p *place, layout string, s system) {
 
 func (b *bench) length() time.Duration { return time.Duration(b.o.Seconds * float64(time.Second)) }
 
+// wants tells whether a measurement was asked for.
+func (b *bench) wants(name string) bool { return b.o.Only == nil || b.o.Only.MatchString(name) }
+
 // take makes one measurement and writes down what comes of it.
 func (b *bench) take(ctx context.Context, layout string, s system, name string, measure func(context.Context) (values, error)) {
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || !b.wants(name) {
 		return
 	}
 	got, dropped, err := steady(ctx, b.o.Steal, machineTime, func() (values, error) {

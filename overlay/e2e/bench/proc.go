@@ -125,6 +125,10 @@ type Machine struct {
 	Memory int    `json:"memory_gib"`
 	Kernel string `json:"kernel"`
 	Go     string `json:"go"`
+	// HaltPoll is how long, in us, an idle processor of a virtual machine looks for
+	// work before it halts; nil: it is not such a machine. Where it halts at once,
+	// the hypervisor has to wake it for every packet that comes alone.
+	HaltPoll *int `json:"halt_poll_us,omitempty"`
 }
 
 func thisMachine() Machine {
@@ -145,6 +149,12 @@ func thisMachine() Machine {
 	var info unix.Sysinfo_t
 	if unix.Sysinfo(&info) == nil {
 		m.Memory = int((info.Totalram*uint64(info.Unit) + 1<<29) >> 30)
+	}
+	if text, err := os.ReadFile("/sys/module/haltpoll/parameters/guest_halt_poll_ns"); err == nil {
+		if ns, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
+			us := ns / 1000
+			m.HaltPoll = &us
+		}
 	}
 	return m
 }

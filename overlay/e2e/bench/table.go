@@ -48,10 +48,10 @@ func cell(row *Row, m metric) string {
 	switch {
 	case ok:
 		return number(v.Median)
-	case m.daemon && (row.System == sysRaw || row.System == sysVXLAN):
-		return "-"
+	case len(row.Errors) > 0 && !(m.daemon && (row.System == sysRaw || row.System == sysVXLAN)):
+		return "failed"
 	}
-	return "failed"
+	return "-" // there are no daemons, or nobody asked
 }
 
 // comparison is the table of bars.
@@ -101,8 +101,12 @@ func (r *Report) notes() []string {
 // origin is where the figures come from.
 func (r *Report) origin() string {
 	m := r.Machine
-	return fmt.Sprintf("%s, commit %s: %s, %d cores, %d GiB, Linux %s, %s; `%s`",
-		r.Date.Format("2006-01-02"), r.Commit, m.CPU, m.Cores, m.Memory, m.Kernel, m.Go, r.Command)
+	polling := ""
+	if m.HaltPoll != nil {
+		polling = fmt.Sprintf(", guest_halt_poll %d us", *m.HaltPoll)
+	}
+	return fmt.Sprintf("%s, commit %s: %s, %d cores, %d GiB, Linux %s%s, %s; `%s`",
+		r.Date.Format("2006-01-02"), r.Commit, m.CPU, m.Cores, m.Memory, m.Kernel, polling, m.Go, r.Command)
 }
 
 func (r *Report) versions() string {

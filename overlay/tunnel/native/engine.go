@@ -1,7 +1,7 @@
 // Package native is the tunnel engine: packets from one kernel queue to the
 // other, sealed or opened on the way, by one goroutine that runs to completion.
 //
-//	          ┌─────────────── one per TUN queue ────────────────┐
+//	          ┌────────── worker: one per TUN queue ─────────────┐
 //	TUN ────► │ sender:   route, split, seal     ► train         │ ────► UDP
 //	    ◄──── │ receiver: join    ◄ check, open  ◄ train         │ ◄──── (and one per family)
 //	          └───────▲───────────────────────────────┬──────────┘
@@ -77,7 +77,7 @@ type Options struct {
 
 // Engine carries packets between a TUN device and the peers.
 //
-// Memory: each sender has one packet and a few trains of up to 64 KiB, each
+// Memory: of each worker the sender has one packet and a few trains of up to 64 KiB, each
 // receiver one train. A peer has up to three sessions with 2 KiB each, and up to
 // 32 packets that wait for one.
 type Engine struct {
@@ -177,28 +177,18 @@ func (e *Engine) prepare() (*wg.Machine, *udp.Group, error) {
 
 // start starts the workers. stop tells them to end, and does not wait.
 func (e *Engine) start(workers *sync.WaitGroup, group *udp.Group) (stop func(), err error) {
-	var all []worker
+	var all []*worker
 	stop = func() {
 		for _, w := range all {
 			w.stop()
 		}
 	}
 	for i, q := range e.options.TUN.Queues() {
-		s, err := newSender(e, q, group, i)
+		w, err := newWorker(e, q, group, i)
 		if err != nil {
 			return stop, err
 		}
-		all = append(all, s)
-		for _, socket := range []*udp.Socket{group.IPv4(i), group.IPv6(i)} {
-			if socket == nil {
-				continue
-			}
-			r, err := newReceiver(e, q.Clone(), socket)
-			if err != nil {
-				return stop, err
-			}
-			all = append(all, r)
-		}
+		all = append(all, w)
 	}
 	for _, w := range all {
 		workers.Go(w.run)
@@ -207,13 +197,7 @@ func (e *Engine) start(workers *sync.WaitGroup, group *udp.Group) (stop func(), 
 }
 
 // WorkersPerQueue is how many goroutines wait in the kernel for each TUN queue.
-const WorkersPerQueue = 3
-
-// worker moves packets until it is stopped or its queue ends.
-type worker interface {
-	run()
-	stop()
-}
+const WorkersPerQueue = 1
 
 // fail ends the engine.
 func (e *Engine) fail(err error) {

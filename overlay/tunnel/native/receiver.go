@@ -3,7 +3,6 @@ package native
 import (
 	"errors"
 	"net/netip"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -12,7 +11,6 @@ import (
 	"meshd/overlay/udp"
 	"meshd/tun/device"
 	"meshd/tun/packet"
-	"meshd/tun/rawio"
 )
 
 // receiver takes trains from a socket to a TUN queue.
@@ -21,7 +19,6 @@ type receiver struct {
 	e      *Engine
 	queue  *device.Queue
 	socket *udp.Socket
-	waiter *rawio.Waiter
 	// room is where a train is received and opened. What the joiner holds points
 	// into it, so it is written and forgotten before the next train comes.
 	room []byte
@@ -42,42 +39,34 @@ type flowIn struct {
 	peer    *peer
 }
 
-func newReceiver(e *Engine, q *device.Queue, s *udp.Socket) (*receiver, error) {
-	waiter, err := rawio.NewWaiter(s.File())
-	if err != nil {
-		return nil, err
-	}
-	r := &receiver{e: e, queue: q, socket: s, waiter: waiter, room: make([]byte, udp.MaxTrain)}
+func newReceiver(e *Engine, q *device.Queue, s *udp.Socket) *receiver {
+	r := &receiver{e: e, queue: q, socket: s, room: make([]byte, udp.MaxTrain)}
 	r.joiner.UDP = e.options.TUN.USO()
-	return r, nil
+	return r
 }
 
-func (r *receiver) stop() { _ = r.waiter.Close() }
-
-func (r *receiver) run() {
-	for {
+// turn delivers what the socket has, and tells whether that was anything. It fails
+// when the socket has ended.
+func (r *receiver) turn() (busy bool, err error) {
+	for left := turnBytes; left > 0; busy = true {
 		err := r.socket.Receive(r.room, &r.in)
 		switch {
 		case err == nil:
 			r.train()
-			continue
+			left -= max(len(r.in.Data), leastTurn)
 		case errors.Is(err, unix.EAGAIN):
-			_, err = r.waiter.Wait(-1)
+			return busy, nil
 		case errors.Is(err, udp.ErrTruncated):
 			r.e.drops.add(dropReceive, 1)
-			err = nil
+			left -= leastTurn
 		case udp.Transient(err):
 			time.Sleep(pauseAfterError)
-			err = nil
-		}
-		if err != nil {
-			_ = r.waiter.Close() // may be closed already
-			if !errors.Is(err, os.ErrClosed) {
-				r.e.fail(err)
-			}
-			return
+			return busy, nil
+		default:
+			return busy, err
 		}
 	}
+	return busy, nil
 }
 
 // train opens the datagrams of a train and writes what is in them.

@@ -14,7 +14,6 @@ import (
 	"meshd/overlay/udp"
 	"meshd/tun/device"
 	"meshd/tun/packet"
-	"meshd/tun/rawio"
 )
 
 const (
@@ -26,9 +25,6 @@ const (
 	// maxPacket is the longest that the kernel makes.
 	maxPacket = 65535
 	trainSize = 65535 - 20 - 8
-	// burst is after how many packets trains leave even if more are waiting, so
-	// that a flow with few packets does not wait for one with many.
-	burst = 64
 )
 
 // sender takes packets from a TUN queue to the peers.
@@ -38,9 +34,8 @@ type sender struct {
 	queue   *device.Queue
 	socket4 *udp.Socket
 	socket6 *udp.Socket // nil: the host has no IPv6
-	waiter  *rawio.Waiter
-	room    []byte // offload header, packet, room for padding
-	answer  []byte // an ICMP message, behind an offload header
+	room    []byte      // offload header, packet, room for padding
+	answer  []byte      // an ICMP message, behind an offload header
 
 	// owned by run
 	split   packet.Splitter
@@ -70,61 +65,44 @@ type flowOut struct {
 	peer    *peer
 }
 
-func newSender(e *Engine, q *device.Queue, g *udp.Group, queue int) (*sender, error) {
-	waiter, err := rawio.NewWaiter(q.File())
-	if err != nil {
-		return nil, err
-	}
+func newSender(e *Engine, q *device.Queue, g *udp.Group, queue int) *sender {
 	s := &sender{
-		e: e, queue: q, socket4: g.IPv4(queue), socket6: g.IPv6(queue), waiter: waiter,
+		e: e, queue: q, socket4: g.IPv4(queue), socket6: g.IPv6(queue),
 		room:   make([]byte, packet.OffloadLen+maxPacket+packet.TailRoom),
 		answer: make([]byte, packet.OffloadLen+packet.AnswerLen),
 		trains: make([]train, maxTrains),
 	}
-	return s, nil
+	return s
 }
 
-func (s *sender) stop() { _ = s.waiter.Close() } // ends a wait
-
-func (s *sender) run() {
-	for read := 0; ; {
+// turn sends what the queue has, and tells whether that was anything. It fails when
+// the queue has ended.
+func (s *sender) turn() (busy bool, err error) {
+	defer s.flushAll()
+	for left := turnBytes; left > 0; {
 		n, err := s.queue.ReadPacket(s.room[:packet.OffloadLen+maxPacket])
-		if err == nil && n == 0 {
-			err = io.EOF // not of a TUN, which has no packets without bytes
-		}
 		switch {
-		case err == nil:
+		case err == nil && n > 0:
 			s.take(n)
-			if read++; read%burst == 0 {
-				s.flushAll()
-			}
-			continue
+			busy = true
+			left -= max(n, leastTurn)
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
-			s.flushAll()
-		case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.ENETDOWN), errors.Is(err, unix.EIO):
-			s.flushAll()
+			return busy, nil
+		case err == nil: // not of a TUN, which has no packets without bytes
+			return busy, s.gone(io.EOF)
+		case errors.Is(err, os.ErrClosed), errors.Is(err, unix.EBADFD), errors.Is(err, unix.EBADF):
+			return busy, s.gone(err)
+		default: // there is no memory, the link is down, or whatever else: it may pass
+			s.e.drops.add(dropTUN, 1)
 			time.Sleep(pauseAfterError)
-			continue
-		default:
-			s.end(err)
-			return
-		}
-		if _, err := s.waiter.Wait(-1); err != nil {
-			s.end(err)
-			return
+			return busy, nil
 		}
 	}
+	return busy, nil
 }
 
-// pauseAfterError is how long a worker leaves a queue alone that is in trouble.
-const pauseAfterError = 10 * time.Millisecond
-
-// end says why the sender ends, if that is not because it was stopped.
-func (s *sender) end(err error) {
-	_ = s.waiter.Close() // may be closed already
-	if !errors.Is(err, os.ErrClosed) {
-		s.e.fail(fmt.Errorf("%w: read %s: %w", errTUNGone, s.e.options.TUN.Name(), err))
-	}
+func (s *sender) gone(err error) error {
+	return fmt.Errorf("%w: read %s: %w", errTUNGone, s.e.options.TUN.Name(), err)
 }
 
 // take sends one packet, with its offload header, of n bytes in s.room.
