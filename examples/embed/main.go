@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -25,8 +26,7 @@ import (
 	"meshd/mesh/member"
 	"meshd/mesh/statedir"
 	"meshd/overlay"
-	"meshd/overlay/tunnel"
-	"meshd/overlay/tunnel/wggo"
+	"meshd/overlay/tunnel/native"
 	"meshd/tun/device"
 	"meshd/tun/hostnet"
 )
@@ -35,6 +35,7 @@ const (
 	tunnelPort = 51880 // UDP
 	gossipPort = 51881 // UDP and TCP
 	link       = "mesh0"
+	queues     = 1 // of the TUN device, each with a thread
 )
 
 func main() {
@@ -77,6 +78,8 @@ func run(ctx context.Context, state string) error {
 
 // build puts the parts together.
 func build(dir *statedir.Dir, log *slog.Logger) (*overlay.Node, error) {
+	// The engine's threads wait in the kernel, with a slot of Go's scheduler each.
+	runtime.GOMAXPROCS(runtime.NumCPU() + queues*native.WorkersPerQueue)
 	state, err := dir.BeginEpoch() // before anything is said: a new life of this node
 	if err != nil {
 		return nil, err
@@ -87,7 +90,7 @@ func build(dir *statedir.Dir, log *slog.Logger) (*overlay.Node, error) {
 
 	// Who is in the mesh and who owns what: decided from signed objects, purely.
 	of := dir.Member()
-	of.Suites = []string{tunnel.ChaCha20Poly1305}
+	of.Suites = native.Suites() // what the engine below speaks
 	core, err := member.New(time.Now(), of, state, table)
 	if err != nil {
 		return nil, err
@@ -105,11 +108,14 @@ func build(dir *statedir.Dir, log *slog.Logger) (*overlay.Node, error) {
 		Mesh: members,
 		Host: hostnet.New(hostnet.Options{Log: log}), // addresses and routes
 		NewEngine: func() (overlay.Engine, error) { // what carries packets; called again if it ends
-			dev, err := device.Open(device.Options{Name: link})
+			dev, err := device.Open(device.Options{Name: link, Offload: device.On, Queues: queues, USO: true})
 			if err != nil {
 				return nil, err
 			}
-			return wggo.New(wggo.Options{TUN: dev, PrivateKey: dir.Keys().Tunnel, Port: tunnelPort, Log: log}), nil
+			stamp, _ := dir.LoadStamp() // a cache, too
+			return native.New(native.Options{
+				TUN: dev, PrivateKey: dir.Keys().Tunnel, Port: tunnelPort, Stamp: stamp, SaveStamp: dir.SaveStamp, Log: log,
+			}), nil
 		},
 		Link: link, TunnelPort: tunnelPort, GossipPort: gossipPort,
 	}), nil

@@ -30,16 +30,15 @@ func Transient(err error) bool {
 }
 
 // refusesTrain tells whether an error may be about UDP_SEGMENT rather than the
-// datagrams, and whether that will stay so.
-func refusesTrain(err error) (refuses, forGood bool) {
+// datagrams.
+func refusesTrain(err error) bool {
 	switch err {
 	case unix.EIO, // no checksums in hardware on the interface, or IPsec
-		unix.EOPNOTSUPP, unix.ENOPROTOOPT: // sandboxes with a kernel of their own
-		return true, true
-	case unix.EINVAL, unix.EMSGSIZE: // a segment above the MTU; alone it would be fragmented
-		return true, false
+		unix.EOPNOTSUPP, unix.ENOPROTOOPT, // sandboxes with a kernel of their own
+		unix.EINVAL, unix.EMSGSIZE: // a segment above the MTU; alone it would be fragmented
+		return true
 	}
-	return false, false
+	return false
 }
 
 // refusesSource tells whether an error may be about the source address.

@@ -158,11 +158,9 @@ func prepare(fd int, port uint16, v6, first bool) (*Socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &shared{file: file, kernel: file, v6: v6}
 	// A kernel that does not know the option would send the train as one datagram.
 	_, err = unix.GetsockoptInt(fd, unix.SOL_UDP, unix.UDP_SEGMENT)
-	s.segments.Store(err == nil)
-	return newSocket(s), nil
+	return newSocket(&shared{file: file, kernel: file, v6: v6, segments: err == nil}), nil
 }
 
 type option struct {

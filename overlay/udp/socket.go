@@ -1,18 +1,9 @@
 package udp
 
 import (
-	"sync/atomic"
-
 	"golang.org/x/sys/unix"
 
 	"meshd/tun/rawio"
-)
-
-const (
-	// maxSegments of one call: UDP_MAX_SEGMENTS before Linux 6.9.
-	maxSegments = 64
-	// maxPayload of one call: an IPv4 packet's 65535 bytes without the headers.
-	maxPayload = 65535 - 20 - 8
 )
 
 // Socket is a handle on a socket of one family, for one goroutine that receives
@@ -27,7 +18,7 @@ type shared struct {
 	file     *rawio.File
 	kernel   kernel // fixed at construction: file, but for tests
 	v6       bool
-	segments atomic.Bool // UDP_SEGMENT is of use
+	segments bool // fixed at construction: the kernel knows UDP_SEGMENT
 }
 
 type kernel interface {
@@ -60,10 +51,6 @@ func (s *Socket) Clone() *Socket { return newSocket(s.shared) }
 
 // File is what a [rawio.Waiter] waits for.
 func (s *Socket) File() *rawio.File { return s.file }
-
-// Segments tells whether trains leave in one call. Send finds out when a train
-// is refused.
-func (s *Socket) Segments() bool { return s.segments.Load() }
 
 // Receive reads a train into b and says in t what it is. It fails with EAGAIN
 // when there is none. Trains are at most [MaxTrain] bytes long; with ErrTruncated
@@ -121,7 +108,7 @@ func (s *Socket) Send(t *Train) (sent int, err error) {
 	}
 	source := s.source(t)
 	size := t.size()
-	segments := s.segments.Load()
+	segments := s.segments
 	for rest := t.Data; ; {
 		part := rest[:min(len(rest), unit(size, segments))]
 		e := s.send(part, size, source, t.ECN)
@@ -131,14 +118,9 @@ func (s *Socket) Send(t *Train) (sent int, err error) {
 				source, e, err = Source{}, nil, ErrSource
 			}
 		}
-		if e != nil && len(part) > size {
-			if refuses, forGood := refusesTrain(e); refuses {
-				if forGood {
-					s.segments.Store(false)
-				}
-				segments = false
-				continue
-			}
+		if e != nil && len(part) > size && refusesTrain(e) {
+			segments = false // for this train: the next may take another route
+			continue
 		}
 		if e != nil {
 			return sent, e
@@ -172,7 +154,7 @@ func unit(size int, segments bool) int {
 	if !segments || size == 0 {
 		return size
 	}
-	return size * max(1, min(maxSegments, maxPayload/size))
+	return size * max(1, min(MaxDatagrams, MaxPayload/size))
 }
 
 // send sends datagrams of size to the address in the first message.

@@ -22,11 +22,19 @@ import (
 	"net/netip"
 )
 
-// MaxTrain is the room that Receive needs to take every train.
-const MaxTrain = 1 << 16
+const (
+	// MaxTrain is the room that Receive needs to take every train.
+	MaxTrain = 1 << 16
+	// MaxDatagrams and MaxPayload are the datagrams and the bytes that Send gives to
+	// one call: UDP_MAX_SEGMENTS before Linux 6.9, and an IPv4 packet's 65535 bytes
+	// without the headers.
+	MaxDatagrams = 64
+	MaxPayload   = 65535 - 20 - 8
+)
 
 // Train is datagrams that lie one behind the other in Data: each has Size bytes,
-// only the last may have fewer.
+// only the last may have fewer. Data is the caller's: Receive lets it refer to the
+// buffer that it was given, and Send is done with it when it returns.
 type Train struct {
 	Data   []byte
 	Size   int            // 0 is len(Data): one datagram

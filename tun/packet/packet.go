@@ -123,23 +123,29 @@ func Length(packet []byte) (n int, ok bool) {
 func Addresses(packet []byte) (src, dst netip.Addr, ok bool) {
 	switch Version(packet) {
 	case 4:
-		s, d := Addresses4(packet)
-		return netip.AddrFrom4(s), netip.AddrFrom4(d), true
+		return netip.AddrFrom4([4]byte(packet[12:])), netip.AddrFrom4([4]byte(packet[16:])), true
 	case 6:
-		s, d := Addresses6(packet)
-		return netip.AddrFrom16(s), netip.AddrFrom16(d), true
+		return netip.AddrFrom16([16]byte(packet[8:])), netip.AddrFrom16([16]byte(packet[24:])), true
 	}
 	return src, dst, false
 }
 
-// Addresses4 reads source and destination of a packet of which [Version] is 4.
-func Addresses4(packet []byte) (src, dst [4]byte) {
-	return [4]byte(packet[12:16]), [4]byte(packet[16:20])
+// Pair is source and destination as they stand in a packet: fast to compare, for
+// whoever need not look at the same pair again.
+type Pair struct {
+	version int
+	bytes   [32]byte // of IPv4 the first 8
 }
 
-// Addresses6 reads source and destination of a packet of which [Version] is 6.
-func Addresses6(packet []byte) (src, dst [16]byte) {
-	return [16]byte(packet[8:24]), [16]byte(packet[24:40])
+// PairOf gives the pair of a packet; the zero Pair if [Version] is 0.
+func PairOf(packet []byte) (p Pair) {
+	switch p.version = Version(packet); p.version {
+	case 4:
+		copy(p.bytes[:], packet[12:20])
+	case 6:
+		copy(p.bytes[:], packet[8:40])
+	}
+	return p
 }
 
 // headers is what a walk over the IP headers finds.

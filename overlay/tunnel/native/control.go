@@ -15,6 +15,7 @@ import (
 	"meshd/overlay/tunnel"
 	"meshd/overlay/tunnel/wg"
 	"meshd/overlay/udp"
+	"meshd/tun/packet"
 )
 
 const (
@@ -120,8 +121,8 @@ func (c *control) shake(h handshake) {
 // wanted starts handshakes that workers ask for.
 func (c *control) wanted(now time.Time) {
 	for key, p := range c.byKey {
-		if p.wants.Load() {
-			p.wants.Store(false)
+		if p.needsSession.Load() {
+			p.needsSession.Store(false)
 			c.do(c.machine.Want(now, key))
 		}
 	}
@@ -142,7 +143,7 @@ func (c *control) doFrom(actions []wg.Action, h handshake) {
 				c.sendTo(p, a.Packet)
 			}
 		case wg.Reply:
-			c.transmit(a.Packet, a.To, h.local, nil)
+			c.transmit(udp.Train{Data: a.Packet, Remote: a.To, Local: h.local}, nil)
 		case wg.Move:
 			if p := c.byKey[a.Peer]; p != nil {
 				p.moveTo(a.Endpoint)
@@ -194,32 +195,36 @@ func (c *control) sendTo(p *peer, msg []byte) {
 		c.drops.add(dropNoEndpoint, 1)
 		return
 	}
-	c.transmit(msg, at.remote, at.local, p)
-	p.tx.Add(uint64(len(msg)))
+	c.transmit(udp.Train{Data: msg, Remote: at.remote, Local: at.local}, p)
 }
 
-func (c *control) transmit(msg []byte, to netip.AddrPort, local udp.Source, p *peer) {
+// transmit sends one message, to a peer or nobody that is known.
+func (c *control) transmit(t udp.Train, to *peer) {
 	socket := c.sockets[0]
-	if to.Addr().Is6() {
+	if t.Remote.Addr().Is6() {
 		socket = c.sockets[1]
 	}
 	if socket == nil {
 		c.drops.add(dropSend, 1)
 		return
 	}
-	_, err := socket.Send(&udp.Train{Data: msg, Remote: to, Local: local})
-	switch {
-	case errors.Is(err, udp.ErrSource) && p != nil:
-		p.path.Store(&path{remote: to})
-	case err != nil && !errors.Is(err, udp.ErrSource):
+	sent, err := socket.Send(&t)
+	if err != nil && !errors.Is(err, udp.ErrSource) {
 		c.drops.add(dropSend, 1)
+	}
+	if to == nil {
+		return
+	}
+	to.tx.Add(uint64(sent))
+	if errors.Is(err, udp.ErrSource) {
+		to.path.Store(&path{remote: t.Remote})
 	}
 }
 
 // point sends to another endpoint from now on.
 func (c *control) point(p *peer, at netip.AddrPort) {
 	p.moveTo(at)
-	c.machine.SetEndpoint(p.want.PublicKey, at)
+	c.machine.SetEndpoint(p.config.PublicKey, at)
 }
 
 // use takes up another session, or none, and sends what waited for it.
@@ -236,12 +241,13 @@ func (c *control) use(p *peer, s *wg.Session) {
 		return
 	}
 	mtu := int(c.mtu.Load())
-	for i, packet := range waited {
-		size := wg.Padded(len(packet), mtu)
+	for i, one := range waited {
+		size := wg.Padded(len(one), mtu)
 		c.room = slices.Grow(c.room[:0], size+wg.Overhead)
-		msg := s.SealPadded(c.room, counter+uint64(i), packet, size)
-		c.transmit(msg, at.remote, at.local, p)
-		p.tx.Add(uint64(len(msg)))
+		c.transmit(udp.Train{
+			Data: s.SealPadded(c.room, counter+uint64(i), one, size), Remote: at.remote, Local: at.local,
+			ECN: byte(packet.OuterECN(packet.GetECN(one))),
+		}, p)
 	}
 	s.NoteSent(time.Now(), true) // the session is new: there is no other to want
 }
@@ -267,7 +273,7 @@ func (c *control) apply(want tunnel.Config) error {
 			continue
 		}
 		p := c.byKey[w.PublicKey]
-		if p == nil || p.want.ID != w.ID {
+		if p == nil || p.config.ID != w.ID {
 			p = &peer{}
 		}
 		next[w.PublicKey] = p
@@ -275,6 +281,11 @@ func (c *control) apply(want tunnel.Config) error {
 		ends = append(ends, wg.Peer{Key: w.PublicKey, Suite: suite, Handle: p})
 		w.Endpoints = usable(w.Endpoints, want.Inside)
 		p.configure(w, want.Inside)
+	}
+	for key, p := range c.byKey {
+		if next[key] != p {
+			c.drops.add(dropWaiting, p.giveUp())
+		}
 	}
 	c.byKey = next
 	actions, err := c.machine.SetPeers(time.Now(), ends)
@@ -314,7 +325,7 @@ func (c *control) show(peers []*peer) {
 	defer c.mu.Unlock()
 	clear(c.peers)
 	for _, p := range peers {
-		c.peers[p.want.ID] = p
+		c.peers[p.config.ID] = p
 	}
 }
 

@@ -217,7 +217,7 @@ func (e *Engine) signal() {
 
 // wake asks for a handshake with a peer.
 func (e *Engine) wake(p *peer) {
-	if !p.wants.Swap(true) {
+	if !p.needsSession.Swap(true) {
 		e.signal()
 	}
 }
@@ -264,7 +264,12 @@ func (e *Engine) Apply(ctx context.Context, want tunnel.Config) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		return <-r.done
+		select {
+		case err := <-r.done:
+			return err
+		case <-ctx.Done():
+			return ctx.Err() // it is carried out nevertheless
+		}
 	}()
 	if err != nil {
 		return fmt.Errorf("apply tunnel configuration: %w", err)

@@ -20,16 +20,17 @@ type peer struct {
 	path    atomic.Pointer[path]       // where to send to; nil: unknown
 	rx, tx  atomic.Uint64              // bytes of datagrams
 	shaken  atomic.Pointer[time.Time]  // when the session in use was made
-	wants   atomic.Bool                // a worker wants a handshake
-	suite   atomic.Pointer[string]     // its name
+	// needsSession: a worker wants a handshake.
+	needsSession atomic.Bool
+	suite        atomic.Pointer[string] // its name
 
 	mu     sync.Mutex
 	staged staged // guarded by mu; empty while there is a session
 
 	// owned by control
-	want    tunnel.Peer
+	config  tunnel.Peer
 	tries   int            // initiations since something was heard
-	learned netip.AddrPort // an endpoint that is not among those of want, but was good
+	learned netip.AddrPort // an endpoint that is not among those of config, but was good
 	seen    uint64         // rx when tries was 0
 }
 
@@ -42,8 +43,8 @@ type path struct {
 // configure takes over what is wanted of the peer. Where it is now stays, if it is
 // not inside the mesh, until there are other candidates.
 func (p *peer) configure(want tunnel.Peer, inside []netip.Prefix) {
-	changed := !slices.Equal(p.want.Endpoints, want.Endpoints)
-	p.want = want
+	changed := !slices.Equal(p.config.Endpoints, want.Endpoints)
+	p.config = want
 	p.suite.Store(&want.Suite)
 	if contains(inside, p.learned.Addr()) {
 		p.learned = netip.AddrPort{}
@@ -92,7 +93,7 @@ func (p *peer) endpoint() netip.AddrPort {
 // what was learned.
 func (p *peer) next() netip.AddrPort {
 	now := p.endpoint()
-	candidates := p.want.Endpoints
+	candidates := p.config.Endpoints
 	if now.IsValid() && !slices.Contains(candidates, now) {
 		p.learned = now
 	}

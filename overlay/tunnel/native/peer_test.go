@@ -89,7 +89,7 @@ func TestNextEndpoint(t *testing.T) {
 		{"192.0.2.1:1 192.0.2.2:2 192.0.2.3:3", "192.0.2.1:1", "192.0.2.2:2 192.0.2.3:3 192.0.2.1:1"},
 		{"192.0.2.1:1 192.0.2.2:2", learned, "192.0.2.1:1 192.0.2.2:2 " + learned + " 192.0.2.1:1"},
 	} {
-		p := &peer{want: tunnel.Peer{Endpoints: endpoints(c.candidates)}}
+		p := &peer{config: tunnel.Peer{Endpoints: endpoints(c.candidates)}}
 		if c.at != "" {
 			p.moveTo(netip.MustParseAddrPort(c.at))
 		}
@@ -106,8 +106,8 @@ func TestNextEndpoint(t *testing.T) {
 		if got := strings.Join(turn, " "); got != c.turn {
 			t.Errorf("from %q of %q: %s, want %s", c.at, c.candidates, got, c.turn)
 		}
-		if !slices.Equal(p.want.Endpoints, endpoints(c.candidates)) {
-			t.Errorf("the candidates became %v", p.want.Endpoints)
+		if !slices.Equal(p.config.Endpoints, endpoints(c.candidates)) {
+			t.Errorf("the candidates became %v", p.config.Endpoints)
 		}
 	}
 }

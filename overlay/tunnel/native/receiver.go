@@ -25,18 +25,10 @@ type receiver struct {
 
 	// owned by run
 	joiner packet.Joiner
-	known  flowIn
+	known  lastRoute
 	in     udp.Train
 	bytes  int  // of the session's datagrams in this train
 	data   bool // there was one with a packet
-}
-
-// flowIn remembers that packets of these addresses may come from the peer.
-type flowIn struct {
-	routes  *routes
-	version int
-	pair    [32]byte
-	peer    *peer
 }
 
 func newReceiver(e *Engine, q *device.Queue, s *udp.Socket) *receiver {
@@ -79,7 +71,7 @@ func (r *receiver) train() {
 	now := time.Now()
 	var session *wg.Session
 	for d := range r.in.Datagrams() {
-		index, ok := wg.Receiver(d)
+		index, ok := wg.SessionIndex(d)
 		if !ok {
 			r.handshake(d)
 			continue
@@ -191,31 +183,20 @@ func (r *receiver) deliver(from *peer, routes *routes, inner []byte) {
 
 // permitted holds cryptokey routing for what arrives.
 func (r *receiver) permitted(from *peer, routes *routes, p []byte) bool {
-	var pair [32]byte
-	version := packet.Version(p)
-	if version == 4 {
-		copy(pair[:8], p[12:20])
-	} else {
-		copy(pair[:], p[8:40])
-	}
-	if k := &r.known; k.routes == routes && k.peer == from && k.version == version && k.pair == pair {
+	f := lastRoute{routes, packet.PairOf(p), from}
+	if f == r.known {
 		return true
 	}
-	var owner *peer
-	if version == 4 {
-		owner = routes.peers4.lookup([4]byte(pair[:]))
-	} else {
-		owner = routes.peers6.lookup([16]byte(pair[:]))
-	}
-	if owner != from {
+	src, dst, _ := packet.Addresses(p)
+	if routes.lookup(src) != from {
 		r.e.drops.add(dropSpoofed, 1)
 		return false
 	}
-	if _, dst, _ := packet.Addresses(p); !contains(routes.own, dst) {
+	if !contains(routes.own, dst) {
 		r.e.drops.add(dropDestination, 1)
 		return false
 	}
-	r.known = flowIn{routes, version, pair, from}
+	r.known = f
 	return true
 }
 

@@ -5,99 +5,68 @@ import (
 	"slices"
 
 	"meshd/overlay/tunnel"
+	"meshd/tun/packet"
 )
 
 // routes says which inner addresses are whose. It is never changed: workers read
 // the one that counts without a lock, and Apply puts another in its place.
+//
+// Prefixes of peers never overlap and there are only a few lengths of them, so a
+// look-up asks a map once for each length, usually once in all.
 type routes struct {
-	own    []netip.Prefix // this host's; a few
-	inside []netip.Prefix // ranges of the mesh; a few
-	peers4 table[[4]byte]
-	peers6 table[[16]byte]
+	own      []netip.Prefix // this host's; a few
+	inside   []netip.Prefix // ranges of the mesh; a few
+	peers    map[netip.Prefix]*peer
+	lengths4 []int // of peers' prefixes of each family, the longest first
+	lengths6 []int
 }
 
-// table finds the peer whose prefix holds an address. Prefixes of peers never
-// overlap and there are only a few lengths of them, so it is one look-up in a
-// map for each length, usually one in all.
-type table[A comparable] struct {
-	levels []level[A]
-}
-
-type level[A comparable] struct {
-	mask  func(A) A
-	peers map[A]*peer
-}
-
-func (t *table[A]) lookup(a A) *peer {
-	for i := range t.levels {
-		l := &t.levels[i]
-		if p := l.peers[l.mask(a)]; p != nil {
-			return p
-		}
-	}
-	return nil
+// lastRoute remembers whose the packets with a pair of addresses are.
+type lastRoute struct {
+	routes *routes
+	pair   packet.Pair
+	peer   *peer
 }
 
 // newRoutes makes the routes of a configuration; peers has those of its peers
 // that can be served.
 func newRoutes(c tunnel.Config, peers []*peer) *routes {
-	r := &routes{own: slices.Clone(c.Own), inside: slices.Clone(c.Inside)}
-	four, six := map[int]map[[4]byte]*peer{}, map[int]map[[16]byte]*peer{}
+	r := &routes{own: slices.Clone(c.Own), inside: slices.Clone(c.Inside), peers: map[netip.Prefix]*peer{}}
 	for _, p := range peers {
-		for _, a := range p.want.AllowedIPs {
-			a = a.Masked()
-			switch {
-			case !a.IsValid(): // would be all of IPv6
-			case a.Addr().Is4():
-				put(four, a.Bits(), a.Addr().As4(), p)
-			default:
-				put(six, a.Bits(), a.Addr().As16(), p)
+		for _, a := range p.config.AllowedIPs {
+			if a = a.Masked(); !a.IsValid() {
+				continue
+			}
+			r.peers[a] = p
+			lengths := &r.lengths6
+			if a.Addr().Is4() {
+				lengths = &r.lengths4
+			}
+			if !slices.Contains(*lengths, a.Bits()) {
+				*lengths = append(*lengths, a.Bits())
 			}
 		}
 	}
-	r.peers4 = newTable(four, mask4)
-	r.peers6 = newTable(six, mask6)
+	for _, lengths := range [][]int{r.lengths4, r.lengths6} {
+		slices.Sort(lengths)
+		slices.Reverse(lengths)
+	}
 	return r
 }
 
-func put[A comparable](levels map[int]map[A]*peer, bits int, a A, p *peer) {
-	if levels[bits] == nil {
-		levels[bits] = map[A]*peer{}
+// lookup gives the peer whose address it is; nil: nobody's.
+func (r *routes) lookup(a netip.Addr) *peer {
+	lengths := r.lengths6
+	if a.Is4() {
+		lengths = r.lengths4
 	}
-	levels[bits][a] = p
-}
-
-func newTable[A comparable](levels map[int]map[A]*peer, mask func(bits int) func(A) A) (t table[A]) {
-	var lengths []int
-	for bits := range levels {
-		lengths = append(lengths, bits)
-	}
-	slices.Sort(lengths)
-	slices.Reverse(lengths)
 	for _, bits := range lengths {
-		t.levels = append(t.levels, level[A]{mask(bits), levels[bits]})
+		prefix, _ := a.Prefix(bits) // fails for too many bits only
+		if p := r.peers[prefix]; p != nil {
+			return p
+		}
 	}
-	return t
-}
-
-func mask4(bits int) func([4]byte) [4]byte {
-	m := be.Uint32([]byte{0xff, 0xff, 0xff, 0xff}) << (32 - bits) // 0 for 0 bits
-	return func(a [4]byte) [4]byte {
-		be.PutUint32(a[:], be.Uint32(a[:])&m)
-		return a
-	}
-}
-
-func mask6(bits int) func([16]byte) [16]byte {
-	high, low := ^uint64(0)<<max(0, 64-bits), ^uint64(0)<<(128-bits)
-	if bits <= 64 {
-		low = 0
-	}
-	return func(a [16]byte) [16]byte {
-		be.PutUint64(a[:], be.Uint64(a[:])&high)
-		be.PutUint64(a[8:], be.Uint64(a[8:])&low)
-		return a
-	}
+	return nil
 }
 
 func contains(prefixes []netip.Prefix, a netip.Addr) bool {

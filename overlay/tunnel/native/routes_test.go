@@ -32,20 +32,13 @@ func drawAddr(t *rapid.T, v6 bool) netip.Addr {
 func naiveLookup(peers []*peer, a netip.Addr) (best *peer) {
 	bits := -1
 	for _, p := range peers {
-		for _, r := range p.want.AllowedIPs {
+		for _, r := range p.config.AllowedIPs {
 			if r.Contains(a) && r.Bits() > bits {
 				best, bits = p, r.Bits()
 			}
 		}
 	}
 	return best
-}
-
-func (r *routes) lookup(a netip.Addr) *peer {
-	if a.Is4() {
-		return r.peers4.lookup(a.As4())
-	}
-	return r.peers6.lookup(a.As16())
 }
 
 func TestRoutesAgainstNaiveTwin(t *testing.T) {
@@ -59,7 +52,7 @@ func TestRoutesAgainstNaiveTwin(t *testing.T) {
 				r := netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits"))
 				if !taken[r.Masked()] { // one prefix is never that of two
 					taken[r.Masked()] = true
-					p.want.AllowedIPs = append(p.want.AllowedIPs, r) // with host bits
+					p.config.AllowedIPs = append(p.config.AllowedIPs, r) // with host bits
 				}
 			}
 			peers = append(peers, p)
@@ -75,7 +68,7 @@ func TestRoutesAgainstNaiveTwin(t *testing.T) {
 }
 
 func TestRoutesOfWholeFamilies(t *testing.T) {
-	p := &peer{want: tunnel.Peer{AllowedIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}}}
+	p := &peer{config: tunnel.Peer{AllowedIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}}}
 	r := newRoutes(tunnel.Config{}, []*peer{p})
 	for _, a := range []string{"0.0.0.0", "255.255.255.255", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"} {
 		if r.lookup(netip.MustParseAddr(a)) != p {
@@ -86,7 +79,7 @@ func TestRoutesOfWholeFamilies(t *testing.T) {
 
 // A prefix that is none must not become one that holds all.
 func TestRoutesPassOverInvalidPrefix(t *testing.T) {
-	r := newRoutes(tunnel.Config{}, []*peer{{want: tunnel.Peer{AllowedIPs: []netip.Prefix{{}}}}})
+	r := newRoutes(tunnel.Config{}, []*peer{{config: tunnel.Peer{AllowedIPs: []netip.Prefix{{}}}}})
 	for _, a := range []string{"::", "fd00::1", "0.0.0.0", "10.0.0.1"} {
 		if r.lookup(netip.MustParseAddr(a)) != nil {
 			t.Errorf("%s is a peer's", a)
@@ -103,10 +96,10 @@ func FuzzRoutes(f *testing.F) {
 		if !ok || !ok2 {
 			return
 		}
-		p := &peer{want: tunnel.Peer{ID: mesh.NodeID{1}, AllowedIPs: []netip.Prefix{netip.PrefixFrom(a, bits)}}}
+		p := &peer{config: tunnel.Peer{ID: mesh.NodeID{1}, AllowedIPs: []netip.Prefix{netip.PrefixFrom(a, bits)}}}
 		r := newRoutes(tunnel.Config{}, []*peer{p})
 		if got, want := r.lookup(b), naiveLookup([]*peer{p}, b); got != want {
-			t.Errorf("%s in %s: %p, want %p", b, p.want.AllowedIPs[0], got, want)
+			t.Errorf("%s in %s: %p, want %p", b, p.config.AllowedIPs[0], got, want)
 		}
 	})
 }

@@ -502,3 +502,27 @@ func TestUnownedAddressIsUnreachable(t *testing.T) {
 		}
 	}
 }
+
+// What the engine says of a packet that is too long, the kernel believes: the
+// sender's path is narrower from then on.
+func TestTooBigIsHeard(t *testing.T) {
+	const narrow = 1300
+	for family, option := range map[int][2]int{4: {unix.IPPROTO_IP, unix.IP_MTU}, 6: {unix.IPPROTO_IPV6, unix.IPV6_MTU}} {
+		t.Run(fmt.Sprint("IPv", family), func(t *testing.T) {
+			a, b := realPair(t)
+			works(t, a, b)
+			conn := a.dial(t, b.echo(t, family))
+			raw, err := conn.SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "narrower path", func() (bool, string) {
+				a.mtu.Store(narrow) // as if the link, of which the kernel knows, were wider; until control looks
+				_, _ = conn.Write(make([]byte, narrow))
+				var mtu int
+				err := raw.Control(func(fd uintptr) { mtu, err = unix.GetsockoptInt(int(fd), option[0], option[1]) })
+				return mtu == narrow, fmt.Sprint(mtu, err)
+			})
+		})
+	}
+}

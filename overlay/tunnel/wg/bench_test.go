@@ -141,7 +141,7 @@ func TestNoAllocations(t *testing.T) {
 				train = s.SealPadded(train, first+2, packet[:100], Padded(100, 1420))
 				s.NoteSent(now, true)
 				for _, d := range [][]byte{train[:one], train[one : 2*one], train[2*one:]} {
-					if _, ok := Receiver(d); !ok {
+					if _, ok := SessionIndex(d); !ok {
 						t.Fatal("not a transport message")
 					}
 					if _, err := r.Open(d); err != nil {

@@ -103,7 +103,7 @@ func (d *duel) deliver(now time.Time, i int) {
 func (d *duel) arrive(now time.Time, to int, contents []byte) {
 	d.t.Helper()
 	m := d.ends[to]
-	index, ok := Receiver(contents)
+	index, ok := SessionIndex(contents)
 	if !ok {
 		actions, err := m.Receive(now, contents, netip.AddrPort{})
 		if err != nil {
@@ -149,7 +149,7 @@ func (d *duel) data(now time.Time, from int) bool {
 	counter, _ := s.Reserve(1)
 	sealed := s.Seal(make([]byte, 0, 100), counter, []byte("data"))
 	s.NoteSent(now, true)
-	if index, _ := Receiver(sealed); d.ends[1-from].Table().Lookup(index) == nil {
+	if index, _ := SessionIndex(sealed); d.ends[1-from].Table().Lookup(index) == nil {
 		return false
 	}
 	d.arrive(now, 1-from, sealed)

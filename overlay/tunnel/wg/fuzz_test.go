@@ -20,7 +20,7 @@ func FuzzClassify(f *testing.F) {
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, k, ok := classify(b)
-		_, isTransport := Receiver(b)
+		_, isTransport := SessionIndex(b)
 		if IsHandshake(b) && isTransport || ok != (IsHandshake(b) || isTransport) {
 			t.Fatalf("%x is a handshake: %t, a transport message: %t", b, IsHandshake(b), isTransport)
 		}
@@ -86,7 +86,7 @@ func newFuzzed(t testing.TB, suite Suite) *fuzzed {
 	x.a.UnderLoad(false)
 	later := sent(x.a.Want(now.Add(RekeyAfter), theirKey))
 	x.messages = [][]byte{initiation, later[0], answer, cookie, keepalive}
-	index, _ := Receiver(keepalive)
+	index, _ := SessionIndex(keepalive)
 	x.session = x.b.Table().Lookup(index)
 	return x
 }

@@ -178,7 +178,7 @@ func (x *interop) now() time.Time { return time.Now().Add(x.skew) }
 // receive takes what the device sent.
 func (x *interop) receive(datagram []byte) {
 	now := x.now()
-	index, ok := Receiver(datagram)
+	index, ok := SessionIndex(datagram)
 	if !ok {
 		if describe(datagram) == "cookie reply" {
 			x.cookiesSeen++

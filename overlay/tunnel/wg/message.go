@@ -72,9 +72,9 @@ func IsInitiation(datagram []byte) bool {
 	return ok && k == initiation
 }
 
-// Receiver gives the index for which to look in the [Table]; false if the
+// SessionIndex gives the index for which to look in the [Table]; false if the
 // datagram is no transport message.
-func Receiver(datagram []byte) (index uint32, ok bool) {
+func SessionIndex(datagram []byte) (index uint32, ok bool) {
 	_, k, ok := classify(datagram)
 	if !ok || k != transport {
 		return 0, false

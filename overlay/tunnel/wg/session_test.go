@@ -51,7 +51,7 @@ func sessions(tb testing.TB, suite Suite, at time.Time) (initiator, responder *S
 			case Use:
 				used[i] = a.Session
 			case Send:
-				if index, ok := Receiver(a.Packet); ok {
+				if index, ok := SessionIndex(a.Packet); ok {
 					s := ends[1-i].Table().Lookup(index)
 					if _, err := s.Open(a.Packet); err != nil {
 						tb.Fatal(err)
@@ -245,7 +245,7 @@ func TestSessionOfManyWorkers(t *testing.T) {
 				for j := range uint64(size) {
 					counters[i] = append(counters[i], first+j)
 					d := s.Seal(make([]byte, 0, 100), first+j, []byte("packet"))
-					index, _ := Receiver(d)
+					index, _ := SessionIndex(d)
 					found := b.machine.Table().Lookup(index)
 					if found != r {
 						t.Errorf("index %x is of %p", index, found)

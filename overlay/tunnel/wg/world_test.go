@@ -244,7 +244,7 @@ func (h *host) send(to *host, text string) {
 
 func (h *host) receive(d datagram) {
 	w, now := h.w, h.time()
-	index, ok := Receiver(d.contents)
+	index, ok := SessionIndex(d.contents)
 	if !ok {
 		message := describe(d.contents)
 		actions, err := h.machine.Receive(now, d.contents, d.from)
