@@ -1,0 +1,802 @@
+package attach
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"meshd/mesh"
+	"meshd/tun"
+)
+
+// Options are the parts and settings. Those that do not say what their zero
+// value means are required.
+type Options struct {
+	Host  Host
+	Store Store
+	// Changed is called when what Networks says has changed other than by Sync,
+	// from any goroutine, by one at a time. It returns when the host follows that,
+	// as far as this can be without a lease, so that no container sends before
+	// the rules for it are in force. nil: nothing to do.
+	Changed func(ctx context.Context) error
+	// Grace is how long what seems to be left over stays; 0: a minute.
+	Grace time.Duration
+	// Wait is how long an ask waits for a lease, if its context does not end
+	// before; 0: 20 seconds. A claim takes about two, seven where proof is late.
+	Wait time.Duration
+}
+
+// World is what a [Manager] is told of the mesh and of the host.
+type World struct {
+	View   *mesh.View
+	MTU    int  // of links, in bytes: that of the TUN device
+	NoIPv6 bool // the host has none: no such address is given
+}
+
+// Manager gives out the addresses of this node's leases and makes the links. Its
+// methods may be called from any goroutine.
+type Manager struct {
+	opt  Options       // fixed at construction
+	tell chan struct{} // full while Changed runs
+	told []Network     // what Changed has carried out; owned by whom tell lets in
+	// links is held for reading while links are made for an entry, for writing
+	// while those without an entry are removed.
+	links sync.RWMutex
+
+	mu       sync.Mutex
+	world    World                    // guarded by mu
+	networks map[string]*network      // guarded by mu: of the charter, and those that have a document
+	ids      map[string]*network      // guarded by mu: where an attachment or a use is
+	busy     map[string]chan struct{} // guarded by mu: IDs that are worked on; closed when they no longer are
+	moved    chan struct{}            // guarded by mu: closed at the next Sync
+}
+
+// New builds a manager that knows nothing; see [Manager.Load].
+func New(opt Options) *Manager {
+	opt.Grace = cmp.Or(opt.Grace, time.Minute)
+	opt.Wait = cmp.Or(opt.Wait, 20*time.Second)
+	if opt.Changed == nil {
+		opt.Changed = func(context.Context) error { return nil }
+	}
+	return &Manager{
+		opt: opt, tell: make(chan struct{}, 1), networks: map[string]*network{}, ids: map[string]*network{},
+		busy: map[string]chan struct{}{}, moved: make(chan struct{}),
+	}
+}
+
+// Load reads what was stored and undoes what is half-made. A network whose
+// document is damaged takes no asks, see Findings, and the others go on. An error
+// says that something could not be undone; Collect tries it again.
+func (m *Manager) Load(ctx context.Context) error {
+	names, err := m.opt.Store.AttachmentNetworks()
+	if err != nil {
+		return fmt.Errorf("list attachments: %w", err)
+	}
+	m.mu.Lock()
+	for _, name := range names {
+		m.loadLocked(name)
+	}
+	m.mu.Unlock()
+	ports, err := m.opt.Host.Ports(ctx)
+	if err != nil {
+		return fmt.Errorf("list links of containers: %w", err)
+	}
+	_, undone := m.end(ctx, m.halfMade())
+	return errors.Join(undone, m.sweep(ctx, ports))
+}
+
+func (m *Manager) loadLocked(name string) {
+	n := m.networkLocked(name)
+	raw, err := m.opt.Store.LoadAttachments(name)
+	if err != nil {
+		n.broken = fmt.Errorf("%w: %w", ErrDamaged, err)
+		return
+	}
+	d, err := parseDocument(name, raw)
+	if err == nil {
+		for id := range d.ids() {
+			if of := m.ids[id]; of != nil {
+				err = fmt.Errorf("%s is in the network %s already", id, of.name)
+			}
+		}
+	}
+	if err != nil {
+		n.broken = fmt.Errorf("%w: network %s: %w", ErrDamaged, name, err)
+		return
+	}
+	for id := range d.ids() {
+		m.ids[id] = n
+	}
+	n.fill(d)
+}
+
+// networkLocked gives what is known of a network, from now on.
+func (m *Manager) networkLocked(name string) *network {
+	n := m.networks[name]
+	if n == nil {
+		n = newNetwork(name)
+		m.networks[name] = n
+	}
+	return n
+}
+
+// Sync takes the mesh as it is now. The caller looks at Networks afterwards;
+// Changed is not called.
+func (m *Manager) Sync(w World) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.world = w
+	known := map[string]bool{}
+	self, _ := w.View.Node(w.View.Self)
+	for _, net := range w.View.Networks {
+		known[net.Name] = true
+		var own mesh.Lease
+		for _, l := range self.Leases {
+			if l.Network == net.Name {
+				own = l
+			}
+		}
+		if w.NoIPv6 {
+			own.Prefixes = slices.DeleteFunc(slices.Clone(own.Prefixes), func(p netip.Prefix) bool { return p.Addr().Is6() })
+		}
+		m.networkLocked(net.Name).setLease(own, net.Ranges())
+	}
+	for name, n := range m.networks {
+		if !known[name] {
+			n.setLease(mesh.Lease{}, nil)
+		}
+	}
+	close(m.moved)
+	m.moved = make(chan struct{})
+}
+
+// Attach gives a container an address and makes its link. The same ask again
+// gets the same answer, and its link again if it has gone; another one with the
+// same ID fails with [ErrInUse]. For a first use of a network it waits until this
+// node holds a subnet, or fails with [ErrNoLease].
+func (m *Manager) Attach(ctx context.Context, ask Ask) (Attachment, error) {
+	ask, err := ask.normal()
+	if err != nil {
+		return Attachment{}, fmt.Errorf("attach: %w", err)
+	}
+	a, err := m.attach(ctx, ask)
+	if err != nil {
+		return Attachment{}, fmt.Errorf("attach %s to %s: %w", ask.ID, ask.Network, err)
+	}
+	return a, nil
+}
+
+func (m *Manager) attach(ctx context.Context, ask Ask) (Attachment, error) {
+	done, err := m.begin(ctx, ask.ID)
+	if err != nil {
+		return Attachment{}, err
+	}
+	defer done()
+	n, e, used := m.find(ask.ID)
+	if used {
+		return Attachment{}, ErrInUse
+	}
+	if e != nil && e.Making { // nobody was told of it, and it could not be undone
+		if err := m.remove(ctx, n, e); err != nil {
+			return Attachment{}, err
+		}
+		e = nil
+	}
+	fresh := e == nil
+	if fresh {
+		n, e, err = m.admit(ctx, ask)
+	} else if n.name != ask.Network || !e.fits(ask) {
+		err = ErrInUse
+	}
+	if err != nil {
+		return Attachment{}, err
+	}
+	if err := m.link(ctx, n, e); err != nil {
+		if fresh {
+			// Whatever has ended the ask, what it began goes; if not now, by Collect.
+			m.mu.Lock()
+			e.Making = true
+			m.mu.Unlock()
+			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWait)
+			defer cancel()
+			err = errors.Join(err, m.remove(undo, n, e))
+		}
+		return Attachment{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return n.attachment(e), nil
+}
+
+// link makes the link of an entry, once the host is ready for it, and then the
+// entry a made one.
+func (m *Manager) link(ctx context.Context, n *network, e *entry) error {
+	if err := m.follow(ctx); err != nil {
+		return err
+	}
+	m.links.RLock()
+	err := m.opt.Host.AddPort(ctx, e.port(n.name))
+	m.links.RUnlock()
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	delete(n.missing, e.ID)
+	if e.Making {
+		e.Making = false
+		n.changes++
+	}
+	m.mu.Unlock()
+	return m.commit(n)
+}
+
+// find gives the attachment of an ID with its network, if there is one, and tells
+// whether the ID is a use's.
+func (m *Manager) find(id string) (n *network, e *entry, used bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n = m.ids[id]; n == nil {
+		return nil, nil, false
+	}
+	return n, n.entries[id], n.uses[id]
+}
+
+// undoWait bounds what is done for an ask that has ended.
+const undoWait = 5 * time.Second
+
+// admit gives an ask its addresses, on disk.
+func (m *Manager) admit(ctx context.Context, ask Ask) (n *network, e *entry, err error) {
+	err = m.await(ctx, ask.Network, func(of *network) error {
+		n = of
+		e, err = n.admit(ask, m.world.MTU)
+		if err == nil {
+			m.ids[ask.ID] = n
+		}
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := m.commit(n); err != nil {
+		m.mu.Lock()
+		m.dropLocked(n, e)
+		m.mu.Unlock()
+		return nil, nil, err
+	}
+	return n, e, nil
+}
+
+func (m *Manager) dropLocked(n *network, e *entry) {
+	n.drop(e)
+	delete(m.ids, e.ID)
+}
+
+// Detach removes a container's link and frees its addresses, but for reserved
+// ones. What is not attached is detached already.
+func (m *Manager) Detach(ctx context.Context, id string) error {
+	if err := checkID(id); err != nil {
+		return fmt.Errorf("detach: %w", err)
+	}
+	done, err := m.begin(ctx, id)
+	if err != nil {
+		return fmt.Errorf("detach %s: %w", id, err)
+	}
+	defer done()
+	n, e, _ := m.find(id)
+	switch {
+	case e != nil:
+		err = m.remove(ctx, n, e)
+	case m.damaged(): // it may be in what could not be read
+		err = m.opt.Host.DelPort(ctx, (&entry{ID: id, Mode: Bridge}).port(""))
+	}
+	if err != nil {
+		return fmt.Errorf("detach %s: %w", id, err)
+	}
+	_ = m.follow(ctx) // the next ask tries again, and nobody needs what is left of the plan
+	return nil
+}
+
+// damaged tells whether the document of some network could not be read.
+func (m *Manager) damaged() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, n := range m.networks {
+		if n.broken != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// remove undoes an attachment. Its ID is busy.
+func (m *Manager) remove(ctx context.Context, n *network, e *entry) error {
+	if err := m.opt.Host.DelPort(ctx, e.port(n.name)); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.dropLocked(n, e)
+	m.mu.Unlock()
+	// If this cannot be saved, a start finds the entry without its link, and
+	// Collect takes it then.
+	return m.commit(n)
+}
+
+// Reserve holds an address for a door that will attach something with it.
+func (m *Manager) Reserve(ctx context.Context, w Want) (netip.Prefix, error) {
+	ask, err := Ask{ID: w.Door + "/", Network: w.Network, Addresses: []netip.Addr{w.Address}}.normal()
+	if err = errors.Join(err, checkDoor(w.Door)); err != nil {
+		return netip.Prefix{}, fmt.Errorf("reserve address: %w", err)
+	}
+	var n *network
+	var a netip.Prefix
+	err = m.await(ctx, ask.Network, func(of *network) (err error) {
+		n = of
+		if a, err = n.take(w.Address); err == nil {
+			n.reserve(&reservation{w.Door, a, w.Keep})
+		}
+		return err
+	})
+	if err == nil {
+		if err = m.commit(n); err != nil {
+			m.mu.Lock()
+			n.release(a.Addr())
+			m.mu.Unlock()
+		}
+	}
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("reserve address in %s: %w", ask.Network, err)
+	}
+	_ = m.follow(ctx) // as in Detach; Attach will insist
+	return a, nil
+}
+
+// Release gives back what a door has reserved; what is attached with it keeps it.
+// An address that the door has not reserved is released already.
+func (m *Manager) Release(ctx context.Context, door, network string, a netip.Addr) error {
+	m.mu.Lock()
+	n := m.networks[network]
+	if n == nil || n.reserved[a] == nil || n.reserved[a].Door != door {
+		m.mu.Unlock()
+		return nil
+	}
+	n.release(a)
+	m.mu.Unlock()
+	if err := m.commit(n); err != nil {
+		return fmt.Errorf("release %s: %w", a, err)
+	}
+	_ = m.follow(ctx) // as in Detach
+	return nil
+}
+
+// Use says that something, such as a network of Docker, will attach containers to
+// a network, and waits until this node holds a subnet there. The use has an ID as
+// an [Ask] has, lasts until [Manager.Unuse], and may be repeated.
+func (m *Manager) Use(ctx context.Context, id, network string) (Subnet, error) {
+	ask, err := Ask{ID: id, Network: network}.normal()
+	if err != nil {
+		return Subnet{}, fmt.Errorf("use network: %w", err)
+	}
+	s, err := m.use(ctx, id, ask.Network)
+	if err != nil {
+		return Subnet{}, fmt.Errorf("use network %s: %w", ask.Network, err)
+	}
+	return s, nil
+}
+
+func (m *Manager) use(ctx context.Context, id, name string) (Subnet, error) {
+	done, err := m.begin(ctx, id)
+	if err != nil {
+		return Subnet{}, err
+	}
+	defer done()
+	var n *network
+	err = m.await(ctx, name, func(of *network) error {
+		n = of
+		if at := m.ids[id]; at != nil && (at != n || !n.uses[id]) {
+			return ErrInUse
+		}
+		if !n.uses[id] {
+			m.ids[id], n.uses[id] = n, true
+			n.changes++
+		}
+		return nil
+	})
+	if err != nil {
+		return Subnet{}, err
+	}
+	// A use that could not be saved stays in force until a restart: it is asked
+	// for again, or given back.
+	if err := m.commit(n); err != nil {
+		return Subnet{}, err
+	}
+	if err := m.follow(ctx); err != nil {
+		return Subnet{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return n.mine(m.world.MTU), nil
+}
+
+// Unuse ends a use; what is attached stays. There is none: fine.
+func (m *Manager) Unuse(ctx context.Context, id string) error {
+	done, err := m.begin(ctx, id)
+	if err != nil {
+		return fmt.Errorf("end use %s: %w", id, err)
+	}
+	defer done()
+	m.mu.Lock()
+	n := m.ids[id]
+	if n == nil || !n.uses[id] {
+		m.mu.Unlock()
+		return nil
+	}
+	delete(n.uses, id)
+	delete(m.ids, id)
+	n.changes++
+	m.mu.Unlock()
+	if err := m.commit(n); err != nil {
+		return fmt.Errorf("end use %s: %w", id, err)
+	}
+	_ = m.follow(ctx) // as in Detach
+	return nil
+}
+
+// Get gives what is attached by an ID, or fails with [ErrUnknown].
+func (m *Manager) Get(id string) (Attachment, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n := m.ids[id]; n != nil && n.entries[id] != nil && !n.entries[id].Making {
+		return n.attachment(n.entries[id]), nil
+	}
+	return Attachment{}, fmt.Errorf("%w: %.70q", ErrUnknown, id)
+}
+
+// List gives what is attached, by ID.
+func (m *Manager) List() []Attachment {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []Attachment
+	for _, n := range m.networks {
+		for _, e := range n.entries {
+			if !e.Making {
+				all = append(all, n.attachment(e))
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b Attachment) int { return strings.Compare(a.ID, b.ID) })
+	return all
+}
+
+// Networks gives those that containers use or want to use, by name: the ones in
+// which this node needs a lease, and what the host should look like for them.
+func (m *Manager) Networks() []Network {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []Network
+	for _, name := range slices.Sorted(maps.Keys(m.networks)) {
+		if n := m.networks[name]; !n.empty() || n.waiting > 0 {
+			all = append(all, n.summary())
+		}
+	}
+	return all
+}
+
+// Findings tells what an operator should know.
+func (m *Manager) Findings() []mesh.Finding {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []mesh.Finding
+	for _, name := range slices.Sorted(maps.Keys(m.networks)) {
+		n := m.networks[name]
+		if n.broken != nil {
+			all = append(all, mesh.Finding{Level: "error", Code: "attachments_damaged", Message: fmt.Sprintf(
+				"%v; until the daemon starts again no container can be attached to the network %s, and what is attached stays", n.broken, name)})
+		}
+		stale := 0
+		for _, e := range n.entries {
+			if n.stateOf(e) == Stale {
+				stale++
+			}
+		}
+		if stale > 0 {
+			all = append(all, mesh.Finding{Level: "warning", Code: "attachments_stale", Message: fmt.Sprintf(
+				"%d containers have addresses of a subnet of the network %s that this node no longer has: start them again, or attach them anew", stale, name)})
+		}
+	}
+	return all
+}
+
+// Collect undoes what is half-made, removes links that nothing is known of, and
+// takes back what has been left over for the grace: attachments whose link went
+// with its container or was never moved into one, and reservations that nothing
+// was attached with. It gives the attachments that it has ended. Call it every
+// few seconds; the grace counts from the first call that sees what is left over.
+func (m *Manager) Collect(ctx context.Context, now time.Time) ([]Attachment, error) {
+	ports, err := m.opt.Host.Ports(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("collect attachments: list links: %w", err)
+	}
+	ended, err := m.end(ctx, append(m.halfMade(), m.lost(ports, now)...))
+	errs := []error{err}
+	for _, n := range m.lapse(now) {
+		errs = append(errs, m.commit(n))
+	}
+	errs = append(errs, m.sweep(ctx, ports), m.follow(ctx))
+	if err := errors.Join(errs...); err != nil {
+		return ended, fmt.Errorf("collect attachments: %w", err)
+	}
+	return ended, nil
+}
+
+// halfMade lists what is neither made nor being made.
+func (m *Manager) halfMade() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []string
+	for id, n := range m.ids {
+		if e := n.entries[id]; e != nil && e.Making && m.busy[id] == nil {
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// lost lists what has been without a link for the grace, or with one that no
+// container has.
+func (m *Manager) lost(ports []tun.Port, now time.Time) []string {
+	there, here := map[string]bool{}, map[string]bool{}
+	for _, p := range ports {
+		there[p.Name], here[p.Peer] = true, true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []string
+	for id, n := range m.ids {
+		e := n.entries[id]
+		if e == nil || e.Making || m.busy[id] != nil {
+			continue
+		}
+		p := e.port(n.name)
+		switch since, noted := n.missing[id]; {
+		case (p.Name == "" || there[p.Name]) && !here[p.Peer]:
+			delete(n.missing, id)
+		case !noted:
+			n.missing[id] = now
+		case now.Sub(since) >= m.opt.Grace:
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// end ends what is half-made or lost, and still is when its turn comes. It gives
+// what somebody was told of.
+func (m *Manager) end(ctx context.Context, ids []string) ([]Attachment, error) {
+	var ended []Attachment
+	var errs []error
+	for _, id := range ids {
+		a, err := m.endOne(ctx, id)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("end %s: %w", id, err))
+		} else if a.ID != "" {
+			ended = append(ended, a)
+		}
+	}
+	return ended, errors.Join(errs...)
+}
+
+func (m *Manager) endOne(ctx context.Context, id string) (Attachment, error) {
+	done, err := m.begin(ctx, id)
+	if err != nil {
+		return Attachment{}, err
+	}
+	defer done()
+	n, e, _ := m.find(id)
+	if e == nil {
+		return Attachment{}, nil
+	}
+	m.mu.Lock()
+	_, missing := n.missing[id]
+	a := n.attachment(e)
+	m.mu.Unlock()
+	switch {
+	case e.Making:
+		return Attachment{}, m.remove(ctx, n, e)
+	case missing:
+		return a, m.remove(ctx, n, e)
+	}
+	return Attachment{}, nil
+}
+
+// lapse takes back reservations that were not used for the grace, and gives the
+// networks in which there were any.
+func (m *Manager) lapse(now time.Time) []*network {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []*network
+	for _, n := range m.networks {
+		before := n.changes
+		for a, r := range n.reserved {
+			switch since, noted := n.idle[a]; {
+			case r.Keep || n.holder[a] != nil:
+				delete(n.idle, a)
+			case !noted:
+				n.idle[a] = now
+			case now.Sub(since) >= m.opt.Grace:
+				n.release(a)
+			}
+		}
+		if n.changes != before {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// sweep removes links that no attachment has: a document was deleted, or a
+// backup put in its place. Their containers have addresses that are free now.
+func (m *Manager) sweep(ctx context.Context, ports []tun.Port) error {
+	m.links.Lock()
+	defer m.links.Unlock()
+	if m.damaged() {
+		return nil // they may be what could not be read
+	}
+	m.mu.Lock()
+	known := map[string]bool{}
+	for _, n := range m.networks {
+		for _, e := range n.entries {
+			p := e.port(n.name)
+			known[p.Name], known[p.Peer] = true, true
+		}
+	}
+	delete(known, "")
+	m.mu.Unlock()
+	var errs []error
+	for _, p := range ports {
+		if !known[p.Name] && !known[p.Peer] {
+			errs = append(errs, m.opt.Host.DelPort(ctx, p))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// await calls do, with the lock held, once addresses can be given in a network,
+// and makes it known meanwhile that this is wanted.
+func (m *Manager) await(ctx context.Context, name string, do func(*network) error) error {
+	ctx, cancel := context.WithTimeout(ctx, m.opt.Wait)
+	defer cancel()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var waits *network
+	for {
+		lack := m.lackLocked(name)
+		if lack == nil {
+			lack = do(m.networks[name])
+		}
+		if waits == nil && errors.Is(lack, ErrNoLease) && m.networks[name] != nil {
+			waits = m.networks[name]
+			waits.waiting++
+			defer func() { waits.waiting-- }()
+		}
+		if !errors.Is(lack, ErrNoLease) {
+			return lack
+		}
+		moved := m.moved
+		m.mu.Unlock()
+		err := m.follow(ctx)
+		if err == nil {
+			select {
+			case <-moved:
+			case <-ctx.Done():
+			}
+		}
+		m.mu.Lock()
+		if ctx.Err() != nil {
+			return lack
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// lackLocked says why no address can be given in a network.
+func (m *Manager) lackLocked(name string) error {
+	view := m.world.View
+	if view == nil {
+		return fmt.Errorf("%w yet: the daemon starts", ErrNoLease)
+	}
+	n := m.networks[name]
+	switch {
+	case n == nil, n.ranges == nil:
+		return fmt.Errorf("%w: %s", ErrUnknownNetwork, name)
+	case n.broken != nil:
+		return n.broken
+	case n.pools != nil:
+		return nil
+	case n.lease.State == mesh.Pending:
+		return fmt.Errorf("%w yet: it has announced %s and waits for objections", ErrNoLease, n.lease.Prefixes[0])
+	case view.State != mesh.Ready:
+		return fmt.Errorf("%w: it is %s, see `meshctl status`", ErrNoLease, view.State)
+	}
+	return fmt.Errorf("%w: none was granted, see `meshctl status`", ErrNoLease)
+}
+
+// begin makes the caller the only one who works on an ID, until done.
+func (m *Manager) begin(ctx context.Context, id string) (done func(), err error) {
+	mine := make(chan struct{})
+	for {
+		m.mu.Lock()
+		other := m.busy[id]
+		if other == nil {
+			m.busy[id] = mine
+		}
+		m.mu.Unlock()
+		if other == nil {
+			return func() {
+				m.mu.Lock()
+				delete(m.busy, id)
+				m.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// follow has the host follow what Networks says, if it does not yet.
+func (m *Manager) follow(ctx context.Context) error {
+	select {
+	case m.tell <- struct{}{}:
+		defer func() { <-m.tell }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	now := m.Networks()
+	if slices.EqualFunc(now, m.told, Network.equal) {
+		return nil
+	}
+	if err := m.opt.Changed(ctx); err != nil {
+		return err
+	}
+	m.told = now
+	return nil
+}
+
+// commit makes a network durable as it is now. Whoever comes while another one
+// writes is written with all who wait, at once.
+func (m *Manager) commit(n *network) error {
+	m.mu.Lock()
+	need := n.changes
+	m.mu.Unlock()
+	n.saving.Lock()
+	defer n.saving.Unlock()
+	if n.saved >= need {
+		return nil
+	}
+	m.mu.Lock()
+	now := n.changes
+	raw, err := n.document().encode()
+	m.mu.Unlock()
+	if err == nil {
+		err = m.opt.Store.SaveAttachments(n.name, raw)
+	}
+	if err != nil {
+		return fmt.Errorf("save attachments: %w", err)
+	}
+	n.saved = now
+	return nil
+}

@@ -1,0 +1,41 @@
+package tun
+
+import "net/netip"
+
+// PortKind says how a container hangs on its host.
+type PortKind string
+
+// The kinds of ports.
+const (
+	PortBridge  PortKind = "bridge"  // a pair of links, the host end on a bridge
+	PortPTP     PortKind = "ptp"     // a pair of links, with routes to the host end
+	PortMACVLAN PortKind = "macvlan" // a link with a MAC address of its own on a physical one
+	PortIPVLAN  PortKind = "ipvlan"  // a link that shares the MAC address of a physical one
+)
+
+// These start the names of both ends, which is how ours are told from anybody
+// else's links.
+const (
+	PortPrefix = "mv-" // of the host's
+	PeerPrefix = "mc-" // of the container's, until it is moved and renamed
+)
+
+// Port is the link by which one container hangs on this host.
+//
+//	bridge            ptp                      macvlan, ipvlan
+//
+//	Parent ── Name    Name ◄── Addresses       Parent
+//	            │       │                        │
+//	~~~~~~~~~~~~│~~~~~~~│~~~~~~~~~~~~~~~~~~~~~~~~│~~~ namespace of the container
+//	           Peer    Peer                     Peer
+type Port struct {
+	Kind   PortKind
+	Name   string // of the host end, starts with PortPrefix; empty for macvlan and ipvlan, which have none
+	Peer   string // the container's end, for as long as it is in the host's namespace
+	Parent string // the bridge, made if it is missing; for macvlan and ipvlan the physical link, never made; empty for ptp
+	MAC    string // of Peer, such as "02:2b:4c:00:1f:9a"; an ipvlan takes its parent's
+	MTU    int    // of both ends, in bytes
+	// Addresses are those that the container will have: for ptp the host routes
+	// them to Name, and nothing else may be believed to come from there.
+	Addresses []netip.Addr
+}
