@@ -55,6 +55,7 @@ var mayImport = []struct{ pkg, ours string }{
 	{"tun/device", "tun/..."},
 	{"tun/hostnet", "tun/..."},
 	{"tun/netns", "tun/..."},
+	{"tun/nft", "tun/..."},
 	{"tun/rawio", ""},
 	{"tun/tuntest", "tun/..."},
 	{"overlay/tunnel/wggo", vocabulary},
@@ -65,6 +66,10 @@ var mayImport = []struct{ pkg, ours string }{
 	// The loop declares interfaces; it never imports an adapter.
 	{"overlay/reconcile", "overlay/plan " + vocabulary},
 	{"overlay/probe", "mesh"},
+	// What it needs of the host and of the disk it declares too.
+	{"overlay/attach", "mesh tun"},
+	{"overlay/attach/attachtest", "mesh tun"},
+	{"overlay/attach/docker", "mesh overlay/attach"},
 	// Sockets and TUN queues are waited for alike.
 	{"overlay/udp", "tun/rawio"},
 	{"overlay/status", "mesh"},
@@ -101,7 +106,7 @@ var (
 var homes = []struct{ module, homes string }{
 	{"github.com/coreos/go-systemd/v22", "cmd/meshd"},
 	{"github.com/fxamacker/cbor/v2", "mesh/trust"},
-	{"github.com/google/nftables", "overlay/e2e/..."},                            // the lab's faults
+	{"github.com/google/nftables", "tun/nft overlay/e2e/..."},                    // the lab's faults
 	{"github.com/hashicorp/memberlist", "mesh/gossip mesh/meshtest overlay/sim"}, // its transport in memory
 	{"github.com/prometheus/client_golang", "overlay/status"},
 	{"github.com/songgao/water", "tun/device"},
@@ -118,7 +123,7 @@ var homes = []struct{ module, homes string }{
 // import.
 var (
 	testOnly     = []string{"github.com/flynn/noise", "github.com/rogpeppe/go-internal", "go.uber.org/goleak", "pgregory.net/rapid"}
-	testPackages = []string{"mesh/meshtest", "tun/netns", "tun/tuntest", "overlay/tunnel/tunneltest", "overlay/sim", "overlay/e2e/..."}
+	testPackages = []string{"mesh/meshtest", "tun/netns", "tun/tuntest", "overlay/tunnel/tunneltest", "overlay/attach/attachtest", "overlay/sim", "overlay/e2e/..."}
 )
 
 // goPackage is what `go list -json` prints, as far as it matters here.
