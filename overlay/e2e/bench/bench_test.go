@@ -347,8 +347,8 @@ func TestReport(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) { golden(t, name, text) })
 	}
-	if n := r.failures(); n != 1 {
-		t.Errorf("%d failures, want 1", n)
+	if n := r.missing(); n != 1 {
+		t.Errorf("%d figures are missing, want 1", n)
 	}
 }
 

@@ -143,8 +143,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := publish(r, o, stdout); err != nil {
 		return err
 	}
-	if n := r.failures(); n > 0 {
-		return fmt.Errorf("%d measurements failed: see above", n)
+	if n := r.missing(); n > 0 {
+		return fmt.Errorf("%d figures are missing: see above", n)
 	}
 	return nil
 }

@@ -192,11 +192,16 @@ func (r *Report) fail(layout, system, what string, err error) {
 	row.Errors = append(row.Errors, what+": "+err.Error())
 }
 
-func (r *Report) failures() int {
+// missing is how many figures no round has given.
+func (r *Report) missing() int {
 	n := 0
 	for _, l := range r.Layouts {
 		for _, row := range l.Rows {
-			n += len(row.Errors)
+			for _, m := range metrics {
+				if cell(&row, m) == failed {
+					n++
+				}
+			}
 		}
 	}
 	return n

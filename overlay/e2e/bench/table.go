@@ -43,13 +43,16 @@ func (r *Report) results(l Layout, columns []metric) table {
 	return t
 }
 
+// failed is in the place of a figure that no round has given.
+const failed = "failed"
+
 func cell(row *Row, m metric) string {
 	v, ok := row.Values[m.key]
 	switch {
 	case ok:
 		return number(v.Median)
 	case len(row.Errors) > 0 && !(m.daemon && (row.System == sysRaw || row.System == sysVXLAN)):
-		return "failed"
+		return failed
 	}
 	return "-" // there are no daemons, or nobody asked
 }

@@ -92,12 +92,29 @@ func (p *place) tcp(ctx context.Context, streams int, reverse bool, length time.
 // soon tells errors that mean that the server does not listen yet, or has not seen
 // yet that the last client is gone.
 func soon(message string) bool {
-	return strings.Contains(message, "Connection refused") || strings.Contains(message, "server is busy")
+	for _, why := range []string{"Connection refused", "Connection reset", "server is busy"} {
+		if strings.Contains(message, why) {
+			return true
+		}
+	}
+	return false
 }
 
 // bulk lets one stream run until stop is called. It returns when that is under way.
 func (p *place) bulk(ctx context.Context) (stop func(), err error) {
-	// The server is there, since TCP alone was measured before; else this says so.
+	for {
+		stop, err = p.tryBulk(ctx)
+		if err == nil || ctx.Err() != nil || !soon(err.Error()) {
+			return stop, err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (p *place) tryBulk(ctx context.Context) (stop func(), err error) {
 	cmd, err := p.client(ctx, 1, false, time.Hour)
 	if err != nil {
 		return nil, err
