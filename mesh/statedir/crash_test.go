@@ -41,7 +41,7 @@ func deeds(t *testing.T) []deed {
 				t.Fatal(err)
 			}
 			d := open(t, path)
-			if err := errors.Join(d.SaveState(state), d.SaveTable([][]byte{{1}}), d.SavePeers(nil)); err != nil {
+			if err := errors.Join(d.SaveState(state), d.SaveTable([][]byte{{1}}), d.SavePeers(nil), d.SaveAttachments("web", []byte("1"))); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -56,12 +56,13 @@ func deeds(t *testing.T) []deed {
 		}
 		state, err := d.State()
 		table, _ := d.LoadTable()
+		containers, _ := d.AttachmentNetworks()
 		switch {
 		case err != nil:
 			return "", err
 		case reflect.DeepEqual(d.Keys(), oldKeys) && reflect.DeepEqual(d.Membership(), oldMembership) && state.Left:
 			return "old", nil
-		case reflect.DeepEqual(d.Keys(), newKeys) && reflect.DeepEqual(d.Membership(), newMembership) && state.Epoch == 0 && len(table) == 0:
+		case reflect.DeepEqual(d.Keys(), newKeys) && reflect.DeepEqual(d.Membership(), newMembership) && state.Epoch == 0 && len(table)+len(containers) == 0:
 			return "new", nil
 		}
 		return "", fmt.Errorf("mixed: %v, epoch %d, table of %d", d, state.Epoch, len(table))
@@ -72,7 +73,11 @@ func deeds(t *testing.T) []deed {
 			return got, err
 		}
 		for n := 1; n < 10; n++ {
-			if d, err := readAll(filepath.Join(path, fmt.Sprintf("left-%d", n))); err == nil && reflect.DeepEqual(d.Keys(), oldKeys) {
+			d, err := readAll(filepath.Join(path, fmt.Sprintf("left-%d", n)))
+			if err == nil {
+				_, err = d.LoadAttachments("web")
+			}
+			if err == nil && reflect.DeepEqual(d.Keys(), oldKeys) {
 				return got, nil
 			}
 		}
@@ -119,6 +124,14 @@ func deeds(t *testing.T) []deed {
 		objects, err := d.LoadTable()
 		return fmt.Sprint(objects), err
 	}
+	attachments := func(path string) (string, error) {
+		d, err := readAll(path)
+		if err != nil {
+			return "", err
+		}
+		document, err := d.LoadAttachments("web")
+		return string(document), err
+	}
 	seeds := func(path string) (string, error) {
 		d, err := readAll(path)
 		if err != nil {
@@ -152,6 +165,7 @@ func deeds(t *testing.T) []deed {
 			return d.SaveMembership(m)
 		}), seeds, oldMembership.Seeds[0], "new:1", nil},
 		{"save table", founded(member.State{Epoch: 7}), with(func(d *Dir) error { return d.SaveTable([][]byte{{2}, {3}}) }), table, "[[1]]", "[[2] [3]]", nil},
+		{"save attachments", founded(member.State{Epoch: 7}), with(func(d *Dir) error { return d.SaveAttachments("web", []byte("2")) }), attachments, "1", "2", nil},
 		{"check", founded(member.State{Epoch: 7}), with((*Dir).Check), epoch, "7", "7", nil},
 		{"adopt", copied, func(path string) error { _, _, err := Adopt(path); return err }, machine, "elsewhere", "here", nil},
 	}

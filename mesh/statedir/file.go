@@ -78,7 +78,9 @@ func checksum(head string, raw []byte) string {
 }
 
 // readFile reads a file of the kind that its name says.
-func readFile(dir, name string, body any) error {
+func readFile(dir, name string, body any) error { return readKind(dir, name, name, body) }
+
+func readKind(dir, name, kind string, body any) error {
 	path := filepath.Join(dir, name)
 	content, err := readWhole(path)
 	switch {
@@ -87,7 +89,7 @@ func readFile(dir, name string, body any) error {
 	case err != nil:
 		return err
 	}
-	switch err := decodeFile(content, name, body); {
+	switch err := decodeFile(content, kind, body); {
 	case errors.Is(err, ErrNewer):
 		return fmt.Errorf("%s: %w", path, err)
 	case err != nil:
@@ -140,6 +142,9 @@ func damaged(dir, name string, err error) error {
 	what := "restore it from a backup; without one, move " + dir + " away and join again with a new token"
 	if slices.Contains(caches, name) {
 		what = "delete it: it is only a cache"
+	}
+	if network, ok := attachNetwork(name); ok {
+		what = "restore it from a backup; or stop the containers of the network " + network + ", delete the file and restart meshd"
 	}
 	return fmt.Errorf("%w: %s: %w: %s", ErrDamaged, filepath.Join(dir, name), err, what)
 }

@@ -6,6 +6,7 @@
 //	node    epoch, leases, whether the node has left, on which machine it lives
 //	table   signed objects of all members           a cache
 //	peers   gossip addresses last seen              a cache
+//	attach-NETWORK  containers and their addresses
 //	lock    held by the one process that writes
 //
 // A file is replaced whole and durably: a crash leaves the old or the new one.
@@ -393,16 +394,20 @@ func keepOld(path string) error {
 	if err := errors.Join(chownLike(d, path), d.Close()); err != nil {
 		return err
 	}
-	for _, name := range files {
+	attach, err := attachFiles(path)
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Concat(files, attach) {
 		err := link(path, name, filepath.Join(into, name))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
-	if err := syncDir(filepath.Join(path, into)); err != nil {
+	if err := errors.Join(syncDir(filepath.Join(path, into)), syncDir(path)); err != nil {
 		return err
 	}
-	for _, name := range caches {
+	for _, name := range slices.Concat(caches, attach) { // they belong to one membership
 		if err := remove(filepath.Join(path, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -453,7 +458,8 @@ func ours(name string) bool {
 		return true
 	}
 	name = strings.TrimPrefix(strings.TrimPrefix(name, ".new-"), ".tmp-")
-	return name == fileLock || slices.Contains(files, name)
+	_, attach := attachNetwork(name)
+	return attach || name == fileLock || slices.Contains(files, name)
 }
 
 func shared(path, why string) error {
