@@ -1,0 +1,242 @@
+// Package docker is Docker's door to the mesh: libnetwork's remote network driver
+// and remote IPAM driver, on a unix socket.
+//
+//	docker network create -d meshd --ipam-driver meshd --subnet 10.87.0.0/16 web
+//
+//	dockerd ── POST /IpamDriver.RequestAddress ──────► Core.Reserve
+//	        ── POST /NetworkDriver.CreateEndpoint ───► Core.Attach    veth, bridge
+//	        ── POST /NetworkDriver.Join ─────────────► Core.Get       "move this link"
+//	        ── POST /NetworkDriver.DeleteEndpoint ───► Core.Detach
+//	        ── POST /IpamDriver.ReleaseAddress ──────► Core.Release
+//
+// Docker moves the link into the container and sets addresses and routes there.
+// An endpoint is the attachment "docker/<endpoint ID>", so the core remembers it;
+// what Docker calls a network is in our state file, since Docker tells of it once.
+// A request that is too large, malformed or impossible is answered with Docker's
+// own form of an error, and changes nothing.
+//
+// The owner runs [Server.Run]; the core has to be loaded by then.
+package docker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"meshd/mesh"
+	"meshd/overlay/attach"
+)
+
+// door is our name in the IDs of attachments.
+const door = "docker"
+
+// Core gives addresses and links. [attach.Manager] is one. Its methods are called
+// from many goroutines.
+type Core interface {
+	// Use makes sure of a lease in a network until Unuse. Both can be repeated.
+	Use(ctx context.Context, id, network string) (attach.Subnet, error)
+	Unuse(ctx context.Context, id string) error
+	// Reserve holds an address for an attachment to come, until Release. What was
+	// not reserved is released already.
+	Reserve(ctx context.Context, w attach.Want) (netip.Prefix, error)
+	Release(ctx context.Context, door, network string, a netip.Addr) error
+	// Attach and Detach can be repeated.
+	Attach(ctx context.Context, a attach.Ask) (attach.Attachment, error)
+	Detach(ctx context.Context, id string) error
+	// Get finds an attachment, or fails with [attach.ErrUnknown].
+	Get(id string) (attach.Attachment, error)
+}
+
+// Options of a [Server].
+type Options struct {
+	Socket  string // path of the unix socket
+	State   string // path of the state file
+	SpecDir string // Docker's folder of plugins; empty, or not ours to write: no spec file there
+	Core    Core
+	// Networks lists the networks of the mesh. It is called from many goroutines.
+	Networks func() []mesh.Network
+	Log      *slog.Logger
+}
+
+// Server answers Docker.
+type Server struct {
+	opt   Options
+	ready chan struct{}
+}
+
+// New builds a server; it listens when it runs.
+func New(opt Options) *Server {
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Server{opt, make(chan struct{})}
+}
+
+// Ready is closed as soon as the server listens.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+const (
+	readTimeout   = 10 * time.Second // Docker is on this host and sends a request at once
+	callTimeout   = 25 * time.Second // a first lease takes some seconds; Docker's users wait no longer
+	idleTimeout   = time.Minute
+	shutdownGrace = 2 * time.Second
+	maxHeader     = 8 << 10
+)
+
+// Run listens and serves until ctx ends, then lets running requests finish for a
+// moment. It fails when another process listens there, or the state is damaged.
+func (s *Server) Run(ctx context.Context) error {
+	store, err := openStore(s.opt.State)
+	if err != nil {
+		return err
+	}
+	listener, err := listen(s.opt.Socket)
+	if err != nil {
+		return fmt.Errorf("open socket for Docker: %w", err)
+	}
+	defer listener.Close() // removes the socket, unless a successor put its own there
+	if s.opt.SpecDir != "" {
+		wrote, err := writeSpec(s.opt.SpecDir, s.opt.Socket)
+		if err != nil {
+			s.opt.Log.Info("Docker has to be told of the socket by other means", "err", err)
+		}
+		if wrote != "" {
+			defer os.Remove(wrote)
+		}
+	}
+
+	srv := &http.Server{
+		Handler:     newHandler(&driver{core: s.opt.Core, networks: s.opt.Networks, store: store, unnamed: map[string]*unnamedPool{}}, s.opt.Log),
+		ReadTimeout: readTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
+		ErrorLog: slog.NewLogLogger(s.opt.Log.Handler(), slog.LevelDebug),
+	}
+	failed := make(chan error, 1)
+	var serving sync.WaitGroup
+	serving.Go(func() { failed <- srv.Serve(listener) })
+	close(s.ready)
+	select {
+	case <-ctx.Done():
+		err = nil
+	case err = <-failed:
+		err = fmt.Errorf("serve Docker: %w", err)
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+	defer cancel()
+	if srv.Shutdown(grace) != nil {
+		srv.Close()
+	}
+	serving.Wait()
+	return err
+}
+
+// specFile has Docker find us under the name meshd.
+const specFile = "meshd.spec"
+
+// writeSpec points Docker to the socket. It gives the file's path if there was
+// none, so that the package's own file outlives us.
+func writeSpec(dir, socket string) (wrote string, err error) {
+	path, content := filepath.Join(dir, specFile), []byte("unix://"+socket+"\n")
+	if have, err := os.ReadFile(path); err == nil {
+		if string(have) != string(content) {
+			return "", fmt.Errorf("%s points to %.200q, not to %s", path, strings.TrimSpace(string(have)), socket)
+		}
+		return "", nil
+	}
+	if err := os.WriteFile(path, content, 0o644); err != nil {
+		return "", fmt.Errorf("tell Docker of the socket: %w", err)
+	}
+	return path, nil
+}
+
+// newHandler serves both drivers.
+func newHandler(d *driver, log *slog.Logger) http.Handler {
+	methods := d.methods()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		call, ok := methods[r.URL.Path]
+		if !ok {
+			refuse(w, http.StatusNotFound, fmt.Errorf("meshd has no %.80q", r.URL.Path))
+			return
+		}
+		if r.Method != http.MethodPost {
+			w.Header().Set("Allow", http.MethodPost)
+			refuse(w, http.StatusMethodNotAllowed, fmt.Errorf("%s takes POST", r.URL.Path))
+			return
+		}
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		if large, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			refuse(w, http.StatusRequestEntityTooLarge, fmt.Errorf("a request of more than %d bytes", large.Limit))
+			return
+		}
+		if err != nil {
+			refuse(w, http.StatusBadRequest, fmt.Errorf("read request: %w", err))
+			return
+		}
+		// Whoever goes away in the middle leaves nothing half-made.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), callTimeout)
+		defer cancel()
+		answer, err := call(ctx, body)
+		if err == nil {
+			reply(w, http.StatusOK, answer)
+			return
+		}
+		log.Warn("request of Docker refused", "method", r.URL.Path, "err", err)
+		code := http.StatusOK // it was understood: Docker looks at the answer alone
+		if _, ok := errors.AsType[malformedError](err); ok {
+			code = http.StatusBadRequest
+		}
+		refuse(w, code, err)
+	})
+}
+
+// malformedError is a request that nobody would understand.
+type malformedError struct{ err error }
+
+func (e malformedError) Error() string { return e.err.Error() }
+func (e malformedError) Unwrap() error { return e.err }
+
+// method answers a request's body.
+type method func(ctx context.Context, body []byte) (any, error)
+
+// on makes a method of a function that takes a decoded request.
+func on[R request](do func(context.Context, R) (any, error)) method {
+	return func(ctx context.Context, body []byte) (any, error) {
+		r, err := decode[R](body)
+		if err != nil {
+			return nil, malformedError{err}
+		}
+		return do(ctx, r)
+	}
+}
+
+// say makes a method whose answer is always the same.
+func say(answer any) method {
+	return on(func(context.Context, none) (any, error) { return answer, nil })
+}
+
+// errorResponse is an error for either driver: the network driver's has Err, the
+// IPAM driver's has Error.
+type errorResponse struct{ Err, Error string }
+
+func refuse(w http.ResponseWriter, code int, err error) {
+	reply(w, code, errorResponse{err.Error(), err.Error()})
+}
+
+func reply(w http.ResponseWriter, code int, answer any) {
+	raw, err := json.Marshal(answer)
+	if err != nil {
+		code, raw = http.StatusInternalServerError, []byte(`{"Err":"encode answer","Error":"encode answer"}`)
+	}
+	w.Header().Set("Content-Type", "application/vnd.docker.plugins.v1+json")
+	w.WriteHeader(code)
+	_, _ = w.Write(append(raw, '\n')) // on an error there is nobody to tell any more
+}

@@ -1,0 +1,466 @@
+package docker
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"meshd/mesh"
+	"meshd/overlay/attach"
+	"meshd/overlay/attach/attachtest"
+)
+
+// newCore gives a core on a node that has the third subnet of two networks.
+func newCore(t testing.TB) (*attach.Manager, func() []mesh.Network) {
+	t.Helper()
+	var networks []mesh.Network
+	self := mesh.Node{ID: mesh.ID{1}}
+	for i, name := range []string{"default", "web"} {
+		n := mesh.Network{
+			Name: name, IPv4: netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/16", 86+i)), IPv4Len: 24,
+			IPv6: netip.MustParsePrefix(fmt.Sprintf("fd00:%d::/48", 86+i)), IPv6Len: 64,
+		}
+		networks = append(networks, n)
+		self.Leases = append(self.Leases, mesh.Lease{Network: name, Prefixes: n.Slot(3), State: mesh.Held})
+	}
+	core := attach.New(attach.Options{Host: new(attachtest.Host), Store: new(attachtest.Store)})
+	if err := core.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	core.Sync(attach.World{MTU: 1420, View: &mesh.View{
+		Networks: networks, Self: self.ID, State: mesh.Ready, Nodes: []mesh.Node{self},
+	}})
+	return core, func() []mesh.Network { return networks }
+}
+
+// newDriver gives a driver with its state file.
+func newDriver(t testing.TB) (d *driver, path string) {
+	t.Helper()
+	core, networks := newCore(t)
+	path = filepath.Join(t.TempDir(), "docker.json")
+	return openDriver(t, core, networks, path), path
+}
+
+func openDriver(t testing.TB, core Core, networks func() []mesh.Network, path string) *driver {
+	t.Helper()
+	store, err := openStore(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &driver{core: core, networks: networks, store: store, unnamed: map[string]*unnamedPool{}}
+}
+
+// post sends a request to the door and gives the status and the answer.
+func post(d *driver, path, body string) (int, string) {
+	w := httptest.NewRecorder()
+	r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body))
+	r.URL.Path = path
+	newHandler(d, slog.New(slog.DiscardHandler)).ServeHTTP(w, r)
+	return w.Code, strings.TrimSpace(w.Body.String())
+}
+
+// says fails unless the answer is this one.
+func says(t *testing.T, d *driver, path, body, want string) {
+	t.Helper()
+	if code, got := post(d, path, body); code != http.StatusOK || got != want {
+		t.Fatalf("%s %s: %d %s, want %s", path, body, code, got, want)
+	}
+}
+
+// What a real engine has said in the test of package e2e/docker gets the same
+// answers again. To record anew:
+//
+//	go test ./overlay/e2e/docker -run '^TestDocker$' -args -record "$PWD"/overlay/attach/docker/testdata/docker-VERSION.txt
+func TestRecorded(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no recordings: %v", err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			raw, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d, _ := newDriver(t)
+			const refusal = `{"Err":`
+			var renamed []string // names of pools, then and now
+			for i, step := range strings.Split(strings.TrimSpace(string(raw)), "\n\n") {
+				path, rest, _ := strings.Cut(step, "\n> ")
+				ask, want, ok := strings.Cut(rest, "\n< ")
+				if !ok {
+					t.Fatalf("step %d is no request and answer:\n%s", i, step)
+				}
+				now := strings.NewReplacer(renamed...)
+				_, got := post(d, path, now.Replace(ask))
+				if then, isPool := poolName(want); isPool {
+					name, _ := poolName(got)
+					renamed = append(renamed, then, name)
+					now = strings.NewReplacer(renamed...)
+				}
+				want = now.Replace(want)
+				if strings.HasPrefix(want, refusal) && strings.HasPrefix(got, refusal) {
+					continue // in other words, perhaps
+				}
+				if got != want {
+					t.Fatalf("step %d: %s %s:\n got %s\nwant %s", i, path, ask, got, want)
+				}
+			}
+		})
+	}
+}
+
+// poolName finds the name of an unnamed pool in an answer.
+func poolName(answer string) (string, bool) {
+	var pool requestPoolResponse
+	_ = json.Unmarshal([]byte(answer), &pool)
+	id, err := parsePool(pool.PoolID)
+	return id.name, err == nil && id.unnamed()
+}
+
+const (
+	nid = "7d86d31b1478e7cca9ebed7e73aa0fdeec46c5ca29497431d3007d2d9e15ed99"
+	eid = "98a06f3bf2a5c4e8b3e1c7ad1f2b4d6e8f0a1b2c3d4e5f60718293a4b5c6d7e8"
+)
+
+func TestRefused(t *testing.T) {
+	d, _ := newDriver(t)
+	network := func(rest string) string { return `{"NetworkID":"` + nid + `"` + rest + `}` }
+	endpoint := func(rest string) string { return network(`,"EndpointID":"` + eid + `"` + rest) }
+	says(t, d, "/NetworkDriver.CreateNetwork", network(`,"IPv4Data":[{"AddressSpace":"meshd","Pool":"10.87.0.0/16","Gateway":"10.87.3.1/24"}]`), `{}`)
+	for _, tt := range []struct {
+		name, path, body string
+		code             int
+		want             string
+	}{
+		{"no method", "/NetworkDriver.Explode", `{}`, 404, "has no"},
+		{"no path", "/", ``, 404, "has no"},
+		{"not JSON", "/NetworkDriver.Join", `{"NetworkID":`, 400, "read request"},
+		{"two documents", "/NetworkDriver.Join", endpoint("") + `{}`, 400, "read request"},
+		{"another type", "/NetworkDriver.Join", `{"NetworkID":7}`, 400, "read request"},
+		{"a list", "/IpamDriver.RequestPool", `[]`, 400, "read request"},
+		{"no network", "/NetworkDriver.CreateNetwork", `{}`, 400, "NetworkID is missing"},
+		{"no body", "/NetworkDriver.CreateEndpoint", ``, 400, "NetworkID is missing"},
+		{"no endpoint", "/NetworkDriver.CreateEndpoint", network(""), 400, "EndpointID is missing"},
+		{"a path for an ID", "/NetworkDriver.DeleteNetwork", `{"NetworkID":"../../etc/passwd"}`, 400, "letters and digits"},
+		{"a long ID", "/NetworkDriver.DeleteNetwork", `{"NetworkID":"` + strings.Repeat("a", 65) + `"}`, 400, "letters and digits"},
+		{"unknown option", "/NetworkDriver.CreateNetwork", network(`,"Options":{"com.docker.network.generic":{"vlan":"7"}}`), 400, `unknown option \"vlan\"`},
+		{"unknown gateway", "/NetworkDriver.CreateNetwork", network(`,"Options":{"com.docker.network.generic":{"gateway":"x"}}`), 400, "mesh or docker"},
+		{"two pools", "/NetworkDriver.CreateNetwork", network(`,"IPv4Data":[{"Pool":"10.86.0.0/16"},{"Pool":"10.87.0.0/16"}]`), 400, "more than one subnet"},
+		{"no pool", "/NetworkDriver.CreateNetwork", network(`,"IPv4Data":[{"Pool":"10.86"}]`), 400, "not a subnet"},
+		{"auxiliary addresses", "/NetworkDriver.CreateNetwork", network(`,"IPv4Data":[{"Pool":"10.86.0.0/16","AuxAddresses":{"a":"10.86.0.7/16"}}]`), 400, "auxiliary"},
+		{"pool of Docker", "/NetworkDriver.CreateNetwork", network(`,"IPv4Data":[{"AddressSpace":"LocalDefault","Pool":"10.87.0.0/16"}]`), 200, "add --ipam-driver meshd"},
+		{"unknown network", "/NetworkDriver.CreateNetwork", network(`,"Options":{"com.docker.network.generic":{"network":"dmz"}}`), 200, "default (10.86.0.0/16, fd00:86::/48), web"},
+		{"two networks", "/NetworkDriver.CreateNetwork", network(`,"IPv4Data":[{"AddressSpace":"meshd","Pool":"10.87.0.0/16"}],"Options":{"com.docker.network.generic":{"network":"default"}}`), 200, "is of network web"},
+		{"unknown pool yet", "/NetworkDriver.CreateNetwork", network(`,"IPv4Data":[{"AddressSpace":"meshd","Pool":"0.0.0.0/0","Gateway":"0.0.0.0/0"}]`), 200, "0 networks are being made"},
+		{"swarm", "/NetworkDriver.AllocateNetwork", network(""), 200, "no Swarm"},
+		{"endpoint of nothing", "/NetworkDriver.CreateEndpoint", strings.ReplaceAll(endpoint(""), nid, "unknown"), 200, "not known here"},
+		{"no address", "/NetworkDriver.CreateEndpoint", endpoint(`,"Interface":{"Address":"10.87.3.9"}`), 400, "not an address"},
+		{"another family", "/NetworkDriver.CreateEndpoint", endpoint(`,"Interface":{"AddressIPv6":"10.87.3.9/24"}`), 400, "not an address"},
+		{"no MAC address", "/NetworkDriver.CreateEndpoint", endpoint(`,"Interface":{"MacAddress":"$(reboot)"}`), 400, "not a MAC address"},
+		{"an address of others", "/NetworkDriver.CreateEndpoint", endpoint(`,"Interface":{"Address":"10.87.4.9/24"}`), 200, "not one for containers"},
+		{"joins nothing", "/NetworkDriver.Join", endpoint(""), 200, "nothing is attached"},
+		{"info of nothing", "/NetworkDriver.EndpointOperInfo", endpoint(""), 200, "nothing is attached"},
+		{"ports", "/NetworkDriver.ProgramExternalConnectivity", endpoint(`,"Options":{"com.docker.network.portmap":[{"Port":80}]}`), 200, "-o gateway=docker"},
+		{"range", "/IpamDriver.RequestPool", `{"Pool":"10.87.0.0/16","SubPool":"10.87.3.0/28"}`, 400, "--ip-range"},
+		{"foreign pool", "/IpamDriver.RequestPool", `{"Pool":"192.0.2.0/24"}`, 200, "not in a network"},
+		{"pool with host bits", "/IpamDriver.RequestPool", `{"Pool":"10.87.3.1/24"}`, 400, "not a subnet"},
+		{"pool of another network", "/IpamDriver.RequestPool", `{"Pool":"10.86.0.0/16","Options":{"network":"web"}}`, 200, "of network default"},
+		{"pool of no network", "/IpamDriver.RequestPool", `{"Options":{"network":"dmz"}}`, 200, "no such network"},
+		{"no such pool", "/IpamDriver.RequestAddress", `{"PoolID":"../x"}`, 400, "not a pool"},
+		{"address of a pool without network", "/IpamDriver.RequestAddress", `{"PoolID":"+0123456789abcdef/4"}`, 200, "--ipam-opt network=NAME"},
+		{"gateway of a forgotten pool", "/IpamDriver.RequestAddress", `{"PoolID":"+0123456789abcdef/4","Options":{"RequestAddressType":"com.docker.network.gateway"}}`, 200, "--ipam-opt network=NAME"},
+		{"another gateway", "/IpamDriver.RequestAddress", `{"PoolID":"web/4","Address":"10.87.3.254","Options":{"RequestAddressType":"com.docker.network.gateway"}}`, 200, "leave --gateway out"},
+		{"address of another family", "/IpamDriver.RequestAddress", `{"PoolID":"web/4","Address":"fd00::1"}`, 400, "not an address of pool"},
+		{"address that is none", "/IpamDriver.ReleaseAddress", `{"PoolID":"web/4"}`, 400, "not an address of pool"},
+		{"the host's own address", "/IpamDriver.RequestAddress", `{"PoolID":"web/4","Address":"10.87.3.1"}`, 200, "taken"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			code, got := post(d, tt.path, tt.body)
+			var answer errorResponse
+			if err := json.Unmarshal([]byte(got), &answer); err != nil {
+				t.Fatalf("%d %s: %v", code, got, err)
+			}
+			if code != tt.code || !strings.Contains(got, tt.want) || answer.Err == "" || answer.Err != answer.Error {
+				t.Errorf("%d %s, want %d and %q", code, got, tt.code, tt.want)
+			}
+		})
+	}
+	core := d.core.(*attach.Manager)
+	if got := core.List(); len(got) != 0 {
+		t.Errorf("what was refused has left %v", got)
+	}
+	if got := core.Networks(); len(got) != 1 || got[0].Name != "web" {
+		t.Errorf("networks in use: %v, want web alone", got)
+	}
+}
+
+func TestOtherMethodsOfHTTP(t *testing.T) {
+	d, _ := newDriver(t)
+	w := httptest.NewRecorder()
+	newHandler(d, slog.New(slog.DiscardHandler)).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/Plugin.Activate", nil))
+	if w.Code != http.StatusMethodNotAllowed || !strings.Contains(w.Body.String(), `"Err"`) {
+		t.Errorf("GET: %d %s", w.Code, w.Body)
+	}
+}
+
+// Of a request that is too large hardly more is read than what a real one has.
+func TestLargeRequest(t *testing.T) {
+	d, _ := newDriver(t)
+	body := bytes.NewReader(make([]byte, 10<<20))
+	w := httptest.NewRecorder()
+	newHandler(d, slog.New(slog.DiscardHandler)).ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/NetworkDriver.Join", body))
+	if w.Code != http.StatusRequestEntityTooLarge || !strings.Contains(w.Body.String(), `"Err"`) {
+		t.Errorf("10 MB: %d %s", w.Code, w.Body)
+	}
+	if read := body.Size() - int64(body.Len()); read > maxBody+1 {
+		t.Errorf("%d bytes of 10 MB were read, want at most %d", read, maxBody+1)
+	}
+}
+
+// Deleting what is not there is no error: Docker repeats itself.
+func TestRepeated(t *testing.T) {
+	d, path := newDriver(t)
+	create := `{"NetworkID":"` + nid + `","Options":{"com.docker.network.generic":{"network":"web"}}}`
+	endpoint := `{"NetworkID":"` + nid + `","EndpointID":"` + eid + `"}`
+	for range 2 {
+		says(t, d, "/NetworkDriver.CreateNetwork", create, `{}`)
+	}
+	made := `{"Interface":{"Address":"10.87.3.2/24","MacAddress":"` // as the null IPAM driver has it
+	for range 2 {
+		if _, got := post(d, "/NetworkDriver.CreateEndpoint", endpoint); !strings.HasPrefix(got, made) {
+			t.Fatalf("endpoint: %s, want %s...", got, made)
+		}
+	}
+	// Our restart: the core is another process's memory here, the networks are ours.
+	d = openDriver(t, d.core, d.networks, path)
+	_, joined := post(d, "/NetworkDriver.Join", endpoint)
+	if !strings.Contains(joined, `"Gateway":"10.87.3.1"`) || !strings.Contains(joined, `"SrcName":"mc-`) {
+		t.Errorf("join after a restart: %s", joined)
+	}
+	for range 2 {
+		says(t, d, "/NetworkDriver.Leave", endpoint, `{}`)
+		says(t, d, "/NetworkDriver.DeleteEndpoint", endpoint, `{}`)
+		says(t, d, "/IpamDriver.ReleaseAddress", `{"PoolID":"web/4","Address":"10.87.3.2"}`, `{}`)
+		says(t, d, "/NetworkDriver.DeleteNetwork", `{"NetworkID":"`+nid+`"}`, `{}`)
+		says(t, d, "/IpamDriver.ReleasePool", `{"PoolID":"web/4"}`, `{}`)
+	}
+	if got := d.core.(*attach.Manager).Networks(); len(got) != 0 {
+		t.Errorf("still in use: %v", got)
+	}
+}
+
+// Containers of such a network have Docker's own way out, or none.
+func TestGateways(t *testing.T) {
+	for name, tt := range map[string]struct{ options, want string }{
+		"docker":   {`{"com.docker.network.generic":{"gateway":"docker"}}`, `"StaticRoutes":[{"Destination":"10.86.0.0/16","RouteType":0,"NextHop":"10.86.3.1"}]}`},
+		"internal": {`{"com.docker.network.internal":true}`, `"DisableGatewayService":true}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, _ := newDriver(t)
+			endpoint := `{"NetworkID":"` + nid + `","EndpointID":"` + eid + `"}`
+			says(t, d, "/NetworkDriver.CreateNetwork", `{"NetworkID":"`+nid+`","Options":`+tt.options+`}`, `{}`)
+			post(d, "/NetworkDriver.CreateEndpoint", endpoint)
+			if _, got := post(d, "/NetworkDriver.Join", endpoint); !strings.HasSuffix(got, tt.want) || strings.Contains(got, `"Gateway"`) {
+				t.Errorf("join: %s, want ...%s", got, tt.want)
+			}
+			says(t, d, "/NetworkDriver.ProgramExternalConnectivity", endpoint, `{}`)
+		})
+	}
+}
+
+// Two networks that are made in one moment cannot be told apart; a pool that was
+// asked for and forgotten is in nobody's way for long.
+func TestUnnamedPools(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, _ := newDriver(t)
+		ask := func() string {
+			_, got := post(d, "/IpamDriver.RequestPool", `{}`)
+			name, ok := poolName(got)
+			if !ok {
+				t.Fatalf("pool: %s", got)
+			}
+			says(t, d, "/IpamDriver.RequestAddress", `{"PoolID":"`+name+`/4","Options":{"RequestAddressType":"com.docker.network.gateway"}}`, `{"Address":"0.0.0.0/0","Data":null}`)
+			return name
+		}
+		create := `{"NetworkID":"` + nid + `","IPv4Data":[{"AddressSpace":"meshd","Pool":"0.0.0.0/0","Gateway":"0.0.0.0/0"}]}`
+		first, second := ask(), ask()
+		if _, got := post(d, "/NetworkDriver.CreateNetwork", create); !strings.Contains(got, "2 networks are being made") {
+			t.Errorf("two at once: %s", got)
+		}
+		says(t, d, "/IpamDriver.ReleasePool", `{"PoolID":"`+second+`/4"}`, `{}`)
+		says(t, d, "/NetworkDriver.CreateNetwork", create, `{}`)
+		says(t, d, "/IpamDriver.RequestAddress", `{"PoolID":"`+first+`/4"}`, `{"Address":"10.86.3.2/24","Data":null}`)
+
+		ask() // and never more of it
+		time.Sleep(unnamedFor + time.Second)
+		third := ask()
+		says(t, d, "/NetworkDriver.CreateNetwork", create, `{}`)
+		says(t, d, "/IpamDriver.RequestAddress", `{"PoolID":"`+third+`/4"}`, `{"Address":"10.86.3.3/24","Data":null}`)
+	})
+}
+
+func TestServer(t *testing.T) {
+	dir := t.TempDir()
+	core, networks := newCore(t)
+	opt := Options{
+		Socket: filepath.Join(dir, "run", "docker.sock"), State: filepath.Join(dir, "docker.json"), SpecDir: dir,
+		Core: core, Networks: networks,
+	}
+	run := func(t *testing.T) (stop func() error) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		s, ended := New(opt), make(chan error, 1)
+		go func() { ended <- s.Run(ctx) }()
+		select {
+		case <-s.Ready():
+		case err := <-ended:
+			t.Fatal(err)
+		}
+		return func() error { cancel(); return <-ended }
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", opt.Socket)
+	}}}
+
+	// A dead one is there.
+	if err := os.MkdirAll(filepath.Dir(opt.Socket), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dead, err := net.Listen("unix", opt.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.(*net.UnixListener).SetUnlinkOnClose(false)
+	dead.Close()
+
+	stop := run(t)
+	if info, err := os.Stat(opt.Socket); err != nil || info.Mode().Perm() != 0o660 {
+		t.Errorf("socket: %v, %v; want mode 0660", info, err)
+	}
+	spec := filepath.Join(dir, specFile)
+	if text, err := os.ReadFile(spec); err != nil || string(text) != "unix://"+opt.Socket+"\n" {
+		t.Errorf("spec file: %q, %v", text, err)
+	}
+	answer, err := client.Post("http://meshd/Plugin.Activate", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _ := io.ReadAll(answer.Body)
+	answer.Body.Close()
+	if !strings.Contains(string(text), "NetworkDriver") || !strings.HasPrefix(answer.Header.Get("Content-Type"), "application/vnd.docker.plugins.v1") {
+		t.Errorf("activate: %s %v", text, answer.Header)
+	}
+	// Nobody takes a living one's place.
+	if err := New(opt).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "another process answers") {
+		t.Errorf("a second server: %v", err)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	for _, path := range []string{opt.Socket, spec} {
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left: %v", path, err)
+		}
+	}
+
+	// Somebody else's spec file, and a file in the socket's place, stay.
+	if err := os.WriteFile(spec, []byte("unix:///elsewhere\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(t)(); err != nil {
+		t.Error(err)
+	}
+	if text, err := os.ReadFile(spec); err != nil || string(text) != "unix:///elsewhere\n" {
+		t.Errorf("somebody's spec file: %q, %v", text, err)
+	}
+	if err := os.WriteFile(opt.Socket, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := New(opt).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "not a socket") {
+		t.Errorf("a file in the socket's place: %v", err)
+	}
+}
+
+func TestDamagedState(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "docker.json")
+	for _, text := range []string{
+		"", "{", "null", `{"version":2}`, `{"version":1,"networks":{"a/b":{"network":"web"}}}`,
+		`{"version":1,"networks":{"a":{"network":"../web"}}}`, `{"version":1,"networks":{"a":{"network":"web","gateway":"x"}}}`,
+		`{"version":1,"pools":{"named":"web"}}`, `{"version":1,"pools":{"+1":"We b"}}`,
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		core, networks := newCore(t)
+		err := New(Options{Socket: path + ".sock", State: path, Core: core, Networks: networks}).Run(t.Context())
+		if err == nil || !strings.Contains(err.Error(), path+" is damaged") {
+			t.Errorf("%q: %v", text, err)
+		}
+		if now, err := os.ReadFile(path); err != nil || string(now) != text {
+			t.Errorf("%q became %q, %v", text, now, err)
+		}
+	}
+}
+
+// What cannot be remembered is not done.
+func TestUnwritableState(t *testing.T) {
+	d, path := newDriver(t)
+	if err := os.RemoveAll(filepath.Dir(path)); err != nil {
+		t.Fatal(err)
+	}
+	if _, got := post(d, "/NetworkDriver.CreateNetwork", `{"NetworkID":"`+nid+`"}`); !strings.Contains(got, "remember networks of Docker") {
+		t.Errorf("create: %s", got)
+	}
+	if got := d.core.(*attach.Manager).Networks(); len(got) != 0 {
+		t.Errorf("in use: %v", got)
+	}
+}
+
+func FuzzRequests(f *testing.F) {
+	known, _ := newDriver(f)
+	for path := range known.methods() {
+		f.Add(path, `{"NetworkID":"a","EndpointID":"b","PoolID":"web/4","Address":"10.87.3.9"}`)
+		f.Add(path, `{"NetworkID":"a","EndpointID":"b","Interface":{"Address":"10.86.3.9/24","AddressIPv6":"fd00:86:0:3::9/64","MacAddress":"02:00:00:00:00:01"}}`)
+		f.Add(path, `{"NetworkID":"a","IPv4Data":[{"AddressSpace":"meshd","Pool":"10.86.0.0/16","Gateway":"10.86.3.1/24"}],"Options":{"com.docker.network.generic":{"network":"default"}}}`)
+		f.Add(path, `{"AddressSpace":"meshd","Pool":"fd00:87::/48","V6":true,"Options":{"network":"web"}}`)
+	}
+	f.Fuzz(func(t *testing.T, path, body string) {
+		d, _ := newDriver(t)
+		code, answer := post(d, path, body)
+		if !json.Valid([]byte(answer)) || code >= 500 {
+			t.Errorf("%s %q: %d %s", path, body, code, answer)
+		}
+	})
+}
+
+func FuzzState(f *testing.F) {
+	f.Add([]byte(`{"version":1,"networks":{"7d86":{"network":"web","gateway":"docker","internal":true}},"pools":{"+9f86":"web"}}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		m, err := decodeMemory(raw)
+		if err != nil {
+			return
+		}
+		again, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := decodeMemory(again); err != nil {
+			t.Errorf("%s: %v", again, err)
+		}
+	})
+}

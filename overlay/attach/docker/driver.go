@@ -1,0 +1,294 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"meshd/mesh"
+	"meshd/overlay/attach"
+)
+
+// driver is both of Docker's drivers. Its methods may be called from any
+// goroutine.
+type driver struct {
+	core     Core                  // fixed at construction
+	networks func() []mesh.Network // fixed at construction
+	store    *store                // fixed at construction
+
+	mu      sync.Mutex
+	unnamed map[string]*unnamedPool // guarded by mu: pools whose network nobody has named yet
+}
+
+func (d *driver) methods() map[string]method {
+	return map[string]method{
+		"/Plugin.Activate": say(map[string][]string{"Implements": {"NetworkDriver", "IpamDriver"}}),
+
+		"/NetworkDriver.GetCapabilities":             say(map[string]string{"Scope": "local", "ConnectivityScope": "global"}),
+		"/NetworkDriver.CreateNetwork":               on(d.createNetwork),
+		"/NetworkDriver.DeleteNetwork":               on(d.deleteNetwork),
+		"/NetworkDriver.CreateEndpoint":              on(d.createEndpoint),
+		"/NetworkDriver.EndpointOperInfo":            on(d.endpointInfo),
+		"/NetworkDriver.DeleteEndpoint":              on(d.deleteEndpoint),
+		"/NetworkDriver.Join":                        on(d.join),
+		"/NetworkDriver.Leave":                       on(func(context.Context, endpointRequest) (any, error) { return nothing, nil }),
+		"/NetworkDriver.ProgramExternalConnectivity": on(d.publish),
+		"/NetworkDriver.RevokeExternalConnectivity":  on(func(context.Context, endpointRequest) (any, error) { return nothing, nil }),
+		"/NetworkDriver.AllocateNetwork": on(func(context.Context, networkRequest) (any, error) {
+			return nil, errors.New("meshd needs no Swarm: make the network on each host, with scope local")
+		}),
+		"/NetworkDriver.FreeNetwork":    on(func(context.Context, networkRequest) (any, error) { return nothing, nil }),
+		"/NetworkDriver.DiscoverNew":    say(nothing),
+		"/NetworkDriver.DiscoverDelete": say(nothing),
+
+		"/IpamDriver.GetCapabilities": say(map[string]bool{"RequiresMACAddress": false}),
+		"/IpamDriver.GetDefaultAddressSpaces": say(map[string]string{
+			"LocalDefaultAddressSpace": addressSpace, "GlobalDefaultAddressSpace": addressSpace,
+		}),
+		"/IpamDriver.RequestPool":    on(d.requestPool),
+		"/IpamDriver.ReleasePool":    on(d.releasePool),
+		"/IpamDriver.RequestAddress": on(d.requestAddress),
+		"/IpamDriver.ReleaseAddress": on(d.releaseAddress),
+	}
+}
+
+// nothing is the answer of a method that was successful and has nothing to say.
+var nothing = struct{}{}
+
+// named finds a network of the mesh by its name.
+func (d *driver) named(name string) (mesh.Network, error) {
+	all := d.networks()
+	if i := slices.IndexFunc(all, func(n mesh.Network) bool { return n.Name == name }); i >= 0 {
+		return all[i], nil
+	}
+	return mesh.Network{}, fmt.Errorf("%w: %.70q: the mesh has %s", attach.ErrUnknownNetwork, name, list(all))
+}
+
+// around finds the network of the mesh of which p is a part.
+func (d *driver) around(p netip.Prefix) (mesh.Network, error) {
+	all := d.networks()
+	for _, n := range all {
+		for _, r := range n.Ranges() {
+			if r.Bits() <= p.Bits() && r.Contains(p.Addr()) {
+				return n, nil
+			}
+		}
+	}
+	return mesh.Network{}, fmt.Errorf("%s is not in a network of the mesh: it has %s", p, list(all))
+}
+
+// list prints networks for people.
+func list(networks []mesh.Network) string {
+	var all []string
+	for _, n := range networks {
+		var ranges []string
+		for _, r := range n.Ranges() {
+			ranges = append(ranges, r.String())
+		}
+		all = append(all, fmt.Sprintf("%s (%s)", n.Name, strings.Join(ranges, ", ")))
+	}
+	if len(all) == 0 {
+		return "none"
+	}
+	return strings.Join(all, ", ")
+}
+
+func (d *driver) createNetwork(ctx context.Context, r createNetworkRequest) (any, error) {
+	name := r.Options.Generic[networkOption]
+	var pools []string // unnamed ones that are of this network
+	for _, data := range slices.Concat(r.IPv4Data, r.IPv6Data) {
+		found, pool, err := d.networkOf(data)
+		if err != nil {
+			return nil, err
+		}
+		if pool != "" {
+			pools = append(pools, pool)
+		}
+		if found == "" {
+			continue
+		}
+		if name != "" && name != found {
+			return nil, fmt.Errorf("%s is of network %s of the mesh, not of %s", data.Pool, found, name)
+		}
+		name = found
+	}
+	if name == "" {
+		name = "default"
+	}
+	if _, err := d.named(name); err != nil {
+		return nil, err
+	}
+	// What cannot be had should be said now, not when a container starts.
+	if _, err := d.core.Use(ctx, useOfNetwork(r.NetworkID), name); err != nil {
+		return nil, err
+	}
+	n := network{Network: name, Internal: r.Options.Internal}
+	if r.Options.Generic[gatewayOption] == gatewayDocker {
+		n.Gateway = gatewayDocker
+	}
+	err := d.store.update(func(m *memory) {
+		m.Networks[r.NetworkID] = n
+		for _, p := range pools {
+			m.Pools[p] = name
+		}
+	})
+	if err != nil {
+		return nil, errors.Join(err, d.core.Unuse(ctx, useOfNetwork(r.NetworkID)))
+	}
+	d.mu.Lock()
+	for _, p := range pools {
+		delete(d.unnamed, p)
+	}
+	d.mu.Unlock()
+	return nothing, d.core.Unuse(ctx, useOfPool(name))
+}
+
+// A network of Docker uses one of the mesh for as long as it is there, and a pool
+// from the question for its gateway on until there is that network.
+func useOfNetwork(id string) string { return door + "/network/" + id }
+func useOfPool(name string) string  { return door + "/pool/" + name }
+
+// networkOf tells of which network a pool is, as far as it says, and whether it
+// is an unnamed one.
+func (d *driver) networkOf(data ipamData) (name, pool string, err error) {
+	p := netip.MustParsePrefix(data.Pool) // checked
+	if p.Bits() > 0 {
+		if data.AddressSpace != addressSpace {
+			return "", "", fmt.Errorf("the subnet %s is another driver's: add --ipam-driver meshd", p)
+		}
+		n, err := d.around(p)
+		return n.Name, "", err
+	}
+	if data.AddressSpace != addressSpace || data.Gateway == "" {
+		return "", "", nil // the null driver: CreateEndpoint chooses addresses
+	}
+	if gateway := netip.MustParsePrefix(data.Gateway); !gateway.Addr().IsUnspecified() {
+		n, err := d.around(gateway)
+		return n.Name, "", err
+	}
+	pool, err = d.onlyUnnamed(p.Addr().Is6())
+	return "", pool, err
+}
+
+func (d *driver) deleteNetwork(ctx context.Context, r networkRequest) (any, error) {
+	if _, ok := d.store.network(r.NetworkID); ok {
+		if err := d.store.update(func(m *memory) { delete(m.Networks, r.NetworkID) }); err != nil {
+			return nil, err
+		}
+	}
+	return nothing, d.core.Unuse(ctx, useOfNetwork(r.NetworkID))
+}
+
+// network finds what Docker calls a network.
+func (d *driver) network(id string) (network, error) {
+	n, ok := d.store.network(id)
+	if !ok {
+		return network{}, fmt.Errorf("network %.12s of Docker is not known here any more: remove it and make it again", id)
+	}
+	return n, nil
+}
+
+// attachment is the ID of an endpoint.
+func attachment(endpoint string) string { return door + "/" + endpoint }
+
+func (d *driver) createEndpoint(ctx context.Context, r createEndpointRequest) (any, error) {
+	n, err := d.network(r.NetworkID)
+	if err != nil {
+		return nil, err
+	}
+	have := endpointInterface{}
+	if r.Interface != nil {
+		have = *r.Interface
+	}
+	addresses, err := have.addresses()
+	if err != nil {
+		return nil, err
+	}
+	ask := attach.Ask{ID: attachment(r.EndpointID), Network: n.Network, Addresses: addresses, MAC: have.MacAddress}
+	if len(addresses) == 0 { // another IPAM driver, without addresses of its own
+		ask.Addresses = []netip.Addr{netip.IPv4Unspecified()}
+	}
+	got, err := d.core.Attach(ctx, ask)
+	if err != nil {
+		return nil, err
+	}
+	// Docker takes an answer for what it left open, and for nothing else.
+	var answer createEndpointResponse
+	if have.MacAddress == "" {
+		answer.Interface.MacAddress = got.MAC
+	}
+	if len(addresses) == 0 {
+		for _, a := range got.Addresses {
+			if a.Addr().Is4() {
+				answer.Interface.Address = a.String()
+			}
+		}
+	}
+	return answer, nil
+}
+
+func (d *driver) endpointInfo(_ context.Context, r endpointRequest) (any, error) {
+	if _, err := d.core.Get(attachment(r.EndpointID)); err != nil {
+		return nil, err
+	}
+	return map[string]any{"Value": nothing}, nil
+}
+
+func (d *driver) deleteEndpoint(ctx context.Context, r endpointRequest) (any, error) {
+	return nothing, d.core.Detach(ctx, attachment(r.EndpointID))
+}
+
+// join tells Docker which link to move. The mesh's ranges get routes of their
+// own: a container may have its default route elsewhere.
+func (d *driver) join(_ context.Context, r joinRequest) (any, error) {
+	n, err := d.network(r.NetworkID)
+	if err != nil {
+		return nil, err
+	}
+	got, err := d.core.Get(attachment(r.EndpointID))
+	if err != nil {
+		return nil, err
+	}
+	answer := joinResponse{InterfaceName: interfaceName{got.Peer, "eth"}}
+	for _, route := range got.Routes {
+		for _, gateway := range got.Gateways {
+			if route.Addr().Is4() == gateway.Is4() && hasFamily(got.Addresses, gateway) {
+				answer.StaticRoutes = append(answer.StaticRoutes, staticRoute{Destination: route.String(), NextHop: gateway.String()})
+			}
+		}
+	}
+	switch {
+	case n.Internal:
+		answer.DisableGatewayService = true
+	case n.Gateway == gatewayDocker:
+	default:
+		for _, gateway := range got.Gateways {
+			if !hasFamily(got.Addresses, gateway) {
+				continue
+			}
+			if gateway.Is4() {
+				answer.Gateway = gateway.String()
+			} else {
+				answer.GatewayIPv6 = gateway.String()
+			}
+		}
+	}
+	return answer, nil
+}
+
+func hasFamily(addresses []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(addresses, func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() })
+}
+
+// publish refuses ports that nobody would forward.
+func (d *driver) publish(_ context.Context, r connectivityRequest) (any, error) {
+	if r.publishes() {
+		return nil, errors.New("a port of this network cannot be published with -p: members of the mesh reach the container at its own address; " +
+			"for all others make the network with -o gateway=docker")
+	}
+	return nothing, nil
+}

@@ -1,0 +1,162 @@
+package docker
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"meshd/mesh"
+)
+
+// network is what Docker told us of one of its networks when it made it. It does
+// so once, so this has to survive our restarts.
+type network struct {
+	Network  string `json:"network"`           // of the mesh
+	Gateway  string `json:"gateway,omitempty"` // [gatewayDocker] or none
+	Internal bool   `json:"internal,omitempty"`
+}
+
+// memory is the content of the state file.
+type memory struct {
+	Version  int                `json:"version"`
+	Networks map[string]network `json:"networks"` // by Docker's network ID
+	Pools    map[string]string  `json:"pools"`    // network of the mesh, by the name of an unnamed pool
+}
+
+const (
+	stateVersion = 1
+	maxState     = 4 << 20 // some ten thousand networks
+)
+
+// store is the state file. Its methods may be called from any goroutine.
+type store struct {
+	path string // fixed at construction
+
+	mu  sync.Mutex
+	mem memory // guarded by mu; as in the file
+}
+
+// openStore reads the file; no file is one without networks.
+func openStore(path string) (*store, error) {
+	s := &store{path: path, mem: memory{Version: stateVersion, Networks: map[string]network{}, Pools: map[string]string{}}}
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read networks of Docker: %w", err)
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, maxState+1))
+	if err == nil {
+		s.mem, err = decodeMemory(raw)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s is damaged: %w: restore it, or remove it and make the Docker networks of meshd again", path, err)
+	}
+	return s, nil
+}
+
+func decodeMemory(raw []byte) (memory, error) {
+	var m memory
+	if len(raw) > maxState {
+		return memory{}, fmt.Errorf("more than %d bytes", maxState)
+	}
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return memory{}, err
+	}
+	if m.Version != stateVersion {
+		return memory{}, fmt.Errorf("version %d, want %d", m.Version, stateVersion)
+	}
+	for id, n := range m.Networks {
+		err := errors.Join(checkID("network", id), mesh.CheckName(n.Network))
+		if err == nil && n.Gateway != "" && n.Gateway != gatewayDocker {
+			err = fmt.Errorf("gateway %.40q", n.Gateway)
+		}
+		if err != nil {
+			return memory{}, err
+		}
+	}
+	for name, n := range m.Pools {
+		id, err := parsePool(name + "/4")
+		if err == nil && !id.unnamed() {
+			err = fmt.Errorf("pool %.70q has a name", name)
+		}
+		if err := errors.Join(err, mesh.CheckName(n)); err != nil {
+			return memory{}, err
+		}
+	}
+	if m.Networks == nil {
+		m.Networks = map[string]network{}
+	}
+	if m.Pools == nil {
+		m.Pools = map[string]string{}
+	}
+	return m, nil
+}
+
+func (s *store) network(id string) (network, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, ok := s.mem.Networks[id]
+	return n, ok
+}
+
+// pool gives the network of the mesh that an unnamed pool was found to be of.
+func (s *store) pool(name string) (string, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, ok := s.mem.Pools[name]
+	return n, ok
+}
+
+// update changes what is known, on disk first.
+func (s *store) update(change func(*memory)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := memory{Version: stateVersion, Networks: map[string]network{}, Pools: map[string]string{}}
+	maps.Copy(next.Networks, s.mem.Networks)
+	maps.Copy(next.Pools, s.mem.Pools)
+	change(&next)
+	raw, err := json.MarshalIndent(next, "", "\t")
+	if err == nil {
+		err = replaceFile(s.path, append(raw, '\n'))
+	}
+	if err != nil {
+		return fmt.Errorf("remember networks of Docker: %w", err)
+	}
+	s.mem = next
+	return nil
+}
+
+// replaceFile is all or nothing, also when the power fails.
+func replaceFile(path string, content []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	_, err = f.Write(content)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
