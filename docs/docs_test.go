@@ -107,7 +107,7 @@ func sources(t *testing.T) map[string]*ast.File {
 }
 
 // testDirectories have code that only tests use.
-var testDirectories = []string{"e2e", "sim", "meshtest", "tuntest", "tunneltest", "netns", "testdata"}
+var testDirectories = []string{"e2e", "sim", "meshtest", "tuntest", "tunneltest", "attachtest", "netns", "testdata"}
 
 // constants gives the values of the constants of a package for which choose says
 // yes, by name and type.

@@ -6,7 +6,7 @@
 //	node    epoch, leases, whether the node has left, on which machine it lives
 //	table   signed objects of all members           a cache
 //	peers   gossip addresses last seen              a cache
-//	attach-NETWORK  containers and their addresses
+//	attach-NETWORK  containers of a network and their addresses
 //	lock    held by the one process that writes
 //
 // A file is replaced whole and durably: a crash leaves the old or the new one.
