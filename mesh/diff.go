@@ -14,12 +14,19 @@ type Change struct {
 // Diff tells what a person would want to know of a new view. old may be nil.
 func Diff(old, now *View) []Change {
 	if old == nil {
-		old = &View{}
+		old = &View{Networks: now.Networks}
 	}
 	var out []Change
 	say := func(message string, args ...any) { out = append(out, Change{Message: message, Args: args}) }
 	if old.State != now.State {
 		say("state changed", "state", string(now.State))
+	}
+	if !slices.Equal(old.Networks, now.Networks) {
+		names := []string{}
+		for _, n := range now.Networks {
+			names = append(names, n.Name)
+		}
+		say("networks changed", "networks", names)
 	}
 	for _, f := range now.Health {
 		if !slices.Contains(old.Health, f) {

@@ -25,6 +25,8 @@ func TestDiff(t *testing.T) {
 	left.Left = true
 	bad := []mesh.Finding{{Level: "error", Code: "clock", Message: "set it"}}
 	alpha := node(1, "alpha", 17, mesh.Held)
+	withWeb := view(mesh.Ready, nil, alpha)
+	withWeb.Networks = []mesh.Network{{Name: "web"}}
 	steps := []struct {
 		name string
 		view *mesh.View
@@ -39,6 +41,7 @@ func TestDiff(t *testing.T) {
 		{"the same", view(mesh.Ready, bad, alpha, node(2, "beta", 80, mesh.Held)), ""},
 		{"left", view(mesh.Ready, nil, alpha, left), "node left beta"},
 		{"gone", view(mesh.Ready, nil, alpha), "node is no longer a member beta"},
+		{"a network", withWeb, "networks changed [web]"},
 	}
 	var old *mesh.View
 	for _, s := range steps {

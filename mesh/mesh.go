@@ -84,6 +84,9 @@ func (v Version) Compare(o Version) int {
 	return 1
 }
 
+// DefaultNetwork is the network that every mesh has and every node leases from.
+const DefaultNetwork = "default"
+
 // Network is one address plan of the mesh: ranges that are cut into equal
 // subnets, one per node. Slot i of the network is the i-th subnet of each
 // range, so a node's IPv4 and IPv6 subnets always go together.

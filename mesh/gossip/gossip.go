@@ -48,6 +48,7 @@ type Core interface {
 
 // Store keeps what must survive. statedir.Dir is one.
 type Store interface {
+	SaveCharter([]byte) error
 	SaveState(member.State) error
 	SaveTable([][]byte) error
 	SavePeers([]netip.AddrPort) error
@@ -199,6 +200,18 @@ func (g *Gossip) Do(ctx context.Context, f func(now time.Time)) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// Saved waits until Run has acted on everything that was done before, and fails
+// if what follows from it could not be saved.
+func (g *Gossip) Saved(ctx context.Context) error {
+	if err := g.Do(ctx, func(time.Time) {}); err != nil { // the step before it has ended
+		return err
+	}
+	if why := g.unsaved.Load(); why != nil {
+		return fmt.Errorf("save state: %w", *why)
+	}
+	return nil
 }
 
 func (g *Gossip) set(change func(*wish)) {

@@ -12,6 +12,7 @@ import (
 
 	"meshd/mesh"
 	"meshd/mesh/gossip"
+	"meshd/mesh/member"
 	"meshd/mesh/meshtest"
 	"meshd/mesh/statedir"
 )
@@ -26,6 +27,7 @@ type host struct {
 	starts     uint64
 	stop       func()
 	gossip     *gossip.Gossip
+	core       *member.Member // gossip's
 
 	mu   sync.Mutex
 	view *mesh.View
@@ -50,8 +52,13 @@ func (h *host) start(t *testing.T, net *meshtest.Network) {
 	if err := h.store.SaveState(state); err != nil {
 		t.Fatal(err)
 	}
+	membership := h.membership
+	if charter := h.store.Charter(); charter != nil {
+		membership.Charter = charter
+	}
+	h.core = meshtest.Member(t, time.Now(), h.keys, membership, state, table, h.starts)
 	g, err := gossip.New(gossip.Options{
-		Core: meshtest.Member(t, time.Now(), h.keys, h.membership, state, table, h.starts), Store: h.store, Self: h.keys.ID(),
+		Core: h.core, Store: h.store, Self: h.keys.ID(),
 		Keys: h.membership.GossipKeys, Seeds: []string{address(1).String()}, Peers: peers, Transport: net.Transport,
 	})
 	if err != nil {

@@ -168,7 +168,7 @@ func (l *loop) wait(now time.Time) time.Duration {
 	}
 	due(l.opt.Core.Next())
 	due(l.saver.next())
-	due(l.encodeAt, l.stale && l.saver.state == nil)
+	due(l.encodeAt, l.stale && l.saver.saved())
 	due(l.createAt, l.inst == nil && l.address.IsValid())
 	due(now, l.answered != 0)
 	due(l.joinAt, l.inst != nil && !l.left && l.round == nil)

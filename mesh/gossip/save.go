@@ -31,7 +31,8 @@ type saver struct {
 
 	unsaved *atomic.Pointer[error] // what Findings tells
 
-	state        *member.State // not saved yet; nil: it is
+	charter      []byte        // not saved yet; nil: it is
+	state        *member.State // the same
 	stateAt      time.Time     // when to try, as below
 	tableChanged bool
 	tableAt      time.Time
@@ -39,27 +40,55 @@ type saver struct {
 	checkAt      time.Time
 }
 
-// keep takes the state to save at once, in place of any before.
-func (s *saver) keep(state *member.State, now time.Time) { s.state, s.stateAt = state, now }
+// keep takes what is not nil to save it at once, in place of any before.
+func (s *saver) keep(charter []byte, state *member.State, now time.Time) {
+	if charter != nil {
+		s.charter = charter
+	}
+	if state != nil {
+		s.state = state
+	}
+	s.stateAt = now
+}
 
-// saveState tells whether the state is saved.
-func (s *saver) saveState(now time.Time) bool {
-	if s.state == nil {
+// saved tells whether nothing waits to be saved before more is said.
+func (s *saver) saved() bool { return s.charter == nil && s.state == nil }
+
+// saveNow saves what must be before more is said, and tells whether it is.
+func (s *saver) saveNow(now time.Time) bool {
+	if s.saved() {
 		return true
 	}
 	if now.Before(s.stateAt) {
 		return false
 	}
-	err := s.store.SaveState(*s.state)
+	err := s.write()
 	s.note(err, now)
 	if err != nil {
 		s.stateAt = now.Add(saveAgain)
 		s.say.say(slog.LevelError, "state is not saved, so nothing new is said; trying on", "err", err)
 		return false
 	}
-	s.state = nil
 	s.tableAt = now // has the admission, without which a lease counts for nothing after a restart alone
 	return true
+}
+
+// write saves the charter first: the state may have a lease in a network that no
+// charter before it has.
+func (s *saver) write() error {
+	if s.charter != nil {
+		if err := s.store.SaveCharter(s.charter); err != nil {
+			return err
+		}
+		s.charter = nil
+	}
+	if s.state != nil {
+		if err := s.store.SaveState(*s.state); err != nil {
+			return err
+		}
+		s.state = nil
+	}
+	return nil
 }
 
 // check tries whether the state could be saved, if it is time.
@@ -119,7 +148,7 @@ func (s *saver) next() (at time.Time, ok bool) {
 			at, ok = t, true
 		}
 	}
-	due(s.stateAt, s.state != nil)
+	due(s.stateAt, !s.saved())
 	due(s.tableAt, s.tableChanged)
 	due(s.peersAt, s.book.changed)
 	due(s.checkAt, true)
@@ -128,10 +157,8 @@ func (s *saver) next() (at time.Time, ok bool) {
 
 // finish writes, at the end, all that is not saved.
 func (s *saver) finish() {
-	if s.state != nil {
-		if err := s.store.SaveState(*s.state); err != nil {
-			s.say.log.Error("state is not saved", "err", err)
-		}
+	if err := s.write(); err != nil {
+		s.say.log.Error("state is not saved", "err", err)
 	}
 	if s.tableChanged {
 		s.saveTable()

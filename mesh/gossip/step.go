@@ -14,8 +14,8 @@ import (
 // step lets the core act, and does what it says: save first, then speak.
 func (l *loop) step(now time.Time) {
 	out := l.opt.Core.Step(now)
-	if out.Save != nil {
-		l.saver.keep(out.Save, now)
+	if out.Charter != nil || out.Save != nil {
+		l.saver.keep(out.Charter, out.Save, now)
 	}
 	if len(out.Broadcast) > 0 {
 		l.stale = true
@@ -29,7 +29,7 @@ func (l *loop) step(now time.Time) {
 	if out.View != nil {
 		l.show(out.View)
 	}
-	if l.saver.saveState(now) {
+	if l.saver.saveNow(now) {
 		l.speak(now)
 	}
 }

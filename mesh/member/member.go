@@ -1,10 +1,10 @@
 // Package member is one node's membership as a pure machine: what it believes
-// of the others, what it says of itself, whom it admits, and which subnet it
+// of the others, what it says of itself, whom it admits, and which subnets it
 // holds.
 //
 //	objects from gossip ──► Receive ─┐
 //	exchange completed ───► Synced ──┤            ┌─► Save       (first, durable)
-//	addresses changed ────► Set... ──┼─► Step(now)┼─► Broadcast  (signed objects)
+//	addresses, charter ───► Set... ──┼─► Step(now)┼─► Broadcast  (signed objects)
 //	leave ────────────────► Leave ───┘     ▲      ├─► Want       (to fetch)
 //	members asked ────────► Asked ─────────┘      ├─► Ask        (before a claim is held)
 //	                             Next() ───┘      └─► View       (for the data plane)
@@ -52,6 +52,7 @@ type State struct {
 
 // Output is what one Step asks its owner to do.
 type Output struct {
+	Charter   []byte       // not nil: newer than the one before; must be durable before Save is
 	Save      *State       // not nil: must be durable before Broadcast goes out
 	Broadcast [][]byte     // signed objects for everybody
 	Want      []trust.Hash // certificates that others refer to and we lack
@@ -75,9 +76,6 @@ const (
 	outbidEvery = 10 * time.Second
 )
 
-// network is the only one that nodes lease from in this version.
-const network = "default"
-
 // Member is the machine.
 type Member struct {
 	cfg   Config
@@ -86,13 +84,17 @@ type Member struct {
 	state State
 	saved State // the last one given to the owner to be saved
 	reg   *registry.Registry
-	alloc *lease.Allocator
+
+	charter  trust.Hash // that the holdings are by, and the owner was given to be saved
+	used     []string   // networks besides the home network, sorted; the charter may lack some
+	inUse    []string   // networks
+	holdings []*holding // home first, then by name
 
 	synced    bool // a whole exchange was made with another node
-	endpoints []netip.AddrPort
+	offered   []netip.AddrPort
+	endpoints []netip.AddrPort // those of them that the others accept
 
 	ask, asked uint64 // number of the last question, of the last one that was answered
-	asking     bool   // the last question is about the claim that stands
 
 	seq        uint64
 	published  *trust.Record // what the others were told last
@@ -128,45 +130,41 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 		return nil, errors.New("epoch is zero: it must be raised before the start")
 	}
 	m := &Member{
-		cfg: cfg, id: cert.ID(), cert: cert, state: state, saved: state, reg: registry.New(charter),
+		cfg: cfg, id: cert.ID(), cert: cert, state: state, saved: state, reg: registry.New(charter), charter: charter.Hash,
 		guests: guests{map[trust.Hash]time.Time{}, map[trust.Hash]refusal{}}, started: now,
 		synced: cfg.Founder, dirty: true, tickAt: now.Add(complainAfter),
 	}
 	for _, raw := range append([][]byte{cfg.Certificate}, table...) {
 		_ = m.reg.Add(raw) // what a newer or older version wrote is fetched again
 	}
-	net, ok := m.reg.Charter().Network(network)
-	if !ok {
-		return nil, fmt.Errorf("the mesh has no network %q", network)
+	if _, ok := m.reg.Charter().Network(home); !ok {
+		return nil, fmt.Errorf("the mesh has no network %q", home)
 	}
-	var previous mesh.Lease
 	for _, l := range state.Leases {
-		if l.Network == network {
-			previous = l
-		}
+		m.used = append(m.used, l.Network) // what was held is used until Use says otherwise
 	}
-	m.alloc = lease.New(lease.Config{
-		Self: m.id, Network: net, Pins: cert.Rights.Pins, Admitted: cert.Admitted,
-		Permit: cert.Rights.Permit, OnConflict: cfg.OnConflict,
-	}, previous)
-	if state.Left {
-		m.alloc.Release(now) // a restart does not un-leave
-	}
-	if err := m.tryRecord(now); err != nil {
+	m.used = besidesHome(m.used)
+	if err := m.tryRecord(now, cfg.Labels, m.used); err != nil {
 		return nil, err
 	}
+	m.arrange(now)
 	return m, nil
 }
 
-// tryRecord makes sure, before anything is published, that the largest record
-// which this node may have to publish can be.
-func (m *Member) tryRecord(now time.Time) error {
-	net, _ := m.reg.Charter().Network(network)
+// largest are the prefixes that take most room in a record.
+var largest = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("fd00::/64")}
+
+// tryRecord makes sure, before anything is published, that the largest record can
+// be which this node may have to publish with these labels, and leases in these
+// networks besides home.
+func (m *Member) tryRecord(now time.Time, labels map[string]string, networks []string) error {
 	rec := m.newRecord()
-	rec.Version, rec.Left = mesh.Version{Epoch: m.state.Epoch, Seq: 1 << 62}, false
+	rec.Version, rec.Labels, rec.Left = mesh.Version{Epoch: m.state.Epoch, Seq: 1 << 62}, labels, false
 	six := netip.AddrPortFrom(netip.AddrFrom16([16]byte{0x20, 1}), 1)
 	rec.Endpoints = slices.Repeat([]netip.AddrPort{six}, trust.MaxEndpoints)
-	rec.Leases = []mesh.Lease{{Network: network, Prefixes: net.Slot(0), State: mesh.Held, Since: now, ClaimEpoch: m.state.Epoch}}
+	for _, name := range append([]string{home}, networks...) {
+		rec.Leases = append(rec.Leases, mesh.Lease{Network: name, Prefixes: largest, State: mesh.Held, Since: now, ClaimEpoch: m.state.Epoch})
+	}
 	_, err := rec.Sign(m.cfg.Identity)
 	return err
 }
@@ -197,34 +195,38 @@ func (m *Member) Asked(ask uint64) {
 // SetEndpoints says where peers can reach this node's tunnel, best first. Those
 // that the others would refuse are left out.
 func (m *Member) SetEndpoints(endpoints []netip.AddrPort) {
+	m.offered = slices.Clone(endpoints)
+	if usable := m.usable(endpoints); !slices.Equal(m.endpoints, usable) {
+		m.endpoints, m.dirty = usable, true
+	}
+}
+
+// usable leaves out what the others would refuse.
+func (m *Member) usable(endpoints []netip.AddrPort) []netip.AddrPort {
 	ranges := m.reg.Charter().Ranges()
 	endpoints = slices.DeleteFunc(slices.Clone(endpoints), func(e netip.AddrPort) bool {
 		inside := func(r netip.Prefix) bool { return r.Contains(e.Addr()) }
 		return trust.CheckEndpoint(e) != nil || slices.ContainsFunc(ranges, inside)
 	})
-	endpoints = endpoints[:min(len(endpoints), trust.MaxEndpoints)]
-	if !slices.Equal(m.endpoints, endpoints) {
-		m.endpoints, m.dirty = endpoints, true
-	}
+	return endpoints[:min(len(endpoints), trust.MaxEndpoints)]
 }
 
 // SetLabels says how people sort this node; the others hear of it at once.
 // Labels that no record can carry are refused, and nothing changes.
 func (m *Member) SetLabels(now time.Time, labels map[string]string) error {
-	old := m.cfg.Labels
-	m.cfg.Labels = maps.Clone(labels)
-	if err := m.tryRecord(now); err != nil {
-		m.cfg.Labels = old
+	if err := m.tryRecord(now, labels, m.used); err != nil {
 		return err
 	}
-	m.dirty = true
+	m.cfg.Labels, m.dirty = maps.Clone(labels), true
 	return nil
 }
 
-// SetOnConflict says what this node does when it loses its subnet.
+// SetOnConflict says what this node does when it loses a subnet.
 func (m *Member) SetOnConflict(p lease.OnConflict) {
-	m.alloc.SetOnConflict(p)
-	m.dirty = true
+	m.cfg.OnConflict, m.dirty = p, true
+	for _, h := range m.holdings {
+		h.alloc.SetOnConflict(p)
+	}
 }
 
 // SetHasSeeds tells whether somebody is named to sync with.
@@ -234,7 +236,9 @@ func (m *Member) SetHasSeeds(has bool) {
 
 // Leave gives everything back for good. The next Step has the signed release.
 func (m *Member) Leave(now time.Time) {
-	m.alloc.Release(now.Round(0).UTC())
+	for _, h := range m.holdings {
+		h.alloc.Release(now.Round(0).UTC())
+	}
 	m.state.Left, m.dirty = true, true
 }
 
@@ -253,8 +257,10 @@ func (m *Member) Next() (time.Time, bool) {
 		}
 	}
 	earlier(m.renewAt)
-	if t, ok := m.alloc.Next(); ok {
-		earlier(t)
+	for _, h := range m.holdings {
+		if t, ok := h.alloc.Next(); ok {
+			earlier(t)
+		}
 	}
 	for _, t := range m.guests.turns {
 		earlier(t)
@@ -278,6 +284,7 @@ func (m *Member) Step(now time.Time) Output {
 	if !now.Before(m.tickAt) {
 		m.tickAt = now.Add(lookAgain)
 	}
+	out.Charter = m.followCharter(now)
 	m.outbidForeign(now)
 	m.witness(now)
 	out.Ask = m.allocate(now)
@@ -324,46 +331,12 @@ func (m *Member) ownCertificate() (admitted, known bool) {
 	return admitted, c != nil
 }
 
-// allocate steps the lease, and remembers it for the next start while it is held.
-// Ask is not 0 when others are to be asked before a claim is held.
-func (m *Member) allocate(now time.Time) (ask uint64) {
-	admitted, _ := m.ownCertificate()
-	m.alloc.Step(now, lease.World{
-		MayClaim: m.synced && admitted,
-		Epoch:    m.state.Epoch,
-		Others:   m.claims(now),
-		Unproven: m.reg.Unproven(),
-		Asked:    m.asking && m.asked == m.ask,
-	})
-	m.state.Leases = nil
-	if l, ok := m.alloc.Lease(); ok && l.State == mesh.Held {
-		m.state.Leases = []mesh.Lease{l}
-	}
-	if m.alloc.Asks() && !m.asking {
-		m.ask++
-		ask = m.ask
-	}
-	m.asking = m.alloc.Asks()
-	return ask
-}
-
 func sameState(a, b State) bool {
 	return a.Epoch == b.Epoch && a.Left == b.Left && slices.EqualFunc(a.Leases, b.Leases, sameLease)
 }
 
 func sameLease(a, b mesh.Lease) bool {
-	return a.State == b.State && a.Since.Equal(b.Since) && slices.Equal(a.Prefixes, b.Prefixes)
-}
-
-// claims lists what the other members claim in our network.
-func (m *Member) claims(now time.Time) []lease.Claim {
-	var out []lease.Claim
-	for _, n := range m.reg.Members(m.valid(now)) {
-		if n.ID != m.id {
-			out = append(out, claimsOf(n, m.reg.Charter())...)
-		}
-	}
-	return out
+	return a.Network == b.Network && a.State == b.State && a.Since.Equal(b.Since) && slices.Equal(a.Prefixes, b.Prefixes)
 }
 
 // claimsOf lists a member's leases that are subnets of the charter's networks;
@@ -385,15 +358,13 @@ func claimsOf(n registry.Member, charter *trust.Charter) []lease.Claim {
 // if it is time to renew it.
 func (m *Member) publish(now time.Time) {
 	rec := m.newRecord()
-	if l, ok := m.alloc.Lease(); ok {
-		rec.Leases = []mesh.Lease{l}
-	}
+	rec.Leases = m.leases()
 	if !m.outbid && m.published != nil && sameSaying(&rec, m.published) && now.Before(m.renewAt) {
 		return
 	}
 	raw, err := rec.Sign(m.cfg.Identity)
 	if err != nil {
-		// Only labels and endpoints come from outside; New and the setters check them.
+		// Only labels, endpoints and networks come from outside; New and the setters check them.
 		panic(fmt.Sprintf("own record: %v", err))
 	}
 	m.seq++

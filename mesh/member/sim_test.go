@@ -65,6 +65,7 @@ type host struct {
 	founder bool
 	skew    time.Duration // of its clock
 	disk    State
+	charter []byte // saved; nil: that of the sim
 	table   [][]byte
 
 	m      *Member // nil: not running
@@ -155,8 +156,12 @@ func (s *sim) start(h, seed *host) {
 	h.disk.Epoch++
 	s.seq++
 	h.nonce = uint64(s.seq)<<32 | uint64(h.disk.Epoch)
+	charter := s.charter.Raw
+	if h.charter != nil {
+		charter = h.charter
+	}
 	m, err := New(s.now.Add(h.skew), Config{
-		Identity: key(h.name), Charter: s.charter.Raw, Certificate: h.cert, TunnelKey: mesh.Key(sha256.Sum256([]byte(h.name))),
+		Identity: key(h.name), Charter: charter, Certificate: h.cert, TunnelKey: mesh.Key(sha256.Sum256([]byte(h.name))),
 		Nonce: h.nonce, Founder: h.founder, HasSeeds: seed != nil, OnConflict: lease.Auto, Suites: []string{"chacha20poly1305"},
 	}, h.disk, h.table)
 	if err != nil {
@@ -199,6 +204,9 @@ func (s *sim) exchange(m *Member, h, seed *host) {
 func (s *sim) step(h *host) {
 	now := s.now.Add(h.skew)
 	out := h.m.Step(now)
+	if out.Charter != nil {
+		h.charter = out.Charter
+	}
 	if out.Save != nil {
 		h.disk = *out.Save
 	}

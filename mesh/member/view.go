@@ -14,7 +14,11 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 	charter := m.reg.Charter()
 	view := &mesh.View{
 		Mesh: charter.ID(), MeshName: charter.Name, Control: charter.Control(),
-		Networks: charter.Networks, Self: m.id, Epoch: m.state.Epoch, State: m.alloc.State(),
+		Networks: charter.Networks, Self: m.id, Epoch: m.state.Epoch,
+		// That of the home network, which every node has from its start on: a node
+		// that waits for a lease in another one is no less ready for all else. The
+		// others' states are those of their leases.
+		State: m.holdings[0].alloc.State(),
 	}
 	admitted, _ := m.ownCertificate()
 	if !admitted && view.State == mesh.Ready {
@@ -29,17 +33,21 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 			}
 		}
 	}
-	var claims []lease.Claim
+	claims := map[string][]lease.Claim{}
 	for _, n := range members {
-		claims = append(claims, claimsOf(n, charter)...)
+		for _, c := range claimsOf(n, charter) {
+			claims[c.Network] = append(claims[c.Network], c)
+		}
 	}
 	type owned struct {
 		owner   mesh.NodeID
 		network string
 	}
 	winners := map[owned]bool{}
-	for _, c := range lease.Resolve(claims) {
-		winners[owned{c.Owner, c.Network}] = true
+	for _, all := range claims {
+		for _, c := range lease.Resolve(all) {
+			winners[owned{c.Owner, c.Network}] = true
+		}
 	}
 	for _, n := range members {
 		node := nodeOf(n, view.Mesh)
@@ -98,6 +106,20 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 	case mesh.Quarantine:
 		find("error", "quarantined", "this node's subnet belongs to another node: traffic stays local until that one gives it back")
 	default: // nothing is wrong, or it is said above
+	}
+	for _, h := range m.holdings[1:] {
+		switch h.alloc.State() {
+		case mesh.NoFreeSubnets:
+			find("error", "no_free_subnets", "every subnet of network %s that this node may lease is taken", h.network.Name)
+		case mesh.Quarantine:
+			find("error", "quarantined", "this node's subnet of network %s belongs to another node: its traffic stays local until that one gives it back", h.network.Name)
+		case mesh.Conflict:
+			find("error", "pin_conflict", "the subnet of network %s that this node is pinned to belongs to another node with the same pin", h.network.Name)
+		default: // nothing is wrong
+		}
+	}
+	if m.reg.Forked() {
+		find("error", "charter_fork", "the CA key has signed two charters of version %d, and all nodes follow one of them: see `meshctl network list`, and make what is missing again", m.reg.Charter().Version)
 	}
 	if !m.outbidAt.IsZero() && now.Sub(m.outbidAt) < time.Minute {
 		find("warning", "identity_in_use", "records with this node's identity came from elsewhere: a clone runs, or this state was restored from a backup")

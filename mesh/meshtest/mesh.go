@@ -61,6 +61,13 @@ func (m *Mesh) Token(t testing.TB, change func(*trust.Credential)) *trust.Token 
 	return &trust.Token{Charter: m.Charter, Credential: c, Key: key, GossipKey: m.GossipKey}
 }
 
+// Next gives the charter that follows one, with other networks.
+func (m *Mesh) Next(t testing.TB, after *trust.Charter, networks ...mesh.Network) *trust.Charter {
+	t.Helper()
+	raw := must(after.Next(time.Now(), networks).Sign(m.ca))(t)
+	return must(trust.ParseCharter(raw, after.ID()))(t)
+}
+
 // Found gives the membership of the first node, as init makes it.
 func (m *Mesh) Found(t testing.TB, keys statedir.Keys, name string) statedir.Membership {
 	t.Helper()
@@ -105,11 +112,12 @@ func Member(t testing.TB, now time.Time, keys statedir.Keys, m statedir.Membersh
 // Store keeps in memory what gossip saves. Its zero value is ready, and it is
 // safe for concurrent use.
 type Store struct {
-	mu    sync.Mutex
-	fail  bool
-	state member.State
-	table [][]byte
-	peers []netip.AddrPort
+	mu      sync.Mutex
+	fail    bool
+	charter []byte
+	state   member.State
+	table   [][]byte
+	peers   []netip.AddrPort
 }
 
 // ErrStore is what a failing store says.
@@ -120,6 +128,18 @@ func (s *Store) Fail(fail bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fail = fail
+}
+
+// SaveCharter keeps the charter.
+func (s *Store) SaveCharter(charter []byte) error {
+	return s.save(func() { s.charter = charter })
+}
+
+// Charter gives the one that was saved last; nil: none.
+func (s *Store) Charter() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.charter
 }
 
 // SaveState keeps the state.

@@ -55,6 +55,7 @@ var ErrStale = errors.New("already known")
 type Registry struct {
 	id         mesh.ID
 	charter    *trust.Charter
+	forked     bool // another one of its version was seen
 	certs      map[trust.Hash]*certificate
 	unadmitted []trust.Hash                         // in order of arrival
 	joined     map[trust.Serial]map[mesh.NodeID]int // by credential: certificates admitted
@@ -131,12 +132,24 @@ func (r *Registry) addCharter(raw []byte) error {
 	if err != nil {
 		return err
 	}
+	switch {
+	case c.Version > r.charter.Version:
+		r.forked = false
+	case c.Version == r.charter.Version && c.Hash != r.charter.Hash && !r.forked:
+		r.forked = true
+		r.changes++
+	}
 	if !c.Newer(r.charter) {
 		return ErrStale
 	}
 	r.setCharter(c)
+	// Nobody who has this charter first would believe them.
+	maps.DeleteFunc(r.records, func(_ mesh.NodeID, rec *trust.Record) bool { return rec.CheckOutside(c.Ranges()) != nil })
 	return nil
 }
+
+// Forked tells whether the CA was seen to sign two charters of the newest version.
+func (r *Registry) Forked() bool { return r.forked }
 
 func (r *Registry) setCharter(c *trust.Charter) {
 	r.charter = c

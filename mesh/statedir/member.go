@@ -12,7 +12,7 @@ import (
 func (d *Dir) Member() member.Config {
 	var nonce [8]byte
 	_, _ = rand.Read(nonce[:]) // never fails since Go 1.24
-	return d.membership.Member(d.keys, binary.BigEndian.Uint64(nonce[:]))
+	return d.Membership().Member(d.keys, binary.BigEndian.Uint64(nonce[:]))
 }
 
 // Member is what a membership says of the member that has the keys.

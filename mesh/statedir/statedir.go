@@ -26,6 +26,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -72,12 +73,14 @@ type Membership struct {
 }
 
 // Dir is an opened state directory. It is not safe for concurrent use, but for
-// reading.
+// reading, and for [Dir.Membership] at any time.
 type Dir struct {
-	path       string
-	keys       Keys
+	path    string
+	keys    Keys
+	machine string // that it is bound to; empty: none
+
+	mu         sync.Mutex // guards membership
 	membership Membership
-	machine    string // that it is bound to; empty: none
 }
 
 // Create writes the state of a new member, whole or not at all. Where there is
@@ -209,15 +212,28 @@ func (d *Dir) Format(s fmt.State, _ rune) {
 func (d *Dir) Keys() Keys { return d.keys }
 
 // Membership is what makes this node part of its mesh.
-func (d *Dir) Membership() Membership { return d.membership }
+func (d *Dir) Membership() Membership {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.membership
+}
 
 // SaveMembership replaces the membership, durably.
 func (d *Dir) SaveMembership(m Membership) error {
 	if err := writeFile(d.path, fileMesh, fileMesh, membershipFile(m)); err != nil {
 		return fmt.Errorf("save membership: %w", err)
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.membership = m
 	return nil
+}
+
+// SaveCharter replaces the charter of the membership, durably.
+func (d *Dir) SaveCharter(charter []byte) error {
+	m := d.Membership()
+	m.Charter = charter
+	return d.SaveMembership(m)
 }
 
 // State reads what the last daemon saved.

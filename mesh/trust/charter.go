@@ -2,6 +2,7 @@ package trust
 
 import (
 	"crypto/ed25519"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -72,6 +73,32 @@ func (c *Charter) Newer(old *Charter) bool {
 		return old == nil || c.Version > old.Version
 	}
 	return c.Hash.Compare(old.Hash) > 0
+}
+
+// ErrNotNext says that a charter is not the one after another.
+var ErrNotNext = errors.New("charter does not follow the newest one")
+
+// Next is the charter after c, to be signed, with other networks.
+func (c *Charter) Next(now time.Time, networks []mesh.Network) *Charter {
+	return &Charter{Name: c.Name, Version: c.Version + 1, Previous: c.Hash, Networks: networks, Created: now}
+}
+
+// Follows verifies that c is a next charter of old. A network that both have must
+// be the same: its ranges never change, since leases are cut from them. Gossip asks
+// for less, since nobody hears every charter.
+func (c *Charter) Follows(old *Charter) error {
+	if c.Version != old.Version+1 || c.Previous != old.Hash {
+		return fmt.Errorf("%w: it is version %d, after %s; the newest is version %d, %s", ErrNotNext, c.Version, c.Previous, old.Version, old.Hash)
+	}
+	if c.Name != old.Name {
+		return fmt.Errorf("charter: %w: mesh %s becomes %s", ErrForbidden, old.Name, c.Name)
+	}
+	for _, n := range c.Networks {
+		if before, ok := old.Network(n.Name); ok && before != n {
+			return fmt.Errorf("charter: %w: network %s gets other ranges: delete it, and make it anew", ErrForbidden, n.Name)
+		}
+	}
+	return nil
 }
 
 // Sign makes the charter's bytes. CA is set from the key.

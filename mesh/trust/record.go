@@ -176,6 +176,11 @@ func (r *Record) Verify(cert *Certificate, ranges []netip.Prefix) error {
 			return fmt.Errorf("record: %w: lease of %s beyond its certificate", ErrForbidden, l.Prefixes)
 		}
 	}
+	return r.CheckOutside(ranges)
+}
+
+// CheckOutside verifies that no endpoint lies in one of the mesh's ranges.
+func (r *Record) CheckOutside(ranges []netip.Prefix) error {
 	for _, e := range r.Endpoints {
 		if slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(e.Addr()) }) {
 			return fmt.Errorf("record: %w: endpoint %s lies in the mesh's own range", ErrForbidden, e)

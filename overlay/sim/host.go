@@ -334,6 +334,10 @@ func (d disk) SaveState(s member.State) error {
 	})
 }
 
+func (d disk) SaveCharter(c []byte) error {
+	return d.save(func() error { return d.Store.SaveCharter(c) })
+}
+
 func (d disk) SaveTable(t [][]byte) error {
 	return d.save(func() error { return d.Store.SaveTable(t) })
 }

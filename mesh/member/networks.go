@@ -1,0 +1,184 @@
+package member
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"meshd/mesh"
+	"meshd/mesh/lease"
+	"meshd/mesh/trust"
+)
+
+// home is the network from which every node leases, from its first day.
+const home = mesh.DefaultNetwork
+
+// holding is this node's part in one network.
+type holding struct {
+	network mesh.Network
+	alloc   *lease.Allocator
+	ask     uint64 // the question that is out about the claim that stands; 0: none
+}
+
+// Use names the networks from which this node leases besides the default one,
+// which it always does. One that the charter does not have waits until it does; a
+// lease in one that is no longer named is given back. It fails, and changes
+// nothing, if so many leases do not fit a record.
+func (m *Member) Use(now time.Time, networks []string) error {
+	used := besidesHome(networks)
+	for _, name := range used {
+		if err := mesh.CheckName(name); err != nil {
+			return fmt.Errorf("use network: %w", err)
+		}
+	}
+	if err := m.tryRecord(now, m.cfg.Labels, used); err != nil {
+		return fmt.Errorf("use networks %s: %w", used, err)
+	}
+	m.used, m.dirty = used, true
+	m.arrange(now)
+	return nil
+}
+
+// besidesHome gives the networks sorted, each once.
+func besidesHome(networks []string) []string {
+	networks = slices.Compact(slices.Sorted(slices.Values(networks)))
+	return slices.DeleteFunc(networks, func(name string) bool { return name == home })
+}
+
+// SetInUse names the networks in which something local has addresses from the
+// lease: what becomes of one that is lost depends on that.
+func (m *Member) SetInUse(networks []string) { m.inUse, m.dirty = slices.Clone(networks), true }
+
+// SetCharter takes the charter that follows the newest one from this node's
+// operator, and spreads it with the next Step. It fails with [trust.ErrNotNext] if
+// another has come meanwhile.
+func (m *Member) SetCharter(raw []byte) error {
+	newest := m.reg.Charter()
+	c, err := trust.ParseCharter(raw, newest.ID())
+	if err != nil {
+		return err
+	}
+	if c.Hash == newest.Hash {
+		return nil // who asks again did not hear that all went well
+	}
+	if err := c.Follows(newest); err != nil {
+		return err
+	}
+	if _, ok := c.Network(home); !ok {
+		return fmt.Errorf("charter: %w: it has no network %q", trust.ErrForbidden, home)
+	}
+	if err := m.Receive(raw); err != nil {
+		return err
+	}
+	m.outBound = append(m.outBound, c.Raw)
+	return nil
+}
+
+// followCharter makes the newest charter count. raw is not nil if it is to be
+// saved.
+func (m *Member) followCharter(now time.Time) (raw []byte) {
+	c := m.reg.Charter()
+	if c.Hash == m.charter {
+		return nil
+	}
+	m.charter = c.Hash
+	m.endpoints = m.usable(m.offered)
+	m.arrange(now)
+	return c.Raw
+}
+
+// arrange makes a holding for each network in use that the charter has. One whose
+// ranges are others now was deleted and made anew: its lease is void.
+func (m *Member) arrange(now time.Time) {
+	charter, old := m.reg.Charter(), m.holdings
+	m.holdings = nil
+	for _, name := range append([]string{home}, m.used...) {
+		network, ok := charter.Network(name)
+		i := slices.IndexFunc(old, func(h *holding) bool { return h.network.Name == name })
+		switch {
+		case i >= 0 && ok && old[i].network == network:
+			m.holdings = append(m.holdings, old[i])
+		case i >= 0 && !ok && name == home:
+			m.holdings = append(m.holdings, old[i]) // the CA's mistake; no peer routes to it until that is mended
+		case ok:
+			m.holdings = append(m.holdings, m.newHolding(network, now))
+		}
+	}
+}
+
+// newHolding takes up the lease that was last held in the network, if any.
+func (m *Member) newHolding(network mesh.Network, now time.Time) *holding {
+	var previous mesh.Lease
+	for _, l := range m.state.Leases {
+		if l.Network == network.Name {
+			previous = l
+		}
+	}
+	h := &holding{network: network, alloc: lease.New(lease.Config{
+		Self: m.id, Network: network, Pins: m.cert.Rights.Pins, Admitted: m.cert.Admitted,
+		Permit: m.cert.Rights.Permit, OnConflict: m.cfg.OnConflict,
+	}, previous)}
+	if m.state.Left {
+		h.alloc.Release(now) // a restart does not un-leave
+	}
+	return h
+}
+
+// leases lists this node's own, of all networks, as they are to be published.
+func (m *Member) leases() []mesh.Lease {
+	var out []mesh.Lease
+	for _, h := range m.holdings {
+		if l, ok := h.alloc.Lease(); ok {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+// allocate steps every lease, and remembers those that are held for the next
+// start. Ask is not 0 when others are to be asked before claims are held; one
+// question serves all claims that need one now.
+func (m *Member) allocate(now time.Time) (ask uint64) {
+	admitted, _ := m.ownCertificate()
+	others, unproven := m.claims(now), m.reg.Unproven()
+	m.state.Leases = nil
+	for _, h := range m.holdings {
+		h.alloc.Step(now, lease.World{
+			MayClaim: m.synced && admitted,
+			Epoch:    m.state.Epoch,
+			Others:   others[h.network.Name],
+			Unproven: unproven,
+			Asked:    h.ask != 0 && m.asked >= h.ask,
+			InUse:    slices.Contains(m.inUse, h.network.Name),
+		})
+		if l, ok := h.alloc.Lease(); ok && l.State == mesh.Held {
+			m.state.Leases = append(m.state.Leases, l)
+		}
+		switch {
+		case !h.alloc.Asks():
+			h.ask = 0
+		case h.ask == 0:
+			if ask == 0 {
+				m.ask++
+				ask = m.ask
+			}
+			h.ask = ask
+		}
+	}
+	return ask
+}
+
+// claims lists what the other members claim, by network. Ranges of two networks
+// never overlap, so each is decided by itself.
+func (m *Member) claims(now time.Time) map[string][]lease.Claim {
+	out := map[string][]lease.Claim{}
+	for _, n := range m.reg.Members(m.valid(now)) {
+		if n.ID == m.id {
+			continue
+		}
+		for _, c := range claimsOf(n, m.reg.Charter()) {
+			out[c.Network] = append(out[c.Network], c)
+		}
+	}
+	return out
+}
