@@ -175,9 +175,10 @@ func TestExitCodesAreDocumented(t *testing.T) {
 // when nothing is known shows in the JSON of an empty one.
 func TestStatusIsDocumented(t *testing.T) {
 	empty := status.Document{
-		Node:   status.Node{Leases: []status.Lease{{}}},
-		Peers:  []status.Peer{{Leases: []status.Lease{{}}}},
-		Health: []status.Finding{{}},
+		Networks: []status.Network{{Ranges: []status.Range{{}}}},
+		Node:     status.Node{Leases: []status.Lease{{}}},
+		Peers:    []status.Peer{{Leases: []status.Lease{{}}}},
+		Health:   []status.Finding{{}},
 	}
 	raw, err := json.Marshal(empty)
 	if err != nil {
@@ -256,14 +257,13 @@ func TestEnumerationsAreDocumented(t *testing.T) {
 		leases[s.String()] = ""
 	}
 	for field, made := range map[string]map[string]string{
-		"state":                 constants(t, "../mesh", func(_, typ string) bool { return typ == "State" }),
-		"peers[].state":         constants(t, "../overlay/status", func(_, typ string) bool { return typ == "PeerState" }),
-		"peers[].path":          constants(t, "../overlay/status", func(name, _ string) bool { return strings.HasPrefix(name, "Path") }),
-		"peers[].suite":         constants(t, "../overlay/tunnel", func(name, _ string) bool { return !strings.HasPrefix(name, "Drop") }),
-		"engine.name":           constants(t, "../overlay/config", func(name, typ string) bool { return typ == "Engine" && name != "EngineAuto" }),
-		"node.leases[].state":   leases,
-		"health[].level":        findings(t, 1),
-		"node.leases[].network": constants(t, "../mesh/member", func(name, _ string) bool { return name == "network" }),
+		"state":               constants(t, "../mesh", func(_, typ string) bool { return typ == "State" }),
+		"peers[].state":       constants(t, "../overlay/status", func(_, typ string) bool { return typ == "PeerState" }),
+		"peers[].path":        constants(t, "../overlay/status", func(name, _ string) bool { return strings.HasPrefix(name, "Path") }),
+		"peers[].suite":       constants(t, "../overlay/tunnel", func(name, _ string) bool { return !strings.HasPrefix(name, "Drop") }),
+		"engine.name":         constants(t, "../overlay/config", func(name, typ string) bool { return typ == "Engine" && name != "EngineAuto" }),
+		"node.leases[].state": leases,
+		"health[].level":      findings(t, 1),
 	} {
 		t.Run(field, func(t *testing.T) {
 			if told[field] == nil {

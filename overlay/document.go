@@ -29,6 +29,9 @@ func (n *Node) Status() status.Document {
 		return doc
 	}
 	doc.Mesh = status.Mesh{ID: view.Mesh, Name: view.MeshName}
+	for _, network := range view.Networks {
+		doc.Networks = append(doc.Networks, status.NewNetwork(network))
+	}
 	doc.Node.Epoch = view.Epoch
 	probes, now := n.prober.Results(), time.Now()
 	for _, m := range view.Nodes {

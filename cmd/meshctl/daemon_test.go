@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"meshd/mesh"
+	"meshd/mesh/statedir"
+	"meshd/mesh/trust"
 	"meshd/overlay/config"
 	"meshd/overlay/status"
 )
@@ -75,8 +77,13 @@ func healthy() status.Document {
 // serve runs the daemon and gives the path of its socket.
 func serve(t *testing.T, d *daemon) string {
 	t.Helper()
+	return serveWith(t, d, nil)
+}
+
+func serveWith(t *testing.T, d *daemon, c status.Charters) string {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
-	server := status.NewServer(status.Options{Control: path, Daemon: d, Settings: d})
+	server := status.NewServer(status.Options{Control: path, Daemon: d, Settings: d, Charters: c})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- server.Run(ctx) }()
@@ -422,5 +429,86 @@ func TestTokenForSubnetInUse(t *testing.T) {
 		if r.code != 0 || strings.Contains(r.stderr, "node beta holds "+subnet) != warns {
 			t.Errorf("--subnet %s: exit code %d, %s", subnet, r.code, r.stderr)
 		}
+	}
+}
+
+// charters is a daemon's charter.
+type charters struct {
+	mu   sync.Mutex // guards all below
+	raw  []byte
+	fail error
+}
+
+func (c *charters) Charter() []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.raw
+}
+
+func (c *charters) SetCharter(_ context.Context, raw []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fail != nil {
+		return c.fail
+	}
+	c.raw = raw
+	return nil
+}
+
+func TestNetworkOfADaemon(t *testing.T) {
+	ca := filepath.Join(t.TempDir(), "ca.key")
+	key, err := statedir.CreateCAKey(ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := mesh.Network{Name: "default", IPv4: netip.MustParsePrefix("10.186.0.0/16"), IPv4Len: 24}
+	first := trust.Charter{Name: "home", Version: 1, Networks: []mesh.Network{home}, Created: time.Now()}
+	raw, err := first.Sign(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, kept := &daemon{doc: healthy()}, &charters{raw: raw}
+	d.doc.Networks = []status.Network{status.NewNetwork(home), {Name: "web"}}
+	endpoint := netip.MustParseAddrPort("10.188.3.3:51880")
+	d.doc.Peers[0].Endpoint = &endpoint
+	d.doc.Peers[0].Leases = []status.Lease{{Network: "web", State: "held", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.187.1.0/24")}}}
+	socket := serveWith(t, d, kept)
+	networks := func() string {
+		c, err := trust.ParseCharter(kept.Charter(), mesh.ID{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, n := range c.Networks {
+			names = append(names, n.Name)
+		}
+		return fmt.Sprint(c.Version, names)
+	}
+	for _, step := range []struct {
+		name   string
+		args   []string
+		fail   error
+		code   int
+		says   string // on either stream
+		become string
+	}{
+		{"over a member", []string{"create", "lan", "--ipv4", "10.188.0.0/16"}, nil, 78, "overlaps the node beta at 10.188.3.3:51880", "1 [default]"},
+		{"meanwhile another", []string{"create", "web", "--ipv4", "10.187.0.0/16"}, fmt.Errorf("%w: another came", status.ErrCharter), 1, "another came: run this again", "1 [default]"},
+		{"made", []string{"create", "web", "--ipv4", "10.187.0.0/16"}, nil, 0, "hear of it within seconds", "2 [default web]"},
+		{"in use", []string{"delete", "web"}, nil, 1, "the network web has subnets on beta:", "2 [default web]"},
+		{"by force", []string{"delete", "web", "--force"}, nil, 0, "Deleted the network web", "3 [default]"},
+	} {
+		kept.mu.Lock()
+		kept.fail = step.fail
+		kept.mu.Unlock()
+		args := append([]string{"--socket", socket, "--config", filepath.Join(t.TempDir(), "none"), "network"}, step.args...)
+		got := meshctl(t.Context(), append(args, "--ca", ca)...)
+		if got.code != step.code || !strings.Contains(got.stdout+got.stderr, step.says) || networks() != step.become {
+			t.Errorf("%s: %+v, networks %s; want code %d, %q, %s", step.name, got, networks(), step.code, step.says, step.become)
+		}
+	}
+	list := meshctl(t.Context(), "--socket", socket, "network", "list", "-f", `{{range .}}{{.name}}={{.nodes}} {{end}}`)
+	if list.code != 0 || list.stdout != "default=0 web=1 \n" {
+		t.Errorf("network list: %+v", list)
 	}
 }

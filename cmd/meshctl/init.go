@@ -40,8 +40,19 @@ const (
 
 type initFlags struct {
 	name, node, ca string
-	ipv4, ipv6     string
-	ipv4Len        int
+	rangeFlags
+}
+
+// rangeFlags say what ranges a network has.
+type rangeFlags struct {
+	ipv4, ipv6 string
+	ipv4Len    int
+}
+
+func (f *rangeFlags) addFlags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.ipv4, "ipv4", "auto", "IPv4 range: auto, none or a `PREFIX`")
+	cmd.Flags().IntVar(&f.ipv4Len, "ipv4-subnet-len", 24, "`LENGTH` of each node's IPv4 subnet")
+	cmd.Flags().StringVar(&f.ipv6, "ipv6", "auto", "IPv6 range: auto, none or a `PREFIX`")
 }
 
 func (c *cli) init() *cobra.Command {
@@ -53,9 +64,7 @@ func (c *cli) init() *cobra.Command {
 		RunE:    func(cmd *cobra.Command, _ []string) error { return c.runInit(cmd.Context(), f) },
 	}
 	cmd.Flags().StringVar(&f.name, "name", "", "name of the `MESH`: a-z, 0-9 and - (required)")
-	cmd.Flags().StringVar(&f.ipv4, "ipv4", "auto", "IPv4 range: auto, none or a `PREFIX`")
-	cmd.Flags().IntVar(&f.ipv4Len, "ipv4-subnet-len", 24, "`LENGTH` of each node's IPv4 subnet")
-	cmd.Flags().StringVar(&f.ipv6, "ipv6", "auto", "IPv6 range: auto, none or a `PREFIX`")
+	f.addFlags(cmd)
 	cmd.Flags().StringVar(&f.node, "node", "", "name of this `NODE` (default: as the config file or the hostname says)")
 	caFlag(cmd, &f.ca)
 	return cmd
@@ -87,11 +96,11 @@ func (c *cli) runInit(ctx context.Context, f initFlags) error {
 		return err
 	}
 	defer place.release()
-	all, err := uses(ctx, candidates(f)...)
+	all, err := uses(ctx, candidates(f.rangeFlags)...)
 	if err != nil {
 		return err
 	}
-	if _, err := chooseNetwork(f, mesh.ID{}, all); err != nil {
+	if _, err := chooseNetwork(mesh.DefaultNetwork, f.rangeFlags, mesh.DefaultIPv6(mesh.ID{}), all); err != nil {
 		return err
 	}
 	ca := c.caPath(f.ca)
@@ -106,7 +115,8 @@ func (c *cli) runInit(ctx context.Context, f initFlags) error {
 	if err != nil {
 		return err
 	}
-	network, err := chooseNetwork(f, trust.IdentityOf(key.Public().(ed25519.PublicKey)), all)
+	id := trust.IdentityOf(key.Public().(ed25519.PublicKey))
+	network, err := chooseNetwork(mesh.DefaultNetwork, f.rangeFlags, mesh.DefaultIPv6(id), all)
 	if err == nil {
 		err = place.found(f.name, network, key)
 	}
@@ -127,14 +137,14 @@ func checkName(flag, name string) error {
 	return nil
 }
 
-// chooseNetwork makes the network "default". The ID decides its IPv6 range.
-func chooseNetwork(f initFlags, id mesh.ID, all []tun.Use) (mesh.Network, error) {
-	n := mesh.Network{Name: "default"}
+// chooseNetwork makes a network; autoIPv6 is what auto stands for.
+func chooseNetwork(name string, f rangeFlags, autoIPv6 netip.Prefix, all []tun.Use) (mesh.Network, error) {
+	n := mesh.Network{Name: name}
 	var err error
 	if n.IPv4, err = chooseIPv4(f.ipv4, all); err != nil {
 		return n, err
 	}
-	if n.IPv6, err = chooseIPv6(f.ipv6, mesh.DefaultIPv6(id), all); err != nil {
+	if n.IPv6, err = chooseIPv6(f.ipv6, autoIPv6, all); err != nil {
 		return n, err
 	}
 	if n.IPv4.IsValid() {

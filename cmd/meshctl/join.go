@@ -90,7 +90,7 @@ Next, before %s, so that a member sees it while the token is valid:
 // checkRanges refuses a mesh whose ranges mean something to this host already:
 // the daemon would not start, or cut off whoever starts it.
 func checkRanges(ctx context.Context, token *trust.Token) error {
-	ranges := token.Charter.Ranges()
+	ranges := plan.Needed(token.Charter.Control(), token.Charter.Networks)
 	all, err := uses(ctx, ranges...)
 	if err != nil {
 		return err

@@ -84,8 +84,8 @@ func firstOverlap(p netip.Prefix, all []tun.Use) (plan.Overlap, bool) {
 // uniqueLocal is where the ranges are that a mesh makes for itself.
 var uniqueLocal = netip.MustParsePrefix("fd00::/8")
 
-// candidates lists the ranges that init may come to want.
-func candidates(f initFlags) []netip.Prefix {
+// candidates lists the ranges that a new network may come to have.
+func candidates(f rangeFlags) []netip.Prefix {
 	all := append(slices.Clone(autoIPv4), uniqueLocal)
 	for _, text := range []string{f.ipv4, f.ipv6} {
 		if p, err := netip.ParsePrefix(text); err == nil {

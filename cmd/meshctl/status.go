@@ -197,6 +197,9 @@ func withoutDaemon(cfg *config.Config) *status.Document {
 		return doc
 	}
 	doc.Mesh = status.Mesh{ID: charter.ID(), Name: charter.Name}
+	for _, n := range charter.Networks {
+		doc.Networks = append(doc.Networks, status.NewNetwork(n))
+	}
 	control := mesh.ControlAddr(charter.ID(), doc.Node.ID)
 	doc.Node.Control = &control
 	if certificate, err := trust.ParseCertificate(dir.Membership().Certificate, charter.CA); err == nil {

@@ -111,7 +111,7 @@ func serve(ctx context.Context, cfg *config.Config, path string, stderr io.Write
 
 	settings := newSettings(path, cfg, log)
 	server := status.NewServer(status.Options{
-		Control: cfg.Control, HTTP: httpAddress(cfg), Daemon: served{node, settings}, Settings: settings, Log: log,
+		Control: cfg.Control, HTTP: httpAddress(cfg), Daemon: served{node, settings}, Settings: settings, Charters: parts, Log: log,
 	})
 	settings.check, settings.apply = parts.check, parts.appliers(server, logs)
 	settings.notify = func(reloading bool) { notifyReload(log, node, reloading) }

@@ -92,13 +92,7 @@ func (p *parts) check(file *config.Config) error {
 // appliers says for each key that can change while the daemon runs how to make
 // it so.
 func (p *parts) appliers(server *status.Server, logs *logSwitch) map[string]func(context.Context, *config.Config) error {
-	core := func(ctx context.Context, change func(now time.Time) error) error {
-		var err error
-		if missed := p.gossip.Do(ctx, func(now time.Time) { err = change(now) }); missed != nil {
-			return missed
-		}
-		return err
-	}
+	core := p.change
 	toLogs := func(_ context.Context, c *config.Config) error { logs.Set(c.Log); return nil }
 	return map[string]func(context.Context, *config.Config) error{
 		"node.labels": func(ctx context.Context, c *config.Config) error {
@@ -121,6 +115,35 @@ func (p *parts) appliers(server *status.Server, logs *logSwitch) map[string]func
 		"log.level":  toLogs,
 		"log.format": toLogs,
 	}
+}
+
+// change changes the core while gossip does not use it.
+func (p *parts) change(ctx context.Context, change func(now time.Time) error) error {
+	var err error
+	if missed := p.gossip.Do(ctx, func(now time.Time) { err = change(now) }); missed != nil {
+		return missed
+	}
+	return err
+}
+
+// Charter implements [status.Charters].
+func (p *parts) Charter() []byte { return p.dir.Membership().Charter }
+
+// SetCharter implements [status.Charters].
+func (p *parts) SetCharter(ctx context.Context, raw []byte) error {
+	err := p.change(ctx, func(time.Time) error {
+		if err := p.dir.Check(); err != nil {
+			return err
+		}
+		if err := p.core.SetCharter(raw); err != nil {
+			return fmt.Errorf("%w: %w", status.ErrCharter, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return p.gossip.Saved(ctx)
 }
 
 func openState(path string) (*statedir.Dir, error) {
@@ -265,7 +288,7 @@ func checkHost(ctx context.Context, dir *statedir.Dir, log *slog.Logger) error {
 		return withCode(err)
 	}
 	own := plan.Own(mesh.ControlAddr(charter.ID(), dir.Keys().ID()), state.Leases)
-	return withCode(overlay.CheckHost(ctx, hostnet.New(hostnet.Options{}), charter.Ranges(), own, log))
+	return withCode(overlay.CheckHost(ctx, hostnet.New(hostnet.Options{}), plan.Needed(charter.Control(), charter.Networks), own, log))
 }
 
 // dryStart refuses what a start would, and saves nothing.

@@ -67,6 +67,18 @@ func within(p netip.Prefix, all []netip.Prefix) bool {
 	return slices.ContainsFunc(all, func(a netip.Prefix) bool { return a.Bits() <= p.Bits() && a.Contains(p.Addr()) })
 }
 
+// Needed lists the ranges without which a node cannot be a member. Networks besides
+// the default one can be left out on a host.
+func Needed(control netip.Prefix, networks []mesh.Network) []netip.Prefix {
+	ranges := []netip.Prefix{control}
+	for _, n := range networks {
+		if n.Name == mesh.DefaultNetwork {
+			ranges = append(ranges, n.Ranges()...)
+		}
+	}
+	return ranges
+}
+
 // Named makes uses of addresses from a configuration file or token, such as
 // those of seeds, each with an optional port. Host names are left out: they are
 // looked up anew at each try.

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -18,6 +20,8 @@ import (
 //	POST /v1/ping      PingRequest; answers a PingReply per line
 //	GET  /v1/config    a ConfigReply
 //	POST /v1/reload    a ReloadReply; 422 if the file is bad, and nothing changed
+//	GET  /v1/charter   a CharterReply
+//	POST /v1/charter   CharterRequest; {} when it is saved; 412 if it is not the next one
 //	POST /v1/leave     {} when the node has left and cleaned up
 //	POST /v1/down      {} when the host is clean
 //
@@ -44,6 +48,16 @@ type ConfigReply struct {
 	Config string `json:"config"` // as such a file
 }
 
+// CharterReply is the newest charter of the mesh.
+type CharterReply struct {
+	Charter []byte `json:"charter"` // as signed, in base64
+}
+
+// CharterRequest gives the daemon the charter that follows it.
+type CharterRequest struct {
+	Charter []byte `json:"charter"` // as signed, in base64
+}
+
 // ReloadReply is what became of each key that the file has otherwise than what
 // is in force.
 type ReloadReply struct {
@@ -61,6 +75,9 @@ type Change struct {
 	New   string `json:"new"` // in the file
 	Error string `json:"error,omitempty"`
 }
+
+// ErrCharter says that a charter is not the one that follows the newest.
+var ErrCharter = errors.New("charter refused")
 
 // Reasons for which a reload changes nothing.
 var (
@@ -83,14 +100,14 @@ type versionReply struct {
 	Version string `json:"version"`
 }
 
-// controlHandler serves the control API; streams end with stop.
-func controlHandler(stop context.Context, d Daemon, s Settings) http.Handler {
+// controlHandler serves the control API; streams end with stop. s and c may be nil.
+func controlHandler(stop context.Context, d Daemon, s Settings, c Charters) http.Handler {
 	mux := http.NewServeMux()
-	handle := func(method, path string, serve http.HandlerFunc) {
+	handle := func(methods, path string, serve http.HandlerFunc) {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
-			if r.Method != method {
-				w.Header().Set("Allow", method)
-				replyError(w, http.StatusMethodNotAllowed, fmt.Sprintf("%s takes %s", path, method))
+			if !slices.Contains(strings.Split(methods, ", "), r.Method) {
+				w.Header().Set("Allow", methods)
+				replyError(w, http.StatusMethodNotAllowed, fmt.Sprintf("%s takes %s", path, methods))
 				return
 			}
 			r.Body = http.MaxBytesReader(w, r.Body, maxBody)
@@ -108,6 +125,9 @@ func controlHandler(stop context.Context, d Daemon, s Settings) http.Handler {
 	if s != nil {
 		handle(http.MethodGet, "/v1/config", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, s.Config()) })
 		handle(http.MethodPost, "/v1/reload", func(w http.ResponseWriter, r *http.Request) { serveReload(s, w, r) })
+	}
+	if c != nil {
+		handle("GET, POST", charterPath, func(w http.ResponseWriter, r *http.Request) { serveCharter(c, w, r) })
 	}
 	handle(http.MethodPost, "/v1/leave", change(d.Leave))
 	handle(http.MethodPost, "/v1/down", change(d.Down))
@@ -160,6 +180,30 @@ func serveReload(s Settings, w http.ResponseWriter, r *http.Request) {
 			*list = notNil(*list)
 		}
 		reply(w, http.StatusOK, answer)
+	}
+}
+
+func serveCharter(c Charters, w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodGet {
+		reply(w, http.StatusOK, CharterReply{c.Charter()})
+		return
+	}
+	var req CharterRequest
+	decoder := json.NewDecoder(r.Body)
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&req); err != nil {
+		replyError(w, http.StatusBadRequest, fmt.Sprintf("read request: %v", err))
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changeTimeout)
+	defer cancel()
+	switch err := c.SetCharter(ctx, req.Charter); {
+	case errors.Is(err, ErrCharter):
+		replyError(w, http.StatusPreconditionFailed, err.Error())
+	case err != nil:
+		replyError(w, http.StatusInternalServerError, err.Error())
+	default:
+		reply(w, http.StatusOK, struct{}{})
 	}
 }
 

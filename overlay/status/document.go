@@ -32,19 +32,44 @@ const Version = 1
 
 // Document is what a node says of itself and its peers.
 type Document struct {
-	Version int        `json:"version"`
-	Mesh    Mesh       `json:"mesh"`
-	State   mesh.State `json:"state"`
-	Node    Node       `json:"node"`
-	Engine  Engine     `json:"engine"`
-	Peers   []Peer     `json:"peers"` // every other member, sorted by name and ID
-	Health  []Finding  `json:"health"`
+	Version  int        `json:"version"`
+	Mesh     Mesh       `json:"mesh"`
+	State    mesh.State `json:"state"` // by the lease in the network "default"
+	Networks []Network  `json:"networks"`
+	Node     Node       `json:"node"`
+	Engine   Engine     `json:"engine"`
+	Peers    []Peer     `json:"peers"` // every other member, sorted by name and ID
+	Health   []Finding  `json:"health"`
 }
 
 // Mesh names the mesh.
 type Mesh struct {
 	ID   mesh.ID `json:"id"`
 	Name string  `json:"name"`
+}
+
+// Network is one address plan of the mesh.
+type Network struct {
+	Name    string  `json:"name"`
+	Ranges  []Range `json:"ranges"`  // one per address family, IPv4 first
+	Subnets int     `json:"subnets"` // for so many nodes there is room
+}
+
+// Range is one of a network's ranges, cut into a subnet for each node.
+type Range struct {
+	Prefix    netip.Prefix `json:"prefix"`
+	SubnetLen int          `json:"subnet_len"`
+}
+
+// NewNetwork gives the document's form of a network.
+func NewNetwork(n mesh.Network) Network {
+	out := Network{Name: n.Name, Subnets: n.Slots()}
+	for _, r := range []Range{{n.IPv4, n.IPv4Len}, {n.IPv6, n.IPv6Len}} {
+		if r.Prefix.IsValid() {
+			out.Ranges = append(out.Ranges, r)
+		}
+	}
+	return out
 }
 
 // Node is the node that speaks.
@@ -132,7 +157,7 @@ type Finding struct {
 // MarshalJSON writes lists as [] when they are empty.
 func (d Document) MarshalJSON() ([]byte, error) {
 	type plain Document // without this method
-	d.Peers, d.Health = notNil(d.Peers), notNil(d.Health)
+	d.Networks, d.Peers, d.Health = notNil(d.Networks), notNil(d.Peers), notNil(d.Health)
 	return json.Marshal(plain(d))
 }
 
@@ -153,6 +178,13 @@ func (n Node) MarshalJSON() ([]byte, error) {
 		ID *mesh.NodeID `json:"id"`
 		plain
 	}{known(n.ID), plain(n)})
+}
+
+// MarshalJSON writes lists as [] when they are empty.
+func (n Network) MarshalJSON() ([]byte, error) {
+	type plain Network
+	n.Ranges = notNil(n.Ranges)
+	return json.Marshal(plain(n))
 }
 
 // MarshalJSON writes maps as {} when they are empty.

@@ -51,7 +51,11 @@ func example() *status.Document {
 	id := mesh.ID{9}
 	node := func(n byte) *netip.Addr { return new(mesh.ControlAddr(id, mesh.NodeID{n})) }
 	return &status.Document{
-		Version: status.Version, State: mesh.Ready, Mesh: status.Mesh{ID: id, Name: "home"},
+		Version: status.Version, Networks: []status.Network{status.NewNetwork(mesh.Network{
+			Name: "default", IPv4: netip.MustParsePrefix("10.86.0.0/16"), IPv4Len: 24,
+			IPv6: netip.MustParsePrefix("fd12:3456:789a::/48"), IPv6Len: 64,
+		})},
+		State: mesh.Ready, Mesh: status.Mesh{ID: id, Name: "home"},
 		Node: status.Node{
 			ID: mesh.NodeID{1}, Name: "alpha", Epoch: 7, Control: node(1),
 			Leases: []status.Lease{lease("10.86.17.0/24", "fd12:3456:789a:11::/64")},

@@ -48,12 +48,23 @@ type Settings interface {
 	Reload(ctx context.Context) (ReloadReply, error)
 }
 
+// Charters is where the charter of the mesh is. Its methods are called from many
+// goroutines.
+type Charters interface {
+	// Charter gives the newest one, as signed.
+	Charter() []byte
+	// SetCharter takes the one that follows it, and returns when it is saved. It
+	// fails with [ErrCharter] if it is not that.
+	SetCharter(ctx context.Context, raw []byte) error
+}
+
 // Options of a [Server].
 type Options struct {
 	Control  string // path of the unix socket
 	HTTP     string // host:port of /metrics, /healthz and /readyz, until SetHTTP; empty: none
 	Daemon   Daemon
 	Settings Settings // nil: nobody can ask for the configuration
+	Charters Charters // nil: nobody can ask for the charter
 	Log      *slog.Logger
 }
 
@@ -87,8 +98,10 @@ const (
 	writeTimeout  = 10 * time.Second // of an answer, or of one line of a stream
 	shutdownGrace = 2 * time.Second  // for answers that are on their way when the daemon ends
 	maxHeader     = 8 << 10
-	maxBody       = 4 << 10
+	maxBody       = 16 << 10 // the largest signed object (8 KiB) in base64, and some
 )
+
+const charterPath = "/v1/charter"
 
 // Run listens and serves until ctx ends, then lets running answers finish for a
 // moment. It fails with [ErrInUse] when somebody else listens there.
@@ -115,7 +128,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	srv := newHTTPServer(controlHandler(ctx, s.opt.Daemon, s.opt.Settings), s.opt.Log)
+	srv := newHTTPServer(controlHandler(ctx, s.opt.Daemon, s.opt.Settings, s.opt.Charters), s.opt.Log)
 	failed := make(chan error, 2)
 	var serving sync.WaitGroup
 	serving.Go(func() { failed <- srv.Serve(control) })
