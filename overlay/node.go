@@ -55,6 +55,14 @@ type Host interface {
 	Underlay(ctx context.Context, exclude ...netip.Prefix) (tun.Underlay, error)
 }
 
+// Firewall is this host's packet filter.
+type Firewall interface {
+	reconcile.Firewall
+	// Watch signals whenever tables, chains or rules have changed, as that of a
+	// Host does.
+	Watch(ctx context.Context, changed chan<- struct{}) error
+}
+
 // Engine carries packets; see package tunnel for what it must do.
 type Engine interface {
 	reconcile.Tunnel
@@ -75,6 +83,7 @@ type Options struct {
 	Mesh      Mesh
 	Host      Host
 	NewEngine func() (Engine, error) // with a TUN device of its own
+	Firewall  Firewall               // nil: networks are not kept apart
 
 	Link       string           // name of the TUN device
 	MTU        int              // until SetMTU; 0: from the underlay
@@ -129,7 +138,7 @@ func New(opt Options) *Node {
 	n.mtuSet.Store(int64(opt.MTU))
 	n.advertise.Store(&opt.Advertise)
 	n.data = newDataPlane(opt.NewEngine, opt.Log)
-	n.loop = reconcile.New(n.data, opt.Host, opt.Log)
+	n.loop = reconcile.New(n.data, opt.Host, opt.Firewall, opt.Log)
 	n.data.changed = n.loop.Kick
 	n.prober = probe.New(opt.Log, opt.ListenProbe)
 	return n
@@ -197,6 +206,9 @@ func (n *Node) Run(ctx context.Context) error {
 		start(n.prober.Run)
 		start(n.follow)
 		start(func(ctx context.Context) error { return n.opt.Host.Watch(ctx, events) })
+		if f := n.opt.Firewall; f != nil {
+			start(func(ctx context.Context) error { return f.Watch(ctx, events) })
+		}
 		start(func(ctx context.Context) error { return n.watch(ctx, events) })
 		start(n.awaitReady)
 		ended(nil)
@@ -223,10 +235,16 @@ func (n *Node) Run(ctx context.Context) error {
 func (n *Node) clear() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
+	var errs []error
 	if err := n.opt.Host.Apply(ctx, tun.HostState{}); err != nil {
-		return fmt.Errorf("clear host network: %w", err)
+		errs = append(errs, fmt.Errorf("clear host network: %w", err))
 	}
-	return nil
+	if f := n.opt.Firewall; f != nil {
+		if err := f.Apply(ctx, tun.Rules{}); err != nil {
+			errs = append(errs, fmt.Errorf("clear firewall: %w", err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Down removes everything that is ours from the host and ends Run. It returns

@@ -16,7 +16,17 @@ type HostState struct {
 	MTU        int            // of the TUN device, in bytes
 	Addresses  []netip.Prefix // on the TUN device
 	Routes     []Route
+	Bridges    []Bridge
 	Forwarding bool // the kernel forwards packets between interfaces
+}
+
+// Bridge is what the containers of one network share.
+type Bridge struct {
+	Name string // starts with BridgePrefix
+	MTU  int    // in bytes
+	// Addresses are the host's own, with the length of the subnet that is on the
+	// bridge: the kernel adds the route to that.
+	Addresses []netip.Prefix
 }
 
 // Route is one of our routes. All carry our route protocol number, which is how
@@ -64,6 +74,13 @@ func (s HostState) Normal() HostState {
 	slices.SortFunc(s.Addresses, netip.Prefix.Compare)
 	s.Routes = slices.Clone(s.Routes)
 	slices.SortFunc(s.Routes, Route.Compare)
+	s.Bridges = slices.Clone(s.Bridges)
+	for i := range s.Bridges {
+		b := &s.Bridges[i]
+		b.Addresses = slices.Clone(b.Addresses)
+		slices.SortFunc(b.Addresses, netip.Prefix.Compare)
+	}
+	slices.SortFunc(s.Bridges, func(a, b Bridge) int { return strings.Compare(a.Name, b.Name) })
 	return s
 }
 
@@ -79,6 +96,12 @@ func (s HostState) String() string {
 	}
 	for _, r := range s.Routes {
 		fmt.Fprintf(&b, "route add %s\n", strings.ReplaceAll(r.String(), "DEV", s.Link))
+	}
+	for _, br := range s.Bridges {
+		fmt.Fprintf(&b, "link set %s type bridge up mtu %d\n", br.Name, br.MTU)
+		for _, a := range br.Addresses {
+			fmt.Fprintf(&b, "addr add %s dev %s\n", a, br.Name)
+		}
 	}
 	if s.Forwarding {
 		b.WriteString("sysctl forwarding=1\n")

@@ -19,6 +19,7 @@ import (
 type Plan struct {
 	Tunnel tunnel.Config
 	Host   tun.HostState
+	Rules  tun.Rules
 	Health []mesh.Finding // about members whose wishes were not granted
 }
 
@@ -29,6 +30,21 @@ type Options struct {
 	// NoIPv6 leaves out what the kernel cannot do. Such a host carries IPv4 and
 	// has no control address.
 	NoIPv6 bool
+	// Containers are those of this host, by the names of their networks.
+	Containers map[string]Containers
+}
+
+// Containers are what a network has on this host besides the host itself.
+type Containers struct {
+	Bridge string   // which they share; empty: none does
+	Ports  []string // host ends of those that share none
+}
+
+func (c Containers) links() []string {
+	if c.Bridge == "" {
+		return slices.Clone(c.Ports)
+	}
+	return append([]string{c.Bridge}, c.Ports...)
 }
 
 // Build makes the plan for the node whose view is given.
@@ -37,7 +53,9 @@ type Options struct {
 //	mesh range      ── dev mesh0, from our address in our lease; only while it is held
 //	both            ── unreachable behind that, for when the device is gone
 //	our own lease   ── unreachable: what has no owner on this host stops here
+//	  with a bridge ── the bridge, also while the lease is quarantined
 //
+// The firewall keeps the networks apart, also where this node holds no lease.
 // A node that has left wants nothing.
 func Build(view *mesh.View, opt Options) Plan {
 	self, member := view.Node(view.Self)
@@ -58,9 +76,15 @@ func Build(view *mesh.View, opt Options) Plan {
 		}
 		p.addPeers(view, self)
 	}
+	p.Host.Bridges = bridges(view, self, opt)
+	p.Rules = rules(view, self, opt)
 	if opt.NoIPv6 {
 		p.Host.Addresses = slices.DeleteFunc(p.Host.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() })
 		p.Host.Routes = slices.DeleteFunc(p.Host.Routes, func(r tun.Route) bool { return r.Dst.Addr().Is6() })
+		for i := range p.Host.Bridges {
+			b := &p.Host.Bridges[i]
+			b.Addresses = slices.DeleteFunc(b.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() })
+		}
 	}
 	p.Host = p.Host.Normal()
 	return p

@@ -30,6 +30,11 @@ type Host interface {
 	Apply(ctx context.Context, want tun.HostState) error
 }
 
+// Firewall is the kernel's packet filter.
+type Firewall interface {
+	Apply(ctx context.Context, want tun.Rules) error
+}
+
 // Timers.
 const (
 	firstRetry = 100 * time.Millisecond
@@ -44,7 +49,7 @@ type Loop struct {
 	adapters []*adapter // fixed at construction, in the order of application
 	log      *slog.Logger
 	kick     chan struct{} // everything is due
-	repair   chan struct{} // the host is due
+	repair   chan struct{} // the kernel is due
 
 	mu      sync.Mutex // guards all below, and the adapters' err
 	want    *plan.Plan
@@ -54,8 +59,9 @@ type Loop struct {
 
 // The names of the adapters.
 const (
-	tunnelName = "tunnel"
-	hostName   = "host network"
+	tunnelName   = "tunnel"
+	firewallName = "firewall"
+	hostName     = "host network"
 )
 
 // adapter is one thing to keep as planned.
@@ -73,9 +79,9 @@ type adapter struct {
 	applied uint64 // version of the plan that was applied last
 }
 
-// New builds the loop.
-func New(t Tunnel, h Host, log *slog.Logger) *Loop {
-	return &Loop{
+// New builds the loop. Without a firewall, nil, rules are not applied.
+func New(t Tunnel, h Host, f Firewall, log *slog.Logger) *Loop {
+	l := &Loop{
 		log: log, changed: make(chan struct{}, 1), kick: make(chan struct{}, 1), repair: make(chan struct{}, 1),
 		adapters: []*adapter{
 			// The tunnel first, so that no route leads to a peer it does not know.
@@ -91,6 +97,14 @@ func New(t Tunnel, h Host, log *slog.Logger) *Loop {
 			},
 		},
 	}
+	if f != nil { // before the host: what makes it forward comes after what forbids
+		l.adapters = slices.Insert(l.adapters, 1, &adapter{
+			name:  firewallName,
+			apply: func(ctx context.Context, p *plan.Plan) error { return f.Apply(ctx, p.Rules) },
+			part:  func(p *plan.Plan) any { return p.Rules },
+		})
+	}
+	return l
 }
 
 // Set replaces the plan. An adapter whose part is as before has nothing to do,
@@ -111,8 +125,8 @@ func (l *Loop) Set(p *plan.Plan) {
 // Kick applies the plan again: the engine is another one.
 func (l *Loop) Kick() { l.signal(l.kick) }
 
-// Repair applies the host's part of the plan again: the kernel has changed,
-// which the tunnel does not see.
+// Repair applies the parts of the kernel again, which has changed: the tunnel does
+// not see that.
 func (l *Loop) Repair() { l.signal(l.repair) }
 
 func (l *Loop) signal(c chan struct{}) {
@@ -163,9 +177,9 @@ func (l *Loop) Run(ctx context.Context) error {
 			return nil
 		case <-l.changed:
 		case <-l.kick:
-			l.due(tunnelName, hostName)
+			l.due(tunnelName, firewallName, hostName)
 		case <-l.repair:
-			l.due(hostName)
+			l.due(firewallName, hostName)
 		case <-timer.C:
 		}
 		timer.Reset(l.round(ctx))

@@ -47,7 +47,7 @@ func (f *fake[W]) count() int {
 func run(t *testing.T, tunnelFails, hostFails int, test func(*reconcile.Loop, *fake[tunnel.Config], *fake[tun.HostState])) {
 	synctest.Test(t, func(t *testing.T) {
 		tunnels, host := &fake[tunnel.Config]{fails: tunnelFails}, &fake[tun.HostState]{fails: hostFails}
-		loop := reconcile.New(tunnels, host, slog.New(slog.DiscardHandler))
+		loop := reconcile.New(tunnels, host, nil, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- loop.Run(ctx) }()
@@ -161,5 +161,35 @@ func TestSamePartIsNotApplied(t *testing.T) {
 		set(&plan.Plan{Host: tun.HostState{Link: "mesh0"}, Health: []mesh.Finding{{Code: "overlap"}}}, true, 1, 1)
 		set(planFor("mesh1"), false, 1, 2)
 		set(&plan.Plan{Host: tun.HostState{Link: "mesh1"}, Tunnel: tunnel.Config{Inside: []netip.Prefix{{}}}}, false, 2, 2)
+	})
+}
+
+func TestFirewall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tunnels, host, firewall := &fake[tunnel.Config]{}, &fake[tun.HostState]{}, &fake[tun.Rules]{fails: 1}
+		loop := reconcile.New(tunnels, host, firewall, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- loop.Run(ctx) }()
+		loop.Set(&plan.Plan{Rules: tun.Rules{Link: "mesh0"}})
+		synctest.Wait()
+		if p := loop.Problems(); len(p) != 1 || p[0].Adapter != "firewall" || loop.Settled() || host.count() != 1 {
+			t.Errorf("problems %v, settled %t, host applied %d times; the firewall alone should fail", p, loop.Settled(), host.count())
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if firewall.last.Link != "mesh0" || !loop.Settled() {
+			t.Errorf("rules %+v, settled %t after it came round", firewall.last, loop.Settled())
+		}
+		before := firewall.count()
+		loop.Repair()
+		synctest.Wait()
+		if firewall.count() != before+1 || tunnels.count() != 1 {
+			t.Errorf("a repair applied rules %d times, want once more than %d", firewall.count(), before)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
 	})
 }

@@ -32,8 +32,9 @@ func diff(have state, want tun.HostState) ([]op, error) {
 	want, lacking := possible(have, want)
 	ops := sysctlOps(have, want)
 	ops = append(ops, linkOps(have, want)...)
+	bridgeOps, deletions := bridgeDiff(have, want)
+	ops = append(ops, bridgeOps...)
 
-	var deletions []op
 	if have.link.name != "" {
 		for _, a := range want.Addresses {
 			if !slices.Contains(have.addrs, a) {

@@ -159,6 +159,15 @@ func (n *Net) Cleanup(ctx context.Context) (removed []string, err error) {
 		if err != nil {
 			return err
 		}
+		links, err := k.links()
+		if err != nil {
+			return err
+		}
+		for _, l := range links {
+			if isPort(l) {
+				ops = append(ops, delLink{l})
+			}
+		}
 		for _, op := range ops {
 			removed = append(removed, op.String())
 		}

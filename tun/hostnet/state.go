@@ -20,6 +20,8 @@ type state struct {
 	routes []route        // with our protocol
 	sysctl sysctls
 	stuck  map[string]bool // the keys of sysctl that are not ours to change
+
+	bridges []bridge // all that are ours
 }
 
 // link is the TUN device; zero: not there.
@@ -124,6 +126,9 @@ func (k kernel) read(name string) (state, error) {
 	}
 	for _, r := range routes {
 		s.routes = append(s.routes, fromNetlink(r, names))
+	}
+	if s.bridges, err = k.bridges(links); err != nil {
+		return s, err
 	}
 	if s.sysctl, err = k.sysctl.read(s.link.name); err != nil {
 		return s, err

@@ -1,0 +1,54 @@
+package plan_test
+
+import (
+	"net/netip"
+	"path/filepath"
+	"testing"
+
+	"meshd/mesh"
+	"meshd/overlay/plan"
+)
+
+func TestContainers(t *testing.T) {
+	web := mesh.Network{Name: "web", IPv4: netip.MustParsePrefix("10.87.0.0/16"), IPv4Len: 26}
+	of := func(n mesh.Node, slot int, state mesh.LeaseState) mesh.Node {
+		n.Leases = append(n.Leases, mesh.Lease{Network: "web", Prefixes: web.Slot(slot), State: state})
+		return n
+	}
+	beta := of(node(2, "beta", 80, mesh.Held), 7, mesh.Held)
+	both := map[string]plan.Containers{"default": {Bridge: "mbr-default"}, "web": {Bridge: "mbr-web", Ports: []string{"mv-b", "mv-a"}}}
+	for name, c := range map[string]struct {
+		self   mesh.Node
+		opt    plan.Options
+		member bool
+	}{
+		"none":        {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Held), plan.Options{}, true},
+		"both":        {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Held), plan.Options{Containers: both}, true},
+		"both_ipv4":   {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Held), plan.Options{Containers: both, NoIPv6: true}, true},
+		"ports_alone": {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Held), plan.Options{Containers: map[string]plan.Containers{"web": {Ports: []string{"mv-a"}}}}, true},
+		"no_lease":    {node(1, "alpha", 17, mesh.Held), plan.Options{Containers: both}, true},
+		"pending":     {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Pending), plan.Options{Containers: both}, true},
+		"quarantined": {of(node(1, "alpha", 17, mesh.Held), 7, mesh.Quarantined), plan.Options{Containers: both}, true},
+		"stranger":    {node(9, "stranger", -1, 0), plan.Options{Containers: both}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := view(mesh.Ready, beta)
+			if c.member {
+				v = view(mesh.Ready, c.self, beta)
+			}
+			v.Networks = append(v.Networks, web)
+			c.opt.Link, c.opt.MTU = "mesh0", 1420
+			p := plan.Build(v, c.opt)
+			golden(t, filepath.Join("testdata", "containers_"+name+".txt"), p.Host.String()+p.Rules.String())
+		})
+	}
+}
+
+// Whoever has left keeps nothing, containers or not.
+func TestLeftWithContainers(t *testing.T) {
+	v := view(mesh.Left, node(1, "alpha", 17, mesh.Released), node(2, "beta", 80, mesh.Held))
+	p := plan.Build(v, plan.Options{Link: "mesh0", Containers: map[string]plan.Containers{"default": {Bridge: "mbr-default"}}})
+	if !p.Rules.IsZero() || p.Host.String() != "" {
+		t.Errorf("wants %s%s, want nothing", p.Host, p.Rules)
+	}
+}

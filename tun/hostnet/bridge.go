@@ -1,0 +1,142 @@
+//go:build linux
+
+package hostnet
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+
+	"meshd/tun"
+)
+
+// bridge is a network's bridge on this host. Whatever bridge is named like ours
+// is ours.
+type bridge struct {
+	name  string
+	mtu   int
+	up    bool
+	addrs []netip.Prefix // but for link-local ones
+	ports int
+}
+
+func (k kernel) bridges(links []netlink.Link) ([]bridge, error) {
+	var all []bridge
+	for _, l := range links {
+		a := l.Attrs()
+		if l.Type() != "bridge" || !strings.HasPrefix(a.Name, tun.BridgePrefix) {
+			continue
+		}
+		b := bridge{name: a.Name, mtu: a.MTU, up: a.Flags&net.FlagUp != 0}
+		for _, port := range links {
+			if port.Attrs().MasterIndex == a.Index {
+				b.ports++
+			}
+		}
+		addrs, err := k.addrs(l)
+		if err != nil {
+			return nil, err
+		}
+		for _, addr := range addrs {
+			if p := prefix(addr.IPNet); !p.Addr().IsLinkLocalUnicast() {
+				b.addrs = append(b.addrs, p)
+			}
+		}
+		all = append(all, b)
+	}
+	return all, nil
+}
+
+// bridgeDiff lists what makes the bridges as wanted, and what removes others. One
+// that has ports is kept, for containers would lose each other: whoever removes
+// those wants it gone, or wants nothing at all.
+func bridgeDiff(have state, want tun.HostState) (ops, deletions []op) {
+	there := map[string]bridge{}
+	for _, b := range have.bridges {
+		there[b.name] = b
+	}
+	nothing := want.Link == "" && len(want.Routes) == 0 && len(want.Bridges) == 0
+	wanted := map[string]bool{}
+	for _, w := range want.Bridges {
+		wanted[w.Name] = true
+		b, ok := there[w.Name]
+		if !ok {
+			ops = append(ops, addBridge{w.Name})
+		}
+		l := link{name: w.Name}
+		if w.MTU != 0 && b.mtu != w.MTU {
+			ops = append(ops, setLink{l, "mtu", w.MTU})
+		}
+		if !b.up {
+			ops = append(ops, setLink{l, "up", 1})
+		}
+		for _, a := range w.Addresses {
+			if !slices.Contains(b.addrs, a) {
+				ops = append(ops, addSubnet{l, a})
+			}
+		}
+		for _, a := range b.addrs {
+			if !slices.Contains(w.Addresses, a) {
+				deletions = append(deletions, delAddr{l, a})
+			}
+		}
+	}
+	for _, b := range have.bridges {
+		if !wanted[b.name] && (b.ports == 0 || nothing) {
+			deletions = append(deletions, delBridge{b.name})
+		}
+	}
+	return ops, deletions
+}
+
+type (
+	addBridge struct{ name string }
+	delBridge struct{ name string }
+	addSubnet struct {
+		link
+		addr netip.Prefix
+	}
+)
+
+func (o addBridge) String() string { return "ip link add " + o.name + " type bridge mcast_snooping 0" }
+func (o delBridge) String() string { return "ip link del " + o.name }
+func (o addSubnet) String() string { return fmt.Sprintf("ip addr add %s dev %s", o.addr, o.name) }
+
+func (o addBridge) do(k kernel) error {
+	snooping := false // nobody queries, and neighbours of IPv6 are found by multicast
+	b := &netlink.Bridge{LinkAttrs: attributes(o.name), MulticastSnooping: &snooping}
+	// Its own address, or it takes the lowest of its ports, and containers have
+	// learned another one.
+	b.HardwareAddr = macOf(o.name)
+	if err := k.LinkAdd(b); err != nil {
+		return err
+	}
+	// It needs a link-local address to find its neighbours, at once, and has no
+	// router there.
+	return k.configure6(o.name, "accept_dad=0", "accept_ra=0", "autoconf=0")
+}
+
+func (o delBridge) do(k kernel) error {
+	return k.LinkDel(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: o.name}})
+}
+
+// do adds the address with the route to its subnet. Nobody else has it there:
+// containers get others from the same daemon.
+func (o addSubnet) do(k kernel) error {
+	flags := 0
+	if o.addr.Addr().Is6() {
+		flags = noDAD
+	}
+	return k.AddrAdd(o.link.netlink(), &netlink.Addr{IPNet: ipNet(o.addr), Flags: flags, Broadcast: net.IPv4zero})
+}
+
+// macOf gives a locally administered MAC address that is the same each time.
+func macOf(name string) net.HardwareAddr {
+	sum := sha256.Sum256([]byte(name))
+	return append(net.HardwareAddr{0x02}, sum[:5]...)
+}

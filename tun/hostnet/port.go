@@ -1,0 +1,251 @@
+//go:build linux
+
+package hostnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"meshd/tun"
+)
+
+const noDAD = unix.IFA_F_NODAD
+
+// AddPort makes a port, and a bare bridge for it if there is none, so. What is
+// right stays as it is, wherever the other end has gone; half a port is completed.
+// A pair whose other end is elsewhere keeps it.
+func (n *Net) AddPort(ctx context.Context, p tun.Port) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	err := n.with(func(k kernel) error {
+		switch p.Kind {
+		case tun.PortMACVLAN, tun.PortIPVLAN:
+			return k.addSlave(p)
+		case tun.PortBridge, tun.PortPTP:
+			return k.addPair(p)
+		}
+		return fmt.Errorf("kind %q is unknown", p.Kind)
+	})
+	if err != nil {
+		return fmt.Errorf("add port %s: %w", p.Peer, err)
+	}
+	n.log.Debug("port added", "kind", p.Kind, "name", p.Name, "peer", p.Peer)
+	return nil
+}
+
+// DelPort removes a port by the names of its ends, wherever the other end has
+// gone. If there is none, that is fine.
+func (n *Net) DelPort(ctx context.Context, p tun.Port) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return n.with(func(k kernel) error {
+		for _, name := range []string{p.Name, p.Peer} {
+			if name == "" {
+				continue
+			}
+			// Both ends of a pair go at once. ENODEV: with its container, just now.
+			l, err := k.find(name)
+			if err == nil && l != nil {
+				if err = k.LinkDel(l); errors.Is(err, unix.ENODEV) {
+					err = nil
+				}
+			}
+			if err != nil {
+				return fmt.Errorf("remove port %s: %w", name, err)
+			}
+		}
+		return nil
+	})
+}
+
+// Ports lists the names of all host ends that are there.
+func (n *Net) Ports(ctx context.Context) (names []string, err error) {
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	err = n.with(func(k kernel) error {
+		links, err := k.links()
+		for _, l := range links {
+			if isPort(l) {
+				names = append(names, l.Attrs().Name)
+			}
+		}
+		return err
+	})
+	return names, err
+}
+
+func isPort(l netlink.Link) bool {
+	return l.Type() == "veth" && strings.HasPrefix(l.Attrs().Name, tun.PortPrefix)
+}
+
+// find gives the link of that name, nil if there is none.
+func (k kernel) find(name string) (netlink.Link, error) {
+	l, err := k.LinkByName(name)
+	if _, missing := errors.AsType[netlink.LinkNotFoundError](err); missing {
+		return nil, nil
+	}
+	return l, err
+}
+
+// addPair makes a pair of links whose host end is on the bridge, or routed to.
+func (k kernel) addPair(p tun.Port) error {
+	mac, err := net.ParseMAC(p.MAC)
+	if err != nil {
+		return err
+	}
+	if err := k.makePair(p, mac); err != nil {
+		return err
+	}
+	l, err := k.LinkByName(p.Name)
+	if err != nil {
+		return err
+	}
+	if err := k.quiet(p); err != nil {
+		return err
+	}
+	if p.Kind == tun.PortBridge {
+		if err := k.putOn(l, p.Parent); err != nil {
+			return err
+		}
+	}
+	if err := k.LinkSetUp(l); err != nil {
+		return fmt.Errorf("set %s up: %w", p.Name, err)
+	}
+	if p.Kind == tun.PortPTP {
+		return k.routeTo(l, p.Addresses)
+	}
+	return nil
+}
+
+func (k kernel) makePair(p tun.Port, mac net.HardwareAddr) error {
+	l, err := k.find(p.Name)
+	switch {
+	case err != nil:
+		return err
+	case l != nil && l.Type() != "veth":
+		return fmt.Errorf("%s is there and is a %s: %w", p.Name, l.Type(), unix.EEXIST)
+	case l != nil:
+		return nil
+	}
+	attrs := attributes(p.Name)
+	attrs.MTU = p.MTU
+	if p.Kind == tun.PortBridge {
+		// A port with the lowest address would give it to a bridge that has none.
+		attrs.HardwareAddr = macOf(p.Name)
+	}
+	return k.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: p.Peer, PeerHardwareAddr: mac, PeerMTU: uint32(p.MTU)})
+}
+
+// quiet keeps the host end from having an address of its own: what a container
+// says about routers and prefixes is not for its host.
+func (k kernel) quiet(p tun.Port) error {
+	settings := []string{"accept_ra=0", "autoconf=0"}
+	if p.Kind == tun.PortBridge {
+		settings = append(settings, "disable_ipv6=1") // the bridge speaks for all
+	}
+	return k.configure6(p.Name, settings...)
+}
+
+// configure6 sets sysctls of a link's IPv6, as far as they are there and ours to
+// change.
+func (k kernel) configure6(link string, settings ...string) error {
+	for _, s := range settings {
+		key, value, _ := strings.Cut(s, "=")
+		path := conf("ipv6", link, key)
+		have := sysctls{}
+		if err := k.sysctl.add(have, []string{path}); err != nil {
+			return err
+		}
+		if old, ok := have[path]; !ok || old == value || k.sysctl.stuck(path, old) {
+			continue
+		}
+		if err := k.sysctl.set(path, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// putOn makes the link a port of a bridge.
+func (k kernel) putOn(l netlink.Link, name string) error {
+	b, err := k.find(name)
+	if err == nil && b == nil {
+		if err = (addBridge{name}).do(k); err == nil || errors.Is(err, unix.EEXIST) {
+			b, err = k.LinkByName(name)
+		}
+		if err == nil {
+			err = k.LinkSetUp(b)
+		}
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("make bridge %s: %w", name, err)
+	case b.Type() != "bridge":
+		return fmt.Errorf("%s is a %s, no bridge: %w", name, b.Type(), unix.EEXIST)
+	case l.Attrs().MasterIndex == b.Attrs().Index:
+		return nil
+	}
+	if err := k.LinkSetMaster(l, b); err != nil {
+		return fmt.Errorf("put %s on %s: %w", l.Attrs().Name, name, err)
+	}
+	return nil
+}
+
+// routeTo leads addresses to a link.
+func (k kernel) routeTo(l netlink.Link, addrs []netip.Addr) error {
+	for _, a := range addrs {
+		r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(netip.PrefixFrom(a, a.BitLen()))}
+		if a.Is4() {
+			r.Scope = netlink.SCOPE_LINK // there is no gateway
+		}
+		if err := k.RouteReplace(r); err != nil {
+			return fmt.Errorf("route %s to %s: %w", a, l.Attrs().Name, err)
+		}
+	}
+	return nil
+}
+
+// addSlave makes a link on a physical one. Once it is in its container nothing
+// here tells whether it is there, and a second one of its name is made in vain.
+func (k kernel) addSlave(p tun.Port) error {
+	if l, err := k.find(p.Peer); err != nil || l != nil {
+		return err
+	}
+	parent, err := k.LinkByName(p.Parent)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", p.Parent, err)
+	}
+	if p.MTU > parent.Attrs().MTU {
+		p.MTU = parent.Attrs().MTU // it takes no more
+	}
+	attrs := attributes(p.Peer)
+	attrs.ParentIndex, attrs.MTU = parent.Attrs().Index, p.MTU
+	if p.Kind == tun.PortIPVLAN {
+		return k.LinkAdd(&netlink.IPVlan{LinkAttrs: attrs, Mode: netlink.IPVLAN_MODE_L2})
+	}
+	if attrs.HardwareAddr, err = net.ParseMAC(p.MAC); err != nil {
+		return err
+	}
+	return k.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE})
+}
+
+// attributes are those of a new link, with the kernel's own queue.
+func attributes(name string) netlink.LinkAttrs {
+	a := netlink.NewLinkAttrs()
+	a.Name = name
+	return a
+}

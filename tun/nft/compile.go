@@ -1,0 +1,149 @@
+//go:build linux
+
+package nft
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
+	"meshd/tun"
+)
+
+// Names of chains and sets.
+const (
+	fromMesh, toMesh       = "from_mesh", "to_mesh"
+	fromOthers             = "from_others"
+	fromSegment, toSegment = "from-", "to-" // and the segment's name; it may be "mesh"
+	linksOf                = "links-"       // a set, and the segment's name
+)
+
+// Where the kernel enters our chains.
+var (
+	// Before connections are tracked and destinations translated: what is dropped
+	// here costs little, and has the destination that its sender gave it.
+	arriving = &hook{nftables.ChainTypeFilter, nftables.ChainHookPrerouting, *nftables.ChainPriorityRaw, "raw"}
+	// Before other firewalls, so that they can let pass whatever is on our links.
+	passing = &hook{nftables.ChainTypeFilter, nftables.ChainHookForward, *nftables.ChainPriorityFilter - 10, "filter - 10"}
+	// With those of others; the first one that translates does it.
+	leaving = &hook{nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource - 5, "srcnat - 5"}
+)
+
+var (
+	linkLocal   = netip.MustParsePrefix("fe80::/10")
+	unspecified = netip.MustParsePrefix("::/128")
+)
+
+// ours are the names of all links of containers.
+var ours = []string{tun.BridgePrefix + "*", tun.PortPrefix + "*"}
+
+// compile says in rules of the kernel what is wanted.
+func compile(want tun.Rules) ruleset {
+	want = want.Normal()
+	prerouting := chain{name: "prerouting", hook: arriving, rules: []rule{jump(fromMesh, in(want.Link)), accept(in("lo"))}}
+	forward := chain{name: "forward", hook: passing, rules: []rule{jump(toMesh, out(want.Link))}}
+	postrouting := chain{name: "postrouting", hook: leaving}
+	others := chain{name: fromOthers}
+	segments := []chain{meshIn(want), meshOut(want)}
+	var all ruleset
+
+	for _, s := range want.Segments {
+		if len(s.Links) == 0 {
+			for _, p := range s.Own { // a bridge that somebody else made in our subnet
+				others.rules = append(others.rules, accept(from(p)))
+			}
+			continue
+		}
+		all.sets = append(all.sets, set{linksOf + s.Name, s.Links})
+		prerouting.rules = append(prerouting.rules, jump(fromSegment+s.Name, member{expr.MetaKeyIIFNAME, linksOf + s.Name}))
+		forward.rules = append(forward.rules, jump(toSegment+s.Name, member{expr.MetaKeyOIFNAME, linksOf + s.Name}))
+		segments = append(segments, segmentIn(s, want), segmentOut(s))
+		for _, p := range s.Own {
+			postrouting.rules = append(postrouting.rules, masquerade(from(p)))
+		}
+	}
+	others.rules = append(others.rules, drop())
+
+	for _, name := range ours {
+		prerouting.rules = append(prerouting.rules, drop(in(name)))
+		forward.rules = append(forward.rules, drop(out(name)))
+	}
+	stay := []rule{accept(out(want.Link)), accept(out("lo"))}
+	for _, r := range ranges(want) {
+		prerouting.rules = append(prerouting.rules, jump(fromOthers, from(r)))
+		stay = append(stay, accept(to(r)))
+	}
+	all.chains = []chain{prerouting, forward}
+	if len(postrouting.rules) > 0 {
+		postrouting.rules = append(stay, postrouting.rules...)
+		all.chains = append(all.chains, postrouting)
+	}
+	all.chains = append(append(all.chains, others), segments...)
+	return all
+}
+
+// meshIn is for what comes from the TUN device.
+func meshIn(want tun.Rules) chain {
+	c := chain{name: fromMesh}
+	for _, s := range want.Segments {
+		for _, r := range s.Ranges {
+			c.rules = append(c.rules, accept(from(r), to(r)))
+		}
+	}
+	c.rules = append(c.rules, drop())
+	return c
+}
+
+// meshOut is for what is forwarded into the TUN device.
+func meshOut(want tun.Rules) chain {
+	c := chain{name: toMesh}
+	for _, s := range want.Segments {
+		for _, own := range s.Own {
+			for _, r := range s.Ranges {
+				if r.Addr().Is4() == own.Addr().Is4() {
+					c.rules = append(c.rules, accept(from(own), to(r)))
+				}
+			}
+		}
+	}
+	c.rules = append(c.rules, accept(answered), accept(published), drop())
+	return c
+}
+
+// segmentIn is for what comes from the containers of a segment.
+func segmentIn(s tun.Segment, want tun.Rules) chain {
+	c := chain{name: fromSegment + s.Name}
+	for _, r := range ranges(want) {
+		if !slices.Contains(s.Ranges, r) {
+			c.rules = append(c.rules, drop(to(r)))
+		}
+	}
+	for _, p := range s.Own {
+		c.rules = append(c.rules, accept(from(p)))
+	}
+	// Neighbours are found by these, which the kernel forwards nowhere (RFC 4291,
+	// 2.5.2 and 2.5.6).
+	c.rules = append(c.rules, accept(from(linkLocal)), accept(from(unspecified)), drop())
+	return c
+}
+
+// segmentOut is for what is forwarded to the containers of a segment.
+func segmentOut(s tun.Segment) chain {
+	c := chain{name: toSegment + s.Name}
+	for _, r := range s.Ranges {
+		c.rules = append(c.rules, accept(from(r)))
+	}
+	c.rules = append(c.rules, accept(answered), accept(published), drop())
+	return c
+}
+
+// ranges lists those of all segments.
+func ranges(r tun.Rules) []netip.Prefix {
+	var all []netip.Prefix
+	for _, s := range r.Segments {
+		all = append(all, s.Ranges...)
+	}
+	return all
+}

@@ -1,0 +1,61 @@
+//go:build linux
+
+package nft
+
+import (
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"meshd/tun"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func pfxs(all ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range all {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
+// wants are what hosts may want, by the name of their golden file.
+func wants() map[string]tun.Rules {
+	control := tun.Segment{Name: "control", Ranges: pfxs("fdcc::/48"), Own: pfxs("fdcc::17/128")}
+	web := tun.Segment{
+		Name: "default", Ranges: pfxs("10.86.0.0/16", "fd86::/48"),
+		Own: pfxs("10.86.17.0/24", "fd86:0:0:11::/64"), Links: []string{"mbr-default", "mv-aaaaaaaaaa"},
+	}
+	db := tun.Segment{Name: "db", Ranges: pfxs("10.87.0.0/16"), Own: pfxs("10.87.3.0/26"), Links: []string{"mbr-db"}}
+	without := func(s tun.Segment) tun.Segment { s.Links = nil; return s }
+	return map[string]tun.Rules{
+		"no_containers": {Link: "mesh0", Segments: []tun.Segment{control, without(web)}},
+		"two_networks":  {Link: "mesh0", Segments: []tun.Segment{control, web, db}},
+		"one_of_two":    {Link: "mesh0", Segments: []tun.Segment{control, web, without(db)}},
+		"no_lease":      {Link: "mesh0", Segments: []tun.Segment{control, {Name: "db", Ranges: db.Ranges, Links: db.Links}}},
+	}
+}
+
+func TestCompile(t *testing.T) {
+	for name, want := range wants() {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join("testdata", name+".nft")
+			got := compile(want).String()
+			if *update {
+				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			golden, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(golden) {
+				t.Errorf("rules are\n%swant\n%s", got, golden)
+			}
+		})
+	}
+}

@@ -1,0 +1,331 @@
+//go:build linux
+
+package nft
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"github.com/google/nftables/xt"
+
+	"meshd/tun"
+	"meshd/tun/netns"
+)
+
+// kernel is a namespace with a firewall.
+type kernel struct {
+	*testing.T
+	ns *netns.NS
+	*Firewall
+}
+
+func newKernel(t *testing.T) kernel {
+	ns := netns.ForTest(t)
+	return kernel{t, ns, New(Options{Namespace: ns.Do})}
+}
+
+// do changes the kernel's rules as another program would.
+func (k kernel) do(change func(*nftables.Conn) error) {
+	k.Helper()
+	err := k.ns.Do(func() error {
+		c := new(nftables.Conn)
+		if err := change(c); err != nil {
+			return err
+		}
+		return c.Flush()
+	})
+	if err != nil {
+		k.Fatal(err)
+	}
+}
+
+// changes applies and gives what had to be done.
+func (k kernel) changes(want tun.Rules) []string {
+	k.Helper()
+	done, err := k.apply(k.Context(), want)
+	if err != nil {
+		k.Fatal(err)
+	}
+	return done
+}
+
+func TestApply(t *testing.T) {
+	for name, want := range wants() {
+		t.Run(name, func(t *testing.T) {
+			k := newKernel(t)
+			if done := k.changes(want); len(done) != 1 {
+				t.Errorf("applying to an empty kernel did %q, want one transaction", done)
+			}
+			for range 2 {
+				if done := k.changes(want); len(done) != 0 {
+					t.Errorf("applying the same again did %q, want nothing", done)
+				}
+			}
+			k.wantListing(want)
+			for other, rules := range wants() {
+				if done := k.changes(rules); (len(done) == 0) != (other == name) {
+					t.Errorf("%s after %s did %q", other, name, done)
+				}
+				k.changes(want)
+			}
+			if removed, err := k.Remove(t.Context()); err != nil || len(removed) != 1 {
+				t.Errorf("Remove = %q, %v", removed, err)
+			}
+			if removed, err := k.Remove(t.Context()); err != nil || len(removed) != 0 {
+				t.Errorf("Remove of nothing = %q, %v", removed, err)
+			}
+			k.do(func(c *nftables.Conn) error {
+				tables, err := c.ListTables()
+				if len(tables) != 0 {
+					t.Errorf("%d tables are left", len(tables))
+				}
+				return err
+			})
+		})
+	}
+}
+
+// wantListing has nft, which others wrote, read the table: the kernel has what
+// our text says.
+func (k kernel) wantListing(want tun.Rules) {
+	k.Helper()
+	program, err := exec.LookPath("nft")
+	if err != nil {
+		k.Log("not compared with what nft lists: ", err)
+		return
+	}
+	var out []byte
+	err = k.ns.Do(func() (err error) {
+		out, err = exec.CommandContext(k.Context(), program, "list", "table", "inet", TableName).CombinedOutput()
+		return err
+	})
+	if err != nil {
+		k.Fatalf("nft list: %v\n%s", err, out)
+	}
+	words := func(s string) string { return strings.Join(strings.Fields(s), " ") }
+	if got, text := words(string(out)), words(compile(want).String()); got != text {
+		k.Errorf("nft lists\n%s\nwant\n%s", out, compile(want))
+	}
+}
+
+func TestApplyRepairs(t *testing.T) {
+	want := wants()["two_networks"]
+	for name, damage := range map[string]func(*nftables.Conn) error{
+		"table deleted": func(c *nftables.Conn) error { c.DelTable(table); return nil },
+		"rules flushed": func(c *nftables.Conn) error { c.FlushTable(table); return nil },
+		"all flushed":   func(c *nftables.Conn) error { c.FlushRuleset(); return nil },
+		"a rule deleted": func(c *nftables.Conn) error {
+			rules, err := c.GetRules(table, &nftables.Chain{Name: fromMesh})
+			if err == nil {
+				rules[1].Table = table
+				err = c.DelRule(rules[1])
+			}
+			return err
+		},
+		"a rule put first": func(c *nftables.Conn) error {
+			c.InsertRule(&nftables.Rule{Table: table, Chain: &nftables.Chain{Name: fromMesh}, Exprs: accept().exprs()})
+			return nil
+		},
+		"a rule replaced": func(c *nftables.Conn) error {
+			rules, err := c.GetRules(table, &nftables.Chain{Name: fromSegment + "db"})
+			if err == nil {
+				r := rules[len(rules)-1]
+				r.Table, r.Exprs = table, accept().exprs()
+				c.ReplaceRule(r)
+			}
+			return err
+		},
+		"an element deleted": func(c *nftables.Conn) error {
+			return c.SetDeleteElements(&nftables.Set{Table: table, Name: linksOf + "db"}, []nftables.SetElement{{Key: ifname("mbr-db")}})
+		},
+		"a chain more": func(c *nftables.Conn) error {
+			c.AddChain(&nftables.Chain{Name: "more", Table: table})
+			return nil
+		},
+		"a policy changed": func(c *nftables.Conn) error {
+			drop := nftables.ChainPolicyDrop
+			c.AddChain(&nftables.Chain{Name: "forward", Table: table, Policy: &drop})
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := newKernel(t)
+			k.changes(want)
+			k.do(damage)
+			if done := k.changes(want); len(done) != 1 {
+				t.Errorf("repair did %q, want one transaction", done)
+			}
+			if done := k.changes(want); len(done) != 0 {
+				t.Errorf("after the repair: %q", done)
+			}
+			k.wantListing(want)
+		})
+	}
+}
+
+// iptablesForward makes what iptables does: a chain FORWARD with a policy, and a
+// rule like those of Docker.
+func iptablesForward(family nftables.TableFamily, policy nftables.ChainPolicy) func(*nftables.Conn) error {
+	return func(c *nftables.Conn) error {
+		filter := c.AddTable(&nftables.Table{Name: "filter", Family: family})
+		chain := c.AddChain(&nftables.Chain{
+			Name: "FORWARD", Table: filter, Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &policy,
+		})
+		var info xt.ConntrackMtinfo3
+		info.MatchFlags = 1 << 0 // XT_CONNTRACK_STATE
+		info.StateMask = 1<<1 | 1<<2
+		c.AddRule(&nftables.Rule{Table: filter, Chain: chain, Exprs: append(out("docker0").exprs(),
+			&expr.Match{Name: "conntrack", Rev: 3, Info: &info}, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept})})
+		return nil
+	}
+}
+
+// comments lists the comments of the rules of a chain FORWARD.
+func (k kernel) comments(family nftables.TableFamily) string {
+	k.Helper()
+	var all []string
+	k.do(func(c *nftables.Conn) error {
+		rules, err := c.GetRules(&nftables.Table{Name: "filter", Family: family}, &nftables.Chain{Name: "FORWARD"})
+		for _, r := range rules {
+			text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+			all = append(all, text)
+		}
+		return err
+	})
+	return strings.Join(all, ",")
+}
+
+func TestForwardIsOpened(t *testing.T) {
+	want := wants()["two_networks"]
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
+		k := newKernel(t)
+		k.do(iptablesForward(family, nftables.ChainPolicyDrop))
+		k.changes(want)
+		const open = "meshd,meshd,meshd,meshd,"
+		check := func(when, want string) {
+			t.Helper()
+			if got := k.comments(family); got != want {
+				t.Errorf("%s the rules of FORWARD have the comments %q, want %q", when, got, want)
+			}
+		}
+		check("at first", open)
+		if done := k.changes(want); len(done) != 0 {
+			t.Errorf("the same again did %q", done)
+		}
+		filter, chain := &nftables.Table{Name: "filter", Family: family}, &nftables.Chain{Name: "FORWARD"}
+		k.do(func(c *nftables.Conn) error {
+			c.InsertRule(&nftables.Rule{Table: filter, Chain: chain, Exprs: drop(in("eth7")).exprs()})
+			return nil
+		})
+		k.changes(want)
+		check("after somebody put a rule before them", ","+open)
+
+		k.do(func(c *nftables.Conn) error {
+			c.FlushChain(&nftables.Chain{Name: "FORWARD", Table: filter})
+			return nil
+		})
+		check("after a flush", "")
+		k.changes(want)
+		check("after the repair", strings.TrimSuffix(open, ","))
+
+		k.do(func(c *nftables.Conn) error {
+			rules, err := c.GetRules(filter, chain)
+			if err == nil {
+				rules[2].Table = filter
+				err = c.DelRule(rules[2])
+			}
+			return err
+		})
+		k.changes(want)
+		check("after one was deleted", strings.TrimSuffix(open, ","))
+
+		k.changes(wants()["no_containers"])
+		check("without containers", "")
+		k.changes(want)
+		if removed, err := k.Remove(t.Context()); err != nil || len(removed) != 5 {
+			t.Errorf("Remove = %q, %v; want a table and four rules", removed, err)
+		}
+		check("after all was removed", "")
+	}
+}
+
+func TestObstacles(t *testing.T) {
+	k := newKernel(t)
+	k.legacy = filepath.Join(t.TempDir(), "ip_tables_names")
+	check := func(when string, want ...string) {
+		t.Helper()
+		got, err := k.Obstacles(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(got) != len(want) {
+			t.Fatalf("%s: %q, want %d", when, got, len(want))
+		}
+		for i := range want {
+			if !strings.Contains(got[i], want[i]) {
+				t.Errorf("%s: %q, want %q in it", when, got[i], want[i])
+			}
+		}
+	}
+	k.do(iptablesForward(nftables.TableFamilyIPv4, nftables.ChainPolicyDrop))
+	k.changes(wants()["two_networks"])
+	check("what we can open")
+
+	policy := nftables.ChainPolicyDrop
+	k.do(func(c *nftables.Conn) error {
+		firewalld := c.AddTable(&nftables.Table{Name: "firewalld", Family: nftables.TableFamilyINet})
+		c.AddChain(&nftables.Chain{
+			Name: "filter_FORWARD", Table: firewalld, Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityRef(10), Policy: &policy,
+		})
+		return nil
+	})
+	check("another firewall", "filter_FORWARD")
+	if err := os.WriteFile(k.legacy, []byte("nat\nfilter\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	check("and the old iptables", "filter_FORWARD", "iptables-legacy")
+}
+
+func TestWatch(t *testing.T) {
+	k := newKernel(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	changed, done := make(chan struct{}, 1), make(chan error, 1)
+	go func() { done <- k.Watch(ctx, changed) }()
+	signalled := func(when string) {
+		t.Helper()
+		select {
+		case <-changed:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("no signal %s", when)
+		}
+	}
+	signalled("when it begins")
+	k.do(iptablesForward(nftables.TableFamilyIPv4, nftables.ChainPolicyDrop))
+	signalled("after a new chain")
+	k.changes(wants()["two_networks"])
+	signalled("after our own change")
+	for len(changed) > 0 {
+		<-changed
+	}
+	k.do(func(c *nftables.Conn) error { c.FlushRuleset(); return nil })
+	signalled("after a flush of everything")
+	cancel()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Errorf("Watch = %v, want nil", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("Watch does not end")
+	}
+}

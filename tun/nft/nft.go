@@ -1,0 +1,193 @@
+//go:build linux
+
+// Package nft makes the kernel's firewall look like [tun.Rules].
+//
+//	prerouting   TUN ──► from_mesh     links ──► from-NETWORK     others
+//	forward      TUN ◄── to_mesh       links ◄── to-NETWORK
+//	postrouting  masquerade what leaves the mesh
+//
+// Everything is in one table, "inet meshd", which is replaced in one transaction
+// when it is not as it should be, and left alone when it is. Chains of other
+// tables are asked as well, and one of them may drop what ours accept: in the
+// chain FORWARD of iptables (nf_tables) our links are accepted at its head, also
+// under Docker's policy DROP. [Firewall.Obstacles] tells of what is not ours to
+// open.
+//
+// There is no memory: what is there is read each time, so Apply repairs what
+// others undo and takes over after a crash. The owner runs [Firewall.Watch] and
+// calls Apply when it signals. Needs CAP_NET_ADMIN.
+package nft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
+	"meshd/tun"
+)
+
+// TableName is the name of our table, of the family inet.
+const TableName = "meshd"
+
+var table = &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
+
+// The first round does the work. One more meets a race with another program, and
+// the last one only looks.
+const rounds = 3
+
+// ErrNoNFTables says that the kernel has no nf_tables, or not what we need of it.
+var ErrNoNFTables = errors.New("the kernel lacks nf_tables (modules nf_tables, nft_ct, nft_masq, nft_chain_nat)")
+
+// Options for [New]. The zero value is for the process's own namespace.
+type Options struct {
+	// Namespace runs a function inside the network namespace to manage, such as
+	// the method Do of netns.NS; nil: the one that the process is in.
+	Namespace func(func() error) error
+	Log       *slog.Logger // gets every change, at level debug; nil: none
+}
+
+// Firewall is a host's. Its methods may be called from any goroutine.
+type Firewall struct {
+	in     func(func() error) error // fixed at construction
+	log    *slog.Logger             // fixed at construction
+	legacy string                   // fixed at construction: the file that lists tables of the old iptables
+	mu     sync.Mutex               // held while the kernel is changed
+}
+
+// New builds a Firewall; it touches nothing.
+func New(o Options) *Firewall {
+	f := &Firewall{in: o.Namespace, log: o.Log, legacy: "/proc/net/ip_tables_names"}
+	if f.in == nil {
+		f.in = func(fn func() error) error { return fn() }
+	}
+	if f.log == nil {
+		f.log = slog.New(slog.DiscardHandler)
+	}
+	return f
+}
+
+// Apply makes the firewall look like want.
+func (f *Firewall) Apply(ctx context.Context, want tun.Rules) error {
+	_, err := f.apply(ctx, want)
+	return err
+}
+
+// Remove removes everything that is ours, whichever daemon left it, and lists it
+// as commands.
+func (f *Firewall) Remove(ctx context.Context) (removed []string, err error) {
+	return f.apply(ctx, tun.Rules{})
+}
+
+func (f *Firewall) apply(ctx context.Context, want tun.Rules) (done []string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	err = f.with(func(c *nftables.Conn) error {
+		var err error
+		for range rounds {
+			if ctx.Err() != nil {
+				return errors.Join(err, ctx.Err())
+			}
+			have, readErr := read(c)
+			if readErr != nil {
+				return readErr
+			}
+			ops := diff(have, want)
+			if len(ops) == 0 {
+				return nil
+			}
+			if err = f.run(c, ops); err == nil {
+				for _, op := range ops {
+					done = append(done, op.text)
+				}
+				err = fmt.Errorf("firewall does not stay as set, another program undoes %q", ops[0].text)
+			}
+		}
+		return err
+	})
+	return done, err
+}
+
+// op is one change of the kernel, and its text is the command that would make it.
+type op struct {
+	text string
+	add  func(*nftables.Conn) error // to the batch
+}
+
+// run carries out all in one transaction.
+func (f *Firewall) run(c *nftables.Conn, ops []op) error {
+	var err error
+	for _, o := range ops {
+		if err = o.add(c); err != nil {
+			err = fmt.Errorf("%s: %w", o.text, err)
+			break
+		}
+	}
+	if flushErr := c.Flush(); err == nil && flushErr != nil {
+		err = fmt.Errorf("change firewall: %w", withAdvice(flushErr))
+	}
+	for _, o := range ops {
+		f.log.Debug("firewall changed", "command", o.text, "err", err)
+	}
+	return err
+}
+
+// state is what the kernel has of ours, and where it belongs.
+type state struct {
+	content  content   // of our table; nil: there is none
+	forwards []forward // where others decide
+}
+
+func read(c *nftables.Conn) (state, error) {
+	chains, err := c.ListChains()
+	if err != nil {
+		return state{}, fmt.Errorf("list chains: %w", withAdvice(err))
+	}
+	var s state
+	if s.content, err = readContent(c, chains); err != nil {
+		return s, err
+	}
+	s.forwards, err = readForwards(c, chains)
+	return s, err
+}
+
+// diff lists the changes that lead from have to want.
+func diff(have state, want tun.Rules) []op {
+	var ops []op
+	switch rules := compile(want); {
+	case want.IsZero():
+		if have.content != nil {
+			ops = append(ops, op{"nft delete table inet " + TableName, func(c *nftables.Conn) error { c.DelTable(table); return nil }})
+		}
+	case !slices.Equal(have.content, rules.content()):
+		ops = append(ops, op{"nft replace table inet " + TableName, rules.add})
+	}
+	for _, f := range have.forwards {
+		ops = append(ops, f.diff(want.HasLinks())...)
+	}
+	return ops
+}
+
+func withAdvice(err error) error {
+	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("%w: %w", ErrNoNFTables, err)
+	}
+	return err
+}
+
+// with runs fn inside the namespace, with an open socket.
+func (f *Firewall) with(fn func(*nftables.Conn) error) error {
+	return f.in(func() error {
+		c, err := nftables.New(nftables.AsLasting())
+		if err != nil {
+			return fmt.Errorf("open nf_tables socket: %w", withAdvice(err))
+		}
+		defer func() { _ = c.CloseLasting() }()
+		return fn(c)
+	})
+}

@@ -1,0 +1,84 @@
+package tun
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// BridgePrefix starts the name of every network's bridge. With [PortPrefix] it is
+// how the firewall knows our links: one that is named so and belongs to no
+// segment carries nothing.
+const BridgePrefix = "mbr-"
+
+// Rules is what the firewall should do for the mesh. The zero value wants
+// nothing: applying it removes whatever is ours.
+//
+//   - From the TUN device comes only what stays within one segment.
+//   - From a segment's links comes only what has an address of ours in it, and
+//     goes to no other segment.
+//   - Addresses of the mesh come from nowhere else.
+//   - To a segment's links goes what comes from the same segment, what is
+//     answered, and what was sent to a published port.
+//   - Into the TUN device is forwarded what comes from our addresses in the same
+//     segment; what belongs to others of this host is not the mesh's.
+//   - What leaves the mesh from behind our links takes the host's address.
+type Rules struct {
+	Link     string // name of the TUN device
+	Segments []Segment
+}
+
+// Segment is a part of the mesh whose members may talk to each other, and to
+// nobody else in the mesh: a network, or the control addresses.
+type Segment struct {
+	Name   string
+	Ranges []netip.Prefix
+	Own    []netip.Prefix // this host's part of the ranges
+	Links  []string       // interfaces that lead to its containers, and to nobody else
+}
+
+// IsZero tells whether nothing is wanted.
+func (r Rules) IsZero() bool { return r.Link == "" && len(r.Segments) == 0 }
+
+// HasLinks tells whether this host has containers in any segment.
+func (r Rules) HasLinks() bool {
+	return slices.ContainsFunc(r.Segments, func(s Segment) bool { return len(s.Links) > 0 })
+}
+
+// Normal gives the same rules in one canonical order, so that rules compare and
+// print alike.
+func (r Rules) Normal() Rules {
+	r.Segments = slices.Clone(r.Segments)
+	for i := range r.Segments {
+		s := &r.Segments[i]
+		s.Ranges, s.Own, s.Links = slices.Clone(s.Ranges), slices.Clone(s.Own), slices.Clone(s.Links)
+		slices.SortFunc(s.Ranges, netip.Prefix.Compare)
+		slices.SortFunc(s.Own, netip.Prefix.Compare)
+		slices.Sort(s.Links)
+	}
+	slices.SortFunc(r.Segments, func(a, b Segment) int { return cmp.Compare(a.Name, b.Name) })
+	return r
+}
+
+// String prints a line for each segment, for people.
+func (r Rules) String() string {
+	var b strings.Builder
+	for _, s := range r.Normal().Segments {
+		b.WriteString("isolate " + s.Name + list(" in", s.Ranges, netip.Prefix.String) + list(", ours", s.Own, netip.Prefix.String))
+		b.WriteString(list(" behind", s.Links, strings.Clone) + ", via " + r.Link + "\n")
+	}
+	return b.String()
+}
+
+func list[T any](what string, all []T, text func(T) string) string {
+	if len(all) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString(what)
+	for _, v := range all {
+		b.WriteString(" " + text(v))
+	}
+	return b.String()
+}
