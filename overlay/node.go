@@ -124,8 +124,9 @@ type Node struct {
 	uses     atomic.Pointer[[]tun.Use] // in the ranges of the mesh; nil until the first view
 	view     atomic.Pointer[mesh.View]
 
-	planMu  sync.Mutex // one plan after the other
-	planned bool       // guarded by planMu
+	planMu  sync.Mutex              // one plan after the other; guards the next two
+	planned bool                    // once
+	carried map[string]mesh.Network // those of the last plan
 	health  atomic.Pointer[[]mesh.Finding]
 }
 
@@ -291,7 +292,8 @@ func (n *Node) follow(ctx context.Context) error {
 
 // replan builds the plan from the newest view and underlay. It fails if the
 // first plan would take traffic that this host has already; what appears later
-// is a finding, and nothing is torn down for it.
+// is a finding, and nothing is torn down for it. A network besides the default one
+// that would take such traffic is left out: somebody else may have made it.
 func (n *Node) replan(ctx context.Context) error {
 	n.planMu.Lock()
 	defer n.planMu.Unlock()
@@ -302,7 +304,7 @@ func (n *Node) replan(ctx context.Context) error {
 	self, _ := view.Node(view.Self)
 	own := plan.Own(self.Control, self.Leases)
 	if !n.planned {
-		if err := CheckHost(ctx, n.opt.Host, view.Ranges(), own, n.opt.Log); err != nil {
+		if err := CheckHost(ctx, n.opt.Host, plan.Needed(view.Control, view.Networks), own, n.opt.Log); err != nil {
 			return err
 		}
 		if _, err := n.lookAtUses(ctx, view); err != nil {
@@ -310,8 +312,15 @@ func (n *Node) replan(ctx context.Context) error {
 		}
 		n.planned = true
 	}
+	all := view
+	view, left := n.fit(ctx, all, own)
+	if len(left) > 0 {
+		if _, err := n.lookAtUses(ctx, all); err != nil { // when they go, it is to be noticed
+			n.opt.Log.Warn("uses of the mesh's ranges not read, will be tried again", "err", err)
+		}
+	}
 	p := plan.Build(view, plan.Options{Link: n.opt.Link, MTU: n.mtu(), NoIPv6: n.underlay.Load().NoIPv6})
-	p.Health = append(p.Health, plan.Stranded(view)...)
+	p.Health = append(append(p.Health, left...), plan.Stranded(view)...)
 	for _, o := range plan.Overlaps(view.Ranges(), own, *n.uses.Load()) {
 		p.Health = append(p.Health, mesh.Finding{Level: "error", Code: "overlap", Message: o.String()})
 	}

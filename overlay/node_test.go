@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -381,6 +382,46 @@ func TestLaterOverlapIsAFinding(t *testing.T) {
 			t.Errorf("health %+v after the route has gone", h)
 		}
 	})
+}
+
+// A network that is made later, over what this host uses, is left out here: nothing
+// is taken from the host, at a restart neither, and all else goes on.
+func TestNetworkOverHostRoutesIsLeftOut(t *testing.T) {
+	web := mesh.Network{Name: "web", IPv4: netip.MustParsePrefix("10.87.0.0/16"), IPv4Len: 24}
+	both := func(n mesh.Node) mesh.Node {
+		n.Leases = append(slices.Clone(n.Leases), mesh.Lease{Network: "web", Prefixes: web.Slot(int(n.ID[0])), State: mesh.Held})
+		return n
+	}
+	withWeb := view(both(self), both(beta))
+	withWeb.Networks = append(slices.Clone(withWeb.Networks), web)
+	use := tun.Use{Prefix: netip.MustParsePrefix("10.87.80.0/24"), What: "the route to 10.87.80.0/24"}
+	for name, first := range map[string]*mesh.View{"made later": view(self, beta), "there at the start": withWeb} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(_ *testing.T, w *world) { w.kernel.SetUses(use) }, func(t *testing.T, w *world) {
+				w.mesh.views <- first
+				settle()
+				w.mesh.views <- withWeb
+				settle()
+				if h := w.node.Status().Health; len(h) != 1 || h[0].Code != "network_left_out" || !strings.Contains(h[0].Message, use.What) {
+					t.Errorf("health %+v", h)
+				}
+				if !isReady(w.node) || strings.Contains(w.kernel.String(), "10.87.") || strings.Contains(w.engine().String(), "10.87.") {
+					t.Errorf("host has\n%s\nengine has\n%s", w.kernel, w.engine())
+				}
+				w.kernel.SetUses()
+				time.Sleep(15 * time.Second)
+				synctest.Wait()
+				if !strings.Contains(w.kernel.String(), "10.87.0.0/16") || !strings.Contains(w.engine().String(), "10.87.2.0/24") {
+					t.Errorf("host has\n%s\nengine has\n%s", w.kernel, w.engine())
+				}
+				w.kernel.SetUses(use)
+				settle()
+				if h := w.node.Status().Health; len(h) != 1 || h[0].Code != "overlap" || !strings.Contains(w.kernel.String(), "10.87.0.0/16") {
+					t.Errorf("health %+v; host has\n%s\nwant nothing torn down", h, w.kernel)
+				}
+			})
+		})
+	}
 }
 
 func TestFailureToClearIsTold(t *testing.T) {

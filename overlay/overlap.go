@@ -39,6 +39,35 @@ func CheckHost(ctx context.Context, host Network, ranges, own []netip.Prefix, lo
 	return nil
 }
 
+// fit leaves out of a view those networks which would take traffic that this host
+// has already, but for such as it carries by now.
+func (n *Node) fit(ctx context.Context, view *mesh.View, own []netip.Prefix) (*mesh.View, []mesh.Finding) {
+	carried, left := map[string]mesh.Network{}, []mesh.Finding(nil)
+	for _, network := range view.Networks {
+		if network.Name != mesh.DefaultNetwork && n.carried[network.Name] != network {
+			if err := CheckHost(ctx, n.opt.Host, network.Ranges(), own, n.opt.Log); err != nil {
+				left = append(left, mesh.Finding{Level: "error", Code: "network_left_out",
+					Message: fmt.Sprintf("network %s is not carried on this host: %v", network.Name, err)})
+				continue
+			}
+		}
+		carried[network.Name] = network
+	}
+	n.carried = carried
+	if len(left) == 0 {
+		return view, nil
+	}
+	fitting := *view
+	isCarried := func(name string) bool { _, ok := carried[name]; return ok }
+	fitting.Networks = slices.DeleteFunc(slices.Clone(view.Networks), func(network mesh.Network) bool { return !isCarried(network.Name) })
+	fitting.Nodes = slices.Clone(view.Nodes)
+	for i := range fitting.Nodes {
+		leases := slices.Clone(fitting.Nodes[i].Leases)
+		fitting.Nodes[i].Leases = slices.DeleteFunc(leases, func(l mesh.Lease) bool { return !isCarried(l.Network) })
+	}
+	return &fitting, left
+}
+
 // lookAtUses learns what the host has in the ranges of the mesh, and tells
 // whether that has changed.
 func (n *Node) lookAtUses(ctx context.Context, view *mesh.View) (changed bool, err error) {
