@@ -21,11 +21,14 @@ type document struct {
 	Pools       []poolState    `json:"pools,omitempty"`
 }
 
-// entry is an attachment on disk.
+// entry is an attachment.
 //
-//	(none) ──saved──► making ──links made, saved──► made ──links removed, saved──► (none)
+//	address held ─► link made ─► saved ─► the door is told ─► link moved into the container
+//	                                                   link removed ─► saved, address free
 //
-// What a start finds in the state making nobody was told of: it is undone.
+// A crash on the way leaves a link that no document knows, or one that was never
+// moved, or a document's entry without its link; the kernel's list tells all
+// three. See [Manager.Load] and [Manager.Collect].
 type entry struct {
 	ID        string         `json:"id"`
 	Mode      Mode           `json:"mode"`
@@ -34,7 +37,8 @@ type entry struct {
 	MAC       string         `json:"mac"`
 	MTU       int            `json:"mtu"`
 	Addresses []netip.Prefix `json:"addresses"` // with the subnet's length
-	Making    bool           `json:"making,omitempty"`
+
+	making bool // it is not saved, and nobody was told of it
 }
 
 // reservation is an address that a door has asked for by itself.

@@ -71,9 +71,9 @@ func New(opt Options) *Manager {
 	}
 }
 
-// Load reads what was stored and undoes what is half-made. A network whose
-// document is damaged takes no asks, see Findings, and the others go on. An error
-// says that something could not be undone; Collect tries it again.
+// Load reads what was stored and removes links that are not in it. A network
+// whose document is damaged takes no asks, see Findings, and the others go on. An
+// error says that a link could not be removed; Collect tries it again.
 func (m *Manager) Load(ctx context.Context) error {
 	names, err := m.opt.Store.AttachmentNetworks()
 	if err != nil {
@@ -88,8 +88,7 @@ func (m *Manager) Load(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list links of containers: %w", err)
 	}
-	_, undone := m.end(ctx, m.halfMade())
-	return errors.Join(undone, m.sweep(ctx, ports))
+	return m.sweep(ctx, ports)
 }
 
 func (m *Manager) loadLocked(name string) {
@@ -183,7 +182,7 @@ func (m *Manager) attach(ctx context.Context, ask Ask) (Attachment, error) {
 	if used {
 		return Attachment{}, ErrInUse
 	}
-	if e != nil && e.Making { // nobody was told of it, and it could not be undone
+	if e != nil && e.making { // it could not be undone
 		if err := m.remove(ctx, n, e); err != nil {
 			return Attachment{}, err
 		}
@@ -202,7 +201,7 @@ func (m *Manager) attach(ctx context.Context, ask Ask) (Attachment, error) {
 		if fresh {
 			// Whatever has ended the ask, what it began goes; if not now, by Collect.
 			m.mu.Lock()
-			e.Making = true
+			e.making = true
 			m.mu.Unlock()
 			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWait)
 			defer cancel()
@@ -215,8 +214,8 @@ func (m *Manager) attach(ctx context.Context, ask Ask) (Attachment, error) {
 	return n.attachment(e), nil
 }
 
-// link makes the link of an entry, once the host is ready for it, and then the
-// entry a made one.
+// link makes the link of an entry, once the host is ready for it, and saves the
+// entry, if it is a new one.
 func (m *Manager) link(ctx context.Context, n *network, e *entry) error {
 	if err := m.follow(ctx); err != nil {
 		return err
@@ -229,8 +228,8 @@ func (m *Manager) link(ctx context.Context, n *network, e *entry) error {
 	}
 	m.mu.Lock()
 	delete(n.missing, e.ID)
-	if e.Making {
-		e.Making = false
+	if e.making {
+		e.making = false
 		n.changes++
 	}
 	m.mu.Unlock()
@@ -251,7 +250,7 @@ func (m *Manager) find(id string) (n *network, e *entry, used bool) {
 // undoWait bounds what is done for an ask that has ended.
 const undoWait = 5 * time.Second
 
-// admit gives an ask its addresses, on disk.
+// admit gives an ask its addresses.
 func (m *Manager) admit(ctx context.Context, ask Ask) (n *network, e *entry, err error) {
 	err = m.await(ctx, ask.Network, func(of *network) error {
 		n = of
@@ -261,21 +260,7 @@ func (m *Manager) admit(ctx context.Context, ask Ask) (n *network, e *entry, err
 		}
 		return err
 	})
-	if err != nil {
-		return nil, nil, err
-	}
-	if err := m.commit(n); err != nil {
-		m.mu.Lock()
-		m.dropLocked(n, e)
-		m.mu.Unlock()
-		return nil, nil, err
-	}
-	return n, e, nil
-}
-
-func (m *Manager) dropLocked(n *network, e *entry) {
-	n.drop(e)
-	delete(m.ids, e.ID)
+	return n, e, err
 }
 
 // Detach removes a container's link and frees its addresses, but for reserved
@@ -321,7 +306,8 @@ func (m *Manager) remove(ctx context.Context, n *network, e *entry) error {
 		return err
 	}
 	m.mu.Lock()
-	m.dropLocked(n, e)
+	n.drop(e)
+	delete(m.ids, e.ID)
 	m.mu.Unlock()
 	// If this cannot be saved, a start finds the entry without its link, and
 	// Collect takes it then.
@@ -452,7 +438,7 @@ func (m *Manager) Unuse(ctx context.Context, id string) error {
 func (m *Manager) Get(id string) (Attachment, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if n := m.ids[id]; n != nil && n.entries[id] != nil && !n.entries[id].Making {
+	if n := m.ids[id]; n != nil && n.entries[id] != nil && !n.entries[id].making {
 		return n.attachment(n.entries[id]), nil
 	}
 	return Attachment{}, fmt.Errorf("%w: %.70q", ErrUnknown, id)
@@ -465,7 +451,7 @@ func (m *Manager) List() []Attachment {
 	var all []Attachment
 	for _, n := range m.networks {
 		for _, e := range n.entries {
-			if !e.Making {
+			if !e.making {
 				all = append(all, n.attachment(e))
 			}
 		}
@@ -535,13 +521,13 @@ func (m *Manager) Collect(ctx context.Context, now time.Time) ([]Attachment, err
 	return ended, nil
 }
 
-// halfMade lists what is neither made nor being made.
+// halfMade lists what was not made and could not be undone.
 func (m *Manager) halfMade() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var out []string
 	for id, n := range m.ids {
-		if e := n.entries[id]; e != nil && e.Making && m.busy[id] == nil {
+		if e := n.entries[id]; e != nil && e.making && m.busy[id] == nil {
 			out = append(out, id)
 		}
 	}
@@ -561,7 +547,7 @@ func (m *Manager) lost(ports []tun.Port, now time.Time) []string {
 	var out []string
 	for id, n := range m.ids {
 		e := n.entries[id]
-		if e == nil || e.Making || m.busy[id] != nil {
+		if e == nil || e.making || m.busy[id] != nil {
 			continue
 		}
 		p := e.port(n.name)
@@ -609,7 +595,7 @@ func (m *Manager) endOne(ctx context.Context, id string) (Attachment, error) {
 	a := n.attachment(e)
 	m.mu.Unlock()
 	switch {
-	case e.Making:
+	case e.making: // nobody was told of it
 		return Attachment{}, m.remove(ctx, n, e)
 	case missing:
 		return a, m.remove(ctx, n, e)

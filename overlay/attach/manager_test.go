@@ -18,6 +18,7 @@ import (
 	"meshd/mesh"
 	"meshd/overlay/attach"
 	"meshd/overlay/attach/attachtest"
+	"meshd/tun"
 )
 
 // rig is a manager on a host that are fake.
@@ -547,6 +548,54 @@ func TestIDInTwoNetworks(t *testing.T) {
 	r.restart(t, attach.Options{})
 	if _, err := r.Attach(t.Context(), attach.Ask{ID: "ctl/b", Network: "web"}); !errors.Is(err, attach.ErrDamaged) {
 		t.Errorf("attach: %v", err)
+	}
+}
+
+func TestUnknownLinksGoBesideThoseWithoutAHostEnd(t *testing.T) {
+	r := newRig(t)
+	r.attach(t, attach.Ask{ID: "ctl/a", Network: "web", Mode: attach.MACVLAN, Parent: "eth0"})
+	if err := r.host.AddPort(t.Context(), tun.Port{Kind: attach.MACVLAN, Peer: "mc-left"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.host.AddPort(t.Context(), tun.Port{Kind: attach.Bridge, Name: "mv-left", Peer: "mc-left2"}); err != nil {
+		t.Fatal(err)
+	}
+	r.host.Move("mc-left2")
+	r.collect(t, start)
+	r.wantHost(t, "[10.87.3.2] macvlan on eth0 mtu 1420\n")
+}
+
+// What could not be undone at once is undone later, and nobody sees it meanwhile.
+func TestUndoneLater(t *testing.T) {
+	r := newRig(t)
+	stuck := true
+	r.host.Before = func(method string) error {
+		if stuck && method == "DelPort" {
+			return attachtest.ErrFailed
+		}
+		return nil
+	}
+	r.store.After = func() error {
+		if stuck {
+			return attachtest.ErrFailed
+		}
+		return nil
+	}
+	if _, err := r.Attach(t.Context(), attach.Ask{ID: "ctl/a", Network: "web"}); !errors.Is(err, attachtest.ErrFailed) {
+		t.Fatalf("attach: %v", err)
+	}
+	if all := r.List(); len(all) > 0 {
+		t.Errorf("it lists %v", all)
+	}
+	if _, err := r.Attach(t.Context(), attach.Ask{ID: "ctl/b", Network: "web", Addresses: addrs("10.87.3.2")}); !errors.Is(err, attach.ErrTaken) {
+		t.Errorf("the link is there, and its address is given away: %v", err)
+	}
+	stuck = false
+	r.collect(t, start)
+	r.wantHost(t, "")
+	r.restart(t, attach.Options{})
+	if all := r.List(); len(all) > 0 {
+		t.Errorf("after a restart it lists %v", all)
 	}
 }
 

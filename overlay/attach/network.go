@@ -62,7 +62,9 @@ func (n *network) fill(d *document) {
 func (n *network) document() *document {
 	d := &document{Network: n.name, Pools: n.poolStates()}
 	for _, e := range n.entries {
-		d.Attachments = append(d.Attachments, e)
+		if !e.making {
+			d.Attachments = append(d.Attachments, e)
+		}
 	}
 	for _, r := range n.reserved {
 		d.Reserved = append(d.Reserved, r)
@@ -191,7 +193,7 @@ func (n *network) admit(ask Ask, mtu int) (*entry, error) {
 			wishes = append(wishes, any)
 		}
 	}
-	e := &entry{ID: ask.ID, Mode: ask.Mode, Parent: ask.Parent, Container: ask.Container, MAC: ask.MAC, MTU: mtu, Making: true}
+	e := &entry{ID: ask.ID, Mode: ask.Mode, Parent: ask.Parent, Container: ask.Container, MAC: ask.MAC, MTU: mtu, making: true}
 	for _, wish := range wishes {
 		a, err := n.takeFor(ask.ID, wish)
 		if err != nil {
@@ -206,7 +208,6 @@ func (n *network) admit(ask Ask, mtu int) (*entry, error) {
 		e.MAC = macOf(e.Addresses[0].Addr())
 	}
 	n.add(e)
-	n.changes++
 	return e, nil
 }
 

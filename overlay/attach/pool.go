@@ -42,9 +42,9 @@ const maxLine = 256
 // It believes nothing that is not for this subnet.
 func newPool(prefix netip.Prefix, held []netip.Addr, s poolState) *pool {
 	p := &pool{prefix: prefix, first: 2, known: map[netip.Addr]bool{}}
-	switch bits := prefix.Addr().BitLen() - prefix.Bits(); {
-	case bits == 0: // the host's own
-	case bits == 1: // as in RFC 3021, without a broadcast
+	switch bits := prefix.Addr().BitLen() - prefix.Bits(); bits {
+	case 0: // the host's own
+	case 1: // as in RFC 3021, without a broadcast
 		p.first, p.size = 1, 1
 	default:
 		p.size = 1<<min(bits, 63) - 3
