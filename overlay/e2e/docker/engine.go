@@ -1,0 +1,309 @@
+//go:build linux
+
+// Package docker runs real Docker engines on hosts of the lab.
+//
+//	host alpha: network of the lab                      host beta
+//	└─ dockerd: mounts and processes of its own         └─ dockerd
+//	   └─ containers                                       └─ ...
+//
+// An engine has its own /run, data and cgroups, and ends with all of its
+// containers when its process does: a crash of the test leaves at most empty
+// cgroups behind. Nothing is fetched from a registry.
+//
+// The owner calls [Engine.Stop] before it closes the lab.
+package docker
+
+import (
+	"archive/tar"
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"meshd/overlay/e2e/lab"
+)
+
+// Image is what every engine has: busybox, statically linked.
+const Image = "busybox"
+
+// Engine is a Docker engine. Its methods may be called from any goroutine.
+type Engine struct {
+	host    *lab.Host    // fixed at construction
+	dir     string       // fixed at construction
+	cgroup  string       // fixed at construction
+	process *lab.Process // fixed at construction
+	log     *os.File     // fixed at construction
+}
+
+// Possible says what is missing here to run engines.
+func Possible() error {
+	for _, name := range []string{"dockerd", "docker", "containerd", "runc", "busybox", "iptables", "unshare", "mount"} {
+		if tool(name) == "" {
+			return fmt.Errorf("there is no %s: make test-deps installs it", name)
+		}
+	}
+	return nil
+}
+
+// tool finds a program of the distribution. Others of that name may be in PATH.
+func tool(name string) string {
+	for _, dir := range []string{"/usr/bin", "/usr/sbin", "/bin", "/sbin"} {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path
+		}
+	}
+	return ""
+}
+
+// prepare gives the engine a /run of its own, in which it finds the plugin.
+const prepare = `set -e
+mount -t tmpfs tmpfs /run
+mkdir -p /run/docker/plugins
+ln -s "$1" /run/docker/plugins/meshd.sock
+shift
+exec "$@"`
+
+// Start starts an engine on a host and waits until it answers. It keeps its data
+// in dir, also for the next engine there, and finds the plugin meshd at the
+// socket plugin.
+func Start(ctx context.Context, host *lab.Host, dir, plugin string) (*Engine, error) {
+	e, err := start(ctx, host, dir, plugin)
+	if err != nil {
+		return nil, fmt.Errorf("start Docker on %s: %w", host.Name, err)
+	}
+	return e, nil
+}
+
+func start(ctx context.Context, host *lab.Host, dir, plugin string) (*Engine, error) {
+	log, err := os.OpenFile(filepath.Join(dir, "dockerd.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	e := &Engine{host: host, dir: dir, cgroup: fmt.Sprintf("meshd-lab-%d-%s", os.Getpid(), host.Name), log: log}
+	if err := os.Remove(e.socket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.Join(err, log.Close())
+	}
+	config := filepath.Join(dir, "daemon.json") // else the machine's own would count
+	if err := os.WriteFile(config, []byte("{}\n"), 0o600); err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
+	cmd := exec.Command(tool("unshare"),
+		"--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
+		"sh", "-c", prepare, "sh", plugin,
+		tool("dockerd"), "--config-file", config, "--host", "unix://"+e.socket(),
+		"--data-root", filepath.Join(dir, "data"), "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid",
+		"--storage-driver", "vfs", "--cgroup-parent", "/"+e.cgroup, "--exec-opt", "native.cgroupdriver=cgroupfs",
+		"--bridge", "none", "--live-restore=false")
+	cmd.Env = append(os.Environ(), "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
+	cmd.Stdout, cmd.Stderr = log, log
+	if e.process, err = host.Start(cmd); err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
+	if err := e.await(ctx); err != nil {
+		return nil, errors.Join(err, errors.New(e.Log()), e.Stop(context.WithoutCancel(ctx)))
+	}
+	return e, nil
+}
+
+func (e *Engine) socket() string { return filepath.Join(e.dir, "docker.sock") }
+
+// await waits until the engine answers.
+func (e *Engine) await(ctx context.Context) error {
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", e.socket())
+		},
+	}}
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/_ping", nil)
+		if err != nil {
+			return err
+		}
+		answer, err := client.Do(r)
+		if err == nil {
+			answer.Body.Close()
+			if answer.StatusCode == http.StatusOK {
+				return nil
+			}
+			err = errors.New(answer.Status)
+		}
+		select {
+		case <-tick.C:
+		case <-e.process.Done():
+			return errors.New("it has ended")
+		case <-ctx.Done():
+			return fmt.Errorf("wait for its answer: %w", errors.Join(context.Cause(ctx), err))
+		}
+	}
+}
+
+// Docker runs the command line tool against the engine and gives what it printed,
+// without the last line break. The error quotes what it complained about.
+func (e *Engine) Docker(ctx context.Context, args ...string) (string, error) {
+	return e.docker(ctx, nil, args...)
+}
+
+func (e *Engine) docker(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, tool("docker"), append([]string{"--host", "unix://" + e.socket()}, args...)...)
+	cmd.Env = append(os.Environ(), "DOCKER_CONFIG="+e.dir)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
+	cmd.WaitDelay = time.Second
+	err := cmd.Run()
+	out := strings.TrimSpace(stdout.String())
+	if err != nil {
+		err = fmt.Errorf("docker %s on %s: %w: %s", strings.Join(args, " "), e.host.Name, cmp.Or(ctx.Err(), err), strings.TrimSpace(stderr.String()))
+	}
+	return out, err
+}
+
+// LoadImage gives the engine [Image].
+func (e *Engine) LoadImage(ctx context.Context) error {
+	archive, err := image()
+	if err == nil {
+		_, err = e.docker(ctx, archive, "import", "-", Image)
+	}
+	if err != nil {
+		return fmt.Errorf("load image: %w", err)
+	}
+	return nil
+}
+
+// image is a root file system with busybox and its names.
+func image() (io.Reader, error) {
+	program, err := os.ReadFile(tool("busybox"))
+	if err != nil {
+		return nil, err
+	}
+	names, err := exec.Command(tool("busybox"), "--list").Output()
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	var errs []error
+	add := func(h tar.Header, content []byte) {
+		h.Size = int64(len(content))
+		errs = append(errs, w.WriteHeader(&h))
+		_, err := w.Write(content)
+		errs = append(errs, err)
+	}
+	for _, dir := range []string{"bin/", "etc/", "tmp/", "root/"} {
+		add(tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755}, nil)
+	}
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755}, program)
+	for name := range strings.FieldsSeq(string(names)) {
+		if name != "busybox" {
+			add(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + name, Linkname: "busybox", Mode: 0o777}, nil)
+		}
+	}
+	return &out, errors.Join(append(errs, w.Close())...)
+}
+
+// Log gives what the engine has logged.
+func (e *Engine) Log() string {
+	log, err := os.ReadFile(e.log.Name())
+	if err != nil {
+		return err.Error()
+	}
+	return string(log)
+}
+
+// Kill ends the engine and its containers at once, as when the power fails. Call
+// Stop all the same.
+func (e *Engine) Kill() error { return e.end(context.Background(), unix.SIGKILL) }
+
+// Stop ends the engine and its containers, as a machine does that goes down.
+// Further calls do nothing.
+func (e *Engine) Stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	err := e.end(ctx, unix.SIGTERM)
+	e.log.Close()
+	if err = errors.Join(err, e.removeCgroups(ctx)); err != nil {
+		return fmt.Errorf("stop Docker on %s: %w", e.host.Name, err)
+	}
+	return nil
+}
+
+// end sends dockerd a signal and waits until nothing of it runs. dockerd is the
+// first process of a namespace: whatever else is there ends before it does.
+func (e *Engine) end(ctx context.Context, s unix.Signal) error {
+	// Its parent takes no signals on its behalf.
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", e.process.Pid()))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it has ended
+	}
+	if err != nil {
+		return err
+	}
+	var pid int
+	if _, err := fmt.Sscan(string(children), &pid); err != nil {
+		return nil // it is about to end
+	}
+	_ = unix.Kill(pid, s) // it may have ended
+	select {
+	case <-e.process.Done():
+	case <-ctx.Done():
+		err = errors.New("it does not end")
+		_ = unix.Kill(pid, unix.SIGKILL)
+		<-e.process.Done()
+	}
+	return err
+}
+
+// removeCgroups removes those of containers that were killed.
+func (e *Engine) removeCgroups(ctx context.Context) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := e.tryRemoveCgroups()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C: // the kernel may be about to empty it
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+func (e *Engine) tryRemoveCgroups() error {
+	var errs []error
+	for _, pattern := range []string{"/sys/fs/cgroup/" + e.cgroup, "/sys/fs/cgroup/*/" + e.cgroup} {
+		found, _ := filepath.Glob(pattern)
+		for _, root := range found {
+			var dirs []string
+			_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+				if err == nil && d.IsDir() {
+					dirs = append(dirs, path)
+				}
+				return nil
+			})
+			slices.Reverse(dirs) // the inner ones first
+			for _, dir := range dirs {
+				if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					errs = append(errs, err)
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
