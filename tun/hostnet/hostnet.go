@@ -164,7 +164,7 @@ func (n *Net) Cleanup(ctx context.Context) (removed []string, err error) {
 			return err
 		}
 		for _, l := range links {
-			if isPort(l) {
+			if isPort(l) || isPeer(l) && l.Type() != "veth" { // a pair goes with its host end
 				ops = append(ops, delLink{l})
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -71,25 +72,45 @@ func (n *Net) DelPort(ctx context.Context, p tun.Port) error {
 	})
 }
 
-// Ports lists the names of all host ends that are there.
-func (n *Net) Ports(ctx context.Context) (names []string, err error) {
+// Ports lists all ports: Name where the host end is there, Peer where the other
+// one is here as well, since nobody has moved it into a container. Nothing else is
+// filled in.
+func (n *Net) Ports(ctx context.Context) (ports []tun.Port, err error) {
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
 	err = n.with(func(k kernel) error {
 		links, err := k.links()
+		byEnd := map[int]int{} // by index of the host end, where it is in ports
 		for _, l := range links {
 			if isPort(l) {
-				names = append(names, l.Attrs().Name)
+				byEnd[l.Attrs().Index] = len(ports)
+				ports = append(ports, tun.Port{Name: l.Attrs().Name})
+			}
+		}
+		for _, l := range links {
+			if !isPeer(l) {
+				continue
+			}
+			if at, ok := byEnd[l.Attrs().ParentIndex]; ok && l.Type() == "veth" {
+				ports[at].Peer = l.Attrs().Name
+			} else {
+				ports = append(ports, tun.Port{Peer: l.Attrs().Name})
 			}
 		}
 		return err
 	})
-	return names, err
+	return ports, err
 }
 
+// isPort tells whether a link is a host end.
 func isPort(l netlink.Link) bool {
 	return l.Type() == "veth" && strings.HasPrefix(l.Attrs().Name, tun.PortPrefix)
+}
+
+// isPeer tells whether a link is for a container.
+func isPeer(l netlink.Link) bool {
+	return slices.Contains([]string{"veth", "macvlan", "ipvlan"}, l.Type()) && strings.HasPrefix(l.Attrs().Name, tun.PeerPrefix)
 }
 
 // find gives the link of that name, nil if there is none.

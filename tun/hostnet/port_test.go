@@ -59,13 +59,17 @@ func (h host) find(name string) (l netlink.Link) {
 
 func (h host) wantPorts(when string, want ...string) {
 	h.Helper()
-	names, err := h.net.Ports(h.Context())
+	ports, err := h.net.Ports(h.Context())
 	if err != nil {
 		h.Fatal(err)
 	}
-	slices.Sort(names)
-	if !slices.Equal(names, want) {
-		h.Errorf("%s the ports are %q, want %q", when, names, want)
+	var got []string
+	for _, p := range ports {
+		got = append(got, strings.TrimSpace(p.Name+" "+p.Peer))
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		h.Errorf("%s the ports are %q, want %q", when, got, want)
 	}
 }
 
@@ -159,11 +163,12 @@ func TestPort(t *testing.T) {
 			if v := h.sysctl("net/ipv6/conf/mv-a/accept_ra"); v != "0" {
 				t.Errorf("accept_ra = %s", v)
 			}
-			h.wantPorts("after one was added", "mv-a")
+			h.wantPorts("after one was added", "mv-a mc-a")
 
 			h.addPort(p)
 			container := netns.ForTest(t)
 			h.moveTo(container, p.Peer)
+			h.wantPorts("after it was moved", "mv-a")
 			h.addPort(p)
 			if now := h.find(p.Name); now == nil || now.Attrs().Index != end.Attrs().Index {
 				t.Error("a second AddPort made another port")
@@ -178,7 +183,7 @@ func TestPort(t *testing.T) {
 			h.delPort(p)
 			h.addPort(p)
 			container.Close()
-			h.wantPorts("after it was added again", "mv-a")
+			h.wantPorts("after it was added again", "mv-a mc-a")
 			if removed := h.cleanup(); !slices.Contains(removed, "ip link del mv-a") {
 				t.Errorf("cleanup removed %q", removed)
 			}
@@ -210,6 +215,7 @@ func TestMACVLAN(t *testing.T) {
 	p := port("a", tun.PortMACVLAN, "eth0")
 	h.addPort(p)
 	h.addPort(p)
+	h.wantPorts("after a macvlan was added", "mc-a")
 	l := h.find(p.Peer)
 	if l == nil || l.Type() != "macvlan" || l.Attrs().HardwareAddr.String() != p.MAC || l.Attrs().MTU != 1300 {
 		t.Fatalf("the link is %+v", l)
@@ -218,6 +224,11 @@ func TestMACVLAN(t *testing.T) {
 	h.delPort(p)
 	if h.find(p.Peer) != nil || h.find("eth0") == nil {
 		t.Error("not the macvlan alone was removed")
+	}
+	h.addPort(p)
+	h.cleanup()
+	if h.find(p.Peer) != nil || h.find("eth0") == nil {
+		t.Error("not the macvlan alone was cleaned up")
 	}
 	p.Parent = "eth9"
 	if err := h.net.AddPort(t.Context(), p); err == nil || !strings.Contains(err.Error(), "eth9") {
