@@ -116,7 +116,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 
 	srv := &http.Server{
-		Handler:     newHandler(&driver{core: s.opt.Core, networks: s.opt.Networks, store: store, unnamed: map[string]*unnamedPool{}}, s.opt.Log),
+		Handler:     newHandler(newDriver(s.opt.Core, s.opt.Networks, store), s.opt.Log),
 		ReadTimeout: readTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
 		ErrorLog: slog.NewLogLogger(s.opt.Log.Handler(), slog.LevelDebug),
 	}

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,8 +48,8 @@ func newCore(t testing.TB) (*attach.Manager, func() []mesh.Network) {
 	return core, func() []mesh.Network { return networks }
 }
 
-// newDriver gives a driver with its state file.
-func newDriver(t testing.TB) (d *driver, path string) {
+// testDriver gives a driver with its state file.
+func testDriver(t testing.TB) (d *driver, path string) {
 	t.Helper()
 	core, networks := newCore(t)
 	path = filepath.Join(t.TempDir(), "docker.json")
@@ -61,7 +62,7 @@ func openDriver(t testing.TB, core Core, networks func() []mesh.Network, path st
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &driver{core: core, networks: networks, store: store, unnamed: map[string]*unnamedPool{}}
+	return newDriver(core, networks, store)
 }
 
 // post sends a request to the door and gives the status and the answer.
@@ -96,7 +97,7 @@ func TestRecorded(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			d, _ := newDriver(t)
+			d, _ := testDriver(t)
 			const refusal = `{"Err":`
 			var renamed []string // names of pools, then and now
 			for i, step := range strings.Split(strings.TrimSpace(string(raw)), "\n\n") {
@@ -138,7 +139,7 @@ const (
 )
 
 func TestRefused(t *testing.T) {
-	d, _ := newDriver(t)
+	d, _ := testDriver(t)
 	network := func(rest string) string { return `{"NetworkID":"` + nid + `"` + rest + `}` }
 	endpoint := func(rest string) string { return network(`,"EndpointID":"` + eid + `"` + rest) }
 	says(t, d, "/NetworkDriver.CreateNetwork", network(`,"IPv4Data":[{"AddressSpace":"meshd","Pool":"10.87.0.0/16","Gateway":"10.87.3.1/24"}]`), `{}`)
@@ -166,7 +167,7 @@ func TestRefused(t *testing.T) {
 		{"pool of Docker", "/NetworkDriver.CreateNetwork", network(`,"IPv4Data":[{"AddressSpace":"LocalDefault","Pool":"10.87.0.0/16"}]`), 200, "add --ipam-driver meshd"},
 		{"unknown network", "/NetworkDriver.CreateNetwork", network(`,"Options":{"com.docker.network.generic":{"network":"dmz"}}`), 200, "default (10.86.0.0/16, fd00:86::/48), web"},
 		{"two networks", "/NetworkDriver.CreateNetwork", network(`,"IPv4Data":[{"AddressSpace":"meshd","Pool":"10.87.0.0/16"}],"Options":{"com.docker.network.generic":{"network":"default"}}`), 200, "is of network web"},
-		{"unknown pool yet", "/NetworkDriver.CreateNetwork", network(`,"IPv4Data":[{"AddressSpace":"meshd","Pool":"0.0.0.0/0","Gateway":"0.0.0.0/0"}]`), 200, "0 networks are being made"},
+		{"unknown pool yet", "/NetworkDriver.CreateNetwork", network(`,"IPv4Data":[{"AddressSpace":"meshd","Pool":"0.0.0.0/0","Gateway":"0.0.0.0/0"}]`), 200, "not known any more which pool"},
 		{"swarm", "/NetworkDriver.AllocateNetwork", network(""), 200, "no Swarm"},
 		{"endpoint of nothing", "/NetworkDriver.CreateEndpoint", strings.ReplaceAll(endpoint(""), nid, "unknown"), 200, "not known here"},
 		{"no address", "/NetworkDriver.CreateEndpoint", endpoint(`,"Interface":{"Address":"10.87.3.9"}`), 400, "not an address"},
@@ -183,7 +184,6 @@ func TestRefused(t *testing.T) {
 		{"pool of no network", "/IpamDriver.RequestPool", `{"Options":{"network":"dmz"}}`, 200, "no such network"},
 		{"no such pool", "/IpamDriver.RequestAddress", `{"PoolID":"../x"}`, 400, "not a pool"},
 		{"address of a pool without network", "/IpamDriver.RequestAddress", `{"PoolID":"+0123456789abcdef/4"}`, 200, "--ipam-opt network=NAME"},
-		{"gateway of a forgotten pool", "/IpamDriver.RequestAddress", `{"PoolID":"+0123456789abcdef/4","Options":{"RequestAddressType":"com.docker.network.gateway"}}`, 200, "--ipam-opt network=NAME"},
 		{"another gateway", "/IpamDriver.RequestAddress", `{"PoolID":"web/4","Address":"10.87.3.254","Options":{"RequestAddressType":"com.docker.network.gateway"}}`, 200, "leave --gateway out"},
 		{"address of another family", "/IpamDriver.RequestAddress", `{"PoolID":"web/4","Address":"fd00::1"}`, 400, "not an address of pool"},
 		{"address that is none", "/IpamDriver.ReleaseAddress", `{"PoolID":"web/4"}`, 400, "not an address of pool"},
@@ -210,7 +210,7 @@ func TestRefused(t *testing.T) {
 }
 
 func TestOtherMethodsOfHTTP(t *testing.T) {
-	d, _ := newDriver(t)
+	d, _ := testDriver(t)
 	w := httptest.NewRecorder()
 	newHandler(d, slog.New(slog.DiscardHandler)).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/Plugin.Activate", nil))
 	if w.Code != http.StatusMethodNotAllowed || !strings.Contains(w.Body.String(), `"Err"`) {
@@ -220,7 +220,7 @@ func TestOtherMethodsOfHTTP(t *testing.T) {
 
 // Of a request that is too large hardly more is read than what a real one has.
 func TestLargeRequest(t *testing.T) {
-	d, _ := newDriver(t)
+	d, _ := testDriver(t)
 	body := bytes.NewReader(make([]byte, 10<<20))
 	w := httptest.NewRecorder()
 	newHandler(d, slog.New(slog.DiscardHandler)).ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/NetworkDriver.Join", body))
@@ -234,7 +234,7 @@ func TestLargeRequest(t *testing.T) {
 
 // Deleting what is not there is no error: Docker repeats itself.
 func TestRepeated(t *testing.T) {
-	d, path := newDriver(t)
+	d, path := testDriver(t)
 	create := `{"NetworkID":"` + nid + `","Options":{"com.docker.network.generic":{"network":"web"}}}`
 	endpoint := `{"NetworkID":"` + nid + `","EndpointID":"` + eid + `"}`
 	for range 2 {
@@ -271,7 +271,7 @@ func TestGateways(t *testing.T) {
 		"internal": {`{"com.docker.network.internal":true}`, `"DisableGatewayService":true}`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d, _ := newDriver(t)
+			d, _ := testDriver(t)
 			endpoint := `{"NetworkID":"` + nid + `","EndpointID":"` + eid + `"}`
 			says(t, d, "/NetworkDriver.CreateNetwork", `{"NetworkID":"`+nid+`","Options":`+tt.options+`}`, `{}`)
 			post(d, "/NetworkDriver.CreateEndpoint", endpoint)
@@ -283,35 +283,71 @@ func TestGateways(t *testing.T) {
 	}
 }
 
-// Two networks that are made in one moment cannot be told apart; a pool that was
-// asked for and forgotten is in nobody's way for long.
+// Two networks that are made in one moment are told apart; a pool that was asked
+// for and forgotten is in nobody's way for long.
 func TestUnnamedPools(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, _ := newDriver(t)
+		d, _ := testDriver(t)
 		ask := func() string {
 			_, got := post(d, "/IpamDriver.RequestPool", `{}`)
 			name, ok := poolName(got)
 			if !ok {
-				t.Fatalf("pool: %s", got)
+				t.Errorf("pool: %s", got)
 			}
 			says(t, d, "/IpamDriver.RequestAddress", `{"PoolID":"`+name+`/4","Options":{"RequestAddressType":"com.docker.network.gateway"}}`, `{"Address":"0.0.0.0/0","Data":null}`)
 			return name
 		}
-		create := `{"NetworkID":"` + nid + `","IPv4Data":[{"AddressSpace":"meshd","Pool":"0.0.0.0/0","Gateway":"0.0.0.0/0"}]}`
-		first, second := ask(), ask()
-		if _, got := post(d, "/NetworkDriver.CreateNetwork", create); !strings.Contains(got, "2 networks are being made") {
-			t.Errorf("two at once: %s", got)
+		create := func(id, network string) {
+			says(t, d, "/NetworkDriver.CreateNetwork", `{"NetworkID":"`+id+`","IPv4Data":[{"AddressSpace":"meshd","Pool":"0.0.0.0/0","Gateway":"0.0.0.0/0"}],`+
+				`"Options":{"com.docker.network.generic":{"network":"`+network+`"}}}`, `{}`)
 		}
-		says(t, d, "/IpamDriver.ReleasePool", `{"PoolID":"`+second+`/4"}`, `{}`)
-		says(t, d, "/NetworkDriver.CreateNetwork", create, `{}`)
-		says(t, d, "/IpamDriver.RequestAddress", `{"PoolID":"`+first+`/4"}`, `{"Address":"10.86.3.2/24","Data":null}`)
+		first, start := ask(), time.Now()
+		var second string
+		var wait sync.WaitGroup
+		wait.Go(func() { second = ask() })
+		synctest.Wait()
+		if second != "" {
+			t.Fatal("two pools without a name at once")
+		}
+		create("a", "web")
+		wait.Wait()
+		create("b", "default")
+		says(t, d, "/IpamDriver.RequestAddress", `{"PoolID":"`+first+`/4"}`, `{"Address":"10.87.3.2/24","Data":null}`)
+		says(t, d, "/IpamDriver.RequestAddress", `{"PoolID":"`+second+`/4"}`, `{"Address":"10.86.3.2/24","Data":null}`)
 
+		released := ask()
+		says(t, d, "/IpamDriver.ReleasePool", `{"PoolID":"`+released+`/4"}`, `{}`)
 		ask() // and never more of it
-		time.Sleep(unnamedFor + time.Second)
-		third := ask()
-		says(t, d, "/NetworkDriver.CreateNetwork", create, `{}`)
-		says(t, d, "/IpamDriver.RequestAddress", `{"PoolID":"`+third+`/4"}`, `{"Address":"10.86.3.3/24","Data":null}`)
+		if took := time.Since(start); took != 0 {
+			t.Errorf("that took %s", took)
+		}
+		last := ask()
+		if took := time.Since(start); took != openFor {
+			t.Errorf("a forgotten pool was in the way for %s, want %s", took, openFor)
+		}
+		create("c", "web")
+		says(t, d, "/IpamDriver.RequestAddress", `{"PoolID":"`+last+`/4"}`, `{"Address":"10.87.3.3/24","Data":null}`)
 	})
+}
+
+// An engine that does not take the pool asks again without end, unless it is told
+// to stop.
+func TestPoolAgainAndAgain(t *testing.T) {
+	d, _ := testDriver(t)
+	for _, v6 := range []string{"false", "true"} {
+		ask := `{"V6":` + v6 + `,"Options":{"network":"web"}}`
+		if code, got := post(d, "/IpamDriver.RequestPool", ask); code != 200 || strings.Contains(got, "Err") {
+			t.Fatalf("first: %d %s", code, got)
+		}
+		if _, got := post(d, "/IpamDriver.RequestPool", ask); !strings.Contains(got, "add --subnet") {
+			t.Errorf("again: %s", got)
+		}
+		family := map[string]string{"false": "4", "true": "6"}[v6]
+		post(d, "/IpamDriver.RequestAddress", `{"PoolID":"web/`+family+`","Options":{"RequestAddressType":"com.docker.network.gateway"}}`)
+		if _, got := post(d, "/IpamDriver.RequestPool", ask); strings.Contains(got, "Err") {
+			t.Errorf("for another network: %s", got)
+		}
+	}
 }
 
 func TestServer(t *testing.T) {
@@ -419,7 +455,7 @@ func TestDamagedState(t *testing.T) {
 
 // What cannot be remembered is not done.
 func TestUnwritableState(t *testing.T) {
-	d, path := newDriver(t)
+	d, path := testDriver(t)
 	if err := os.RemoveAll(filepath.Dir(path)); err != nil {
 		t.Fatal(err)
 	}
@@ -432,7 +468,7 @@ func TestUnwritableState(t *testing.T) {
 }
 
 func FuzzRequests(f *testing.F) {
-	known, _ := newDriver(f)
+	known, _ := testDriver(f)
 	for path := range known.methods() {
 		f.Add(path, `{"NetworkID":"a","EndpointID":"b","PoolID":"web/4","Address":"10.87.3.9"}`)
 		f.Add(path, `{"NetworkID":"a","EndpointID":"b","Interface":{"Address":"10.86.3.9/24","AddressIPv6":"fd00:86:0:3::9/64","MacAddress":"02:00:00:00:00:01"}}`)
@@ -440,7 +476,7 @@ func FuzzRequests(f *testing.F) {
 		f.Add(path, `{"AddressSpace":"meshd","Pool":"fd00:87::/48","V6":true,"Options":{"network":"web"}}`)
 	}
 	f.Fuzz(func(t *testing.T, path, body string) {
-		d, _ := newDriver(t)
+		d, _ := testDriver(t)
 		code, answer := post(d, path, body)
 		if !json.Valid([]byte(answer)) || code >= 500 {
 			t.Errorf("%s %q: %d %s", path, body, code, answer)

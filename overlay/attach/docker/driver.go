@@ -20,8 +20,13 @@ type driver struct {
 	networks func() []mesh.Network // fixed at construction
 	store    *store                // fixed at construction
 
-	mu      sync.Mutex
-	unnamed map[string]*unnamedPool // guarded by mu: pools whose network nobody has named yet
+	mu     sync.Mutex
+	open   []openPool    // guarded by mu
+	closed chan struct{} // guarded by mu: closed, and made anew, when one of open goes
+}
+
+func newDriver(core Core, networks func() []mesh.Network, store *store) *driver {
+	return &driver{core: core, networks: networks, store: store, closed: make(chan struct{})}
 }
 
 func (d *driver) methods() map[string]method {
@@ -139,11 +144,10 @@ func (d *driver) createNetwork(ctx context.Context, r createNetworkRequest) (any
 	if err != nil {
 		return nil, errors.Join(err, d.core.Unuse(ctx, useOfNetwork(r.NetworkID)))
 	}
-	d.mu.Lock()
 	for _, p := range pools {
-		delete(d.unnamed, p)
+		d.closePool(poolID{p, false})
+		d.closePool(poolID{p, true})
 	}
-	d.mu.Unlock()
 	return nothing, d.core.Unuse(ctx, useOfPool(name))
 }
 

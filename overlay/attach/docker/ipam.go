@@ -17,31 +17,33 @@ import (
 // How Docker chooses a pool is a trap. It asks for one before it tells the network
 // driver about the network, so -o network=web comes too late; only --subnet and
 // --ipam-opt are known by then. And engines before 27 look whether a pool that
-// nobody chose with --subnet overlaps a route of the host, and if so ask again, for
-// ever. Every subnet of the mesh has a route. They take 0.0.0.0/0 without a look.
+// nobody chose with --subnet overlaps an IPv4 route or a nameserver of the host, and
+// if so ask again, for ever. Every subnet of the mesh has a route. They take
+// 0.0.0.0/0 without a look.
 //
-//	given                      pool       PoolID   network
-//	--subnet 10.87.0.0/16      as given   web/4    whose range that is
-//	--ipam-opt network=web     0.0.0.0/0  web/4    web
-//	-o network=web, or neither 0.0.0.0/0  +9f86…/4 CreateNetwork tells, and is told
-//	                                               from others by there being but one
+//	given                      pool                  PoolID    network
+//	--subnet 10.87.0.0/16      as given              web/4     whose range that is
+//	--ipam-opt network=web     0.0.0.0/0             web/4     web
+//	  and --ipv6               its range             web/6
+//	-o network=web, or neither 0.0.0.0/0 or ::/0     +9f86…/4  CreateNetwork tells; until then
+//	                                                           others wait
 
 var (
 	anyIPv4 = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 	anyIPv6 = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 )
 
-// unnamedPool waits for CreateNetwork.
-type unnamedPool struct {
-	is6     bool
-	since   time.Time
-	gateway bool // Docker asked for its gateway, which it does before CreateNetwork
+// openPool is one that Docker asked for and has not used yet: it follows up at
+// once, or never.
+type openPool struct {
+	id    poolID
+	since time.Time
 }
 
-// unnamedFor is how long a pool waits: Docker asks the next question at once.
-const unnamedFor = time.Minute
+// openFor is how long an open pool counts.
+const openFor = 10 * time.Second
 
-func (d *driver) requestPool(_ context.Context, r requestPoolRequest) (any, error) {
+func (d *driver) requestPool(ctx context.Context, r requestPoolRequest) (any, error) {
 	name := r.Options[networkOption]
 	if r.Pool != "" {
 		p := netip.MustParsePrefix(r.Pool) // checked
@@ -54,50 +56,89 @@ func (d *driver) requestPool(_ context.Context, r requestPoolRequest) (any, erro
 		}
 		return requestPoolResponse{PoolID: poolID{n.Name, p.Addr().Is6()}.String(), Pool: p.String()}, nil
 	}
-	pool := anyIPv4
-	if r.V6 {
-		pool = anyIPv6
-	}
 	if name == "" {
-		name = d.addUnnamed(r.V6)
-	} else if n, err := d.named(name); err != nil {
+		return d.unnamedPool(ctx, r.V6)
+	}
+	n, err := d.named(name)
+	if err != nil {
 		return nil, err
-	} else if !slices.ContainsFunc(n.Ranges(), func(p netip.Prefix) bool { return p.Addr().Is6() == r.V6 }) {
+	}
+	ranges := n.Ranges()
+	i := slices.IndexFunc(ranges, func(p netip.Prefix) bool { return p.Addr().Is6() == r.V6 })
+	if i < 0 {
 		return nil, fmt.Errorf("network %s of the mesh has no addresses of that family: it is %s", name, list([]mesh.Network{n}))
 	}
-	return requestPoolResponse{PoolID: poolID{name, r.V6}.String(), Pool: pool.String()}, nil
-}
-
-func (d *driver) addUnnamed(is6 bool) string {
+	pool, id := anyIPv4, poolID{name, r.V6}
+	if r.V6 {
+		pool = ranges[i]
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for name, p := range d.unnamed {
-		if time.Since(p.since) > unnamedFor {
-			delete(d.unnamed, name)
-		}
+	d.forgetOpenLocked()
+	if slices.ContainsFunc(d.open, func(o openPool) bool { return o.id == id }) {
+		return nil, fmt.Errorf("the engine asks for a subnet of network %s again and again: add --subnet %s", name, ranges[i])
 	}
-	raw := make([]byte, 8)
-	_, _ = rand.Read(raw) // it never fails
-	name := "+" + hex.EncodeToString(raw)
-	d.unnamed[name] = &unnamedPool{is6: is6, since: time.Now()}
-	return name
+	d.open = append(d.open, openPool{id, time.Now()})
+	return requestPoolResponse{PoolID: id.String(), Pool: pool.String()}, nil
 }
 
-// onlyUnnamed gives the one pool of a family that waits for its network.
+// unnamedPool opens a pool that CreateNetwork will name. There is never more than
+// one of a family, so that it is known which one is meant.
+func (d *driver) unnamedPool(ctx context.Context, is6 bool) (any, error) {
+	raw := make([]byte, 8)
+	_, _ = rand.Read(raw) // it never fails
+	id, pool := poolID{"+" + hex.EncodeToString(raw), is6}, anyIPv4
+	if is6 {
+		pool = anyIPv6
+	}
+	for {
+		d.mu.Lock()
+		d.forgetOpenLocked()
+		other := d.unnamedLocked(is6)
+		closed := d.closed
+		if other < 0 {
+			d.open = append(d.open, openPool{id, time.Now()})
+			d.mu.Unlock()
+			return requestPoolResponse{PoolID: id.String(), Pool: pool.String()}, nil
+		}
+		left := openFor - time.Since(d.open[other].since)
+		d.mu.Unlock()
+		select {
+		case <-closed:
+		case <-time.After(left):
+		case <-ctx.Done():
+			return nil, errors.New("other networks are being made: try again, or add --ipam-opt network=NAME")
+		}
+	}
+}
+
+// unnamedLocked finds the open pool of a family that has no name yet; -1: none.
+func (d *driver) unnamedLocked(is6 bool) int {
+	return slices.IndexFunc(d.open, func(o openPool) bool { return o.id.unnamed() && o.id.is6 == is6 })
+}
+
+func (d *driver) forgetOpenLocked() {
+	d.open = slices.DeleteFunc(d.open, func(o openPool) bool { return time.Since(o.since) >= openFor })
+}
+
+// onlyUnnamed gives the name of the pool of a family that waits for one.
 func (d *driver) onlyUnnamed(is6 bool) (string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var found []string
-	for name, p := range d.unnamed {
-		if p.is6 == is6 && p.gateway && time.Since(p.since) <= unnamedFor {
-			found = append(found, name)
-		}
+	i := d.unnamedLocked(is6)
+	if i < 0 {
+		return "", errors.New("it is not known any more which pool this is: try again, or add --ipam-opt network=NAME")
 	}
-	if len(found) != 1 {
-		return "", fmt.Errorf("%d networks are being made at this moment, and they cannot be told apart: "+
-			"try again, or add --ipam-opt network=NAME", len(found))
-	}
-	return found[0], nil
+	return d.open[i].id.name, nil
+}
+
+// closePool says that a pool is used, or will not be.
+func (d *driver) closePool(id poolID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.open = slices.DeleteFunc(d.open, func(o openPool) bool { return o.id == id })
+	close(d.closed)
+	d.closed = make(chan struct{})
 }
 
 func (d *driver) releasePool(ctx context.Context, r poolRequest) (any, error) {
@@ -105,12 +146,10 @@ func (d *driver) releasePool(ctx context.Context, r poolRequest) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.closePool(id)
 	if !id.unnamed() {
 		return nothing, d.core.Unuse(ctx, useOfPool(id.name))
 	}
-	d.mu.Lock()
-	delete(d.unnamed, id.name)
-	d.mu.Unlock()
 	if _, ok := d.store.pool(id.name); !ok {
 		return nothing, nil
 	}
@@ -147,16 +186,13 @@ func (d *driver) requestAddress(ctx context.Context, r requestAddressRequest) (a
 	forGateway := r.Options[requestType] == requestsGateway
 	name, err := d.pool(id)
 	if errors.Is(err, errNoNetwork) && forGateway && wish.IsUnspecified() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		if p, ok := d.unnamed[id.name]; ok {
-			p.gateway = true
-			return requestAddressResponse{Address: netip.PrefixFrom(wish, 0).String()}, nil
-		}
+		// It has one when it has a name; Docker wants some answer now.
+		return requestAddressResponse{Address: netip.PrefixFrom(wish, 0).String()}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
+	d.closePool(id)
 	if forGateway {
 		return d.gateway(ctx, name, wish)
 	}

@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -242,8 +244,10 @@ func TestDocker(t *testing.T) {
 		t.Errorf("the default route does not go by Docker's bridge:\n%s", routes)
 	}
 
-	// Our side starts again while containers run.
-	if *recording == "" {
+	if *recording == "" { // what is the same each time
+		testParallel(t, e, d, create)
+
+		// Our side starts again while containers run.
 		d.stop()
 		d = startDaemon(t, l.Host("alpha"), dir, store)
 		e.reaches("one", "10.87.3.77")
@@ -257,6 +261,48 @@ func TestDocker(t *testing.T) {
 	e.run("rm", "--force", "one", "two", "three", "four", "five", "site")
 	e.run("network", "rm", "web", "plain", "both", "inside", "out")
 	nothingLeft(t, d)
+}
+
+// testParallel does what a compose file does: networks and containers at once.
+func testParallel(t *testing.T, e engine, d *daemon, create func(name string, args ...string) []string) {
+	t.Helper()
+	before := len(d.core.List())
+	all := func(n int, args func(i int) []string) {
+		t.Helper()
+		var errs [8]error
+		var wait sync.WaitGroup
+		for i := range n {
+			wait.Go(func() { _, errs[i] = e.try(args(i)...) })
+		}
+		wait.Wait()
+		if err := errors.Join(errs[:]...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	networks := []string{"default", "web", "web"}
+	network := func(i int) string { return fmt.Sprint("p", i%3) }
+	container := func(i int) string { return fmt.Sprint("c", i) }
+	all(3, func(i int) []string { return create(network(i), "-o", "network="+networks[i]) })
+	all(8, func(i int) []string {
+		return []string{"run", "--detach", "--init", "--name", container(i), "--network", network(i), Image, "sleep", "600"}
+	})
+	seen := map[netip.Addr]bool{}
+	for _, a := range d.core.List() {
+		for _, p := range a.Addresses {
+			if seen[p.Addr()] {
+				t.Errorf("two containers have %s", p.Addr())
+			}
+			seen[p.Addr()] = true
+		}
+	}
+	for i := range 3 {
+		e.want(fmt.Sprint("10.", map[string]int{"default": 86, "web": 87}[networks[i]], ".3.1"), "{{range .NetworkSettings.Networks}}{{.Gateway}}{{end}}", container(i))
+	}
+	all(8, func(i int) []string { return []string{"rm", "--force", container(i)} })
+	all(3, func(i int) []string { return []string{"network", "rm", network(i)} })
+	if got := len(d.core.List()); got != before {
+		t.Errorf("%d attachments, want %d as before: %v", got, before, d.core.List())
+	}
 }
 
 // nothingLeft looks whether our side has forgotten everything.
