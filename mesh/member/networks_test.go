@@ -334,7 +334,7 @@ func TestUseRefuses(t *testing.T) {
 // TestManyNetworksAtRandom has nodes use networks, leave them, restart and meet
 // charters while they do: what is held never overlaps once they have come to rest.
 func TestManyNetworksAtRandom(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range uint64(10) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 1))
 			s := newSim(t, narrow)

@@ -403,6 +403,82 @@ func TestCharterNeverGoesBack(t *testing.T) {
 	}
 }
 
+// next signs the charter after the maker's, with one more network.
+func (m *maker) next(name, ranges string) []byte {
+	networks := append(slices.Clone(m.charter.Networks), mesh.Network{Name: name, IPv4: netip.MustParsePrefix(ranges), IPv4Len: 24})
+	raw, err := m.charter.Next(start, networks).Sign(key(m.ca))
+	check(err)
+	return raw
+}
+
+// Of two charters of one version everybody follows the same, and who saw both
+// knows it until the next one.
+func TestForkedCharter(t *testing.T) {
+	m := newMaker("ca")
+	one, two := m.next("web", "10.87.0.0/16"), m.next("db", "10.88.0.0/16")
+	var last []byte
+	for _, order := range [][][]byte{{one, two}, {two, one}} {
+		r := New(m.charter)
+		check(r.Add(order[0]))
+		if r.Forked() {
+			t.Error("one charter is a fork")
+		}
+		changes := r.Changes()
+		if err := r.Add(order[1]); err != nil && !errors.Is(err, ErrStale) {
+			t.Error(err)
+		}
+		if !r.Forked() || r.Changes() == changes {
+			t.Error("nobody is told of the other charter")
+		}
+		changes = r.Changes()
+		for _, raw := range order {
+			if err := r.Add(raw); !errors.Is(err, ErrStale) || r.Changes() != changes {
+				t.Errorf("once more: %v", err)
+			}
+		}
+		if last != nil && !slices.Equal(last, r.Charter().Raw) {
+			t.Error("the order decides which charter counts")
+		}
+		last = r.Charter().Raw
+		raw, err := r.Charter().Next(start, r.Charter().Networks).Sign(key("ca"))
+		check(err)
+		if err := r.Add(raw); err != nil || r.Forked() {
+			t.Errorf("after the next one it is still a fork: %v", err)
+		}
+	}
+}
+
+// A new network over the endpoint of a member takes its record away: who joins
+// then would not believe it either.
+func TestCharterOverAnEndpoint(t *testing.T) {
+	m := newMaker("ca")
+	founder := m.certificate("founder", nil)
+	inside := func(seq uint64, endpoint string) []byte {
+		r := trust.Record{
+			Version: mesh.Version{Epoch: 1, Seq: seq}, Certificate: founder.Hash, Key: mesh.Key{1},
+			Endpoints: []netip.AddrPort{netip.MustParseAddrPort(endpoint)},
+		}
+		raw, err := r.Sign(key("founder"))
+		check(err)
+		return raw
+	}
+	r := New(m.charter)
+	feed(r, [][]byte{founder.Raw, inside(1, "10.87.1.1:1")})
+	if _, ok := r.Record(founder.ID()); !ok {
+		t.Fatal("no record")
+	}
+	check(r.Add(m.next("web", "10.87.0.0/16")))
+	if _, ok := r.Record(founder.ID()); ok || len(names(r)) != 1 {
+		t.Error("the record stays, or its node is no member any longer")
+	}
+	if err := r.Add(inside(2, "10.87.1.1:1")); !errors.Is(err, trust.ErrForbidden) {
+		t.Errorf("such a record: %v", err)
+	}
+	if err := r.Add(inside(3, "192.0.2.1:1")); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestFloods sends what nobody vouches for, in quantities.
 func TestFloods(t *testing.T) {
 	m := newMaker("ca")

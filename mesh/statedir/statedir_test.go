@@ -38,6 +38,12 @@ func newNode(t testing.TB) (Keys, Membership) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newNodeOf(t, ca)
+}
+
+// newNodeOf is newNode with the CA key of that mesh.
+func newNodeOf(t testing.TB, ca ed25519.PrivateKey) (Keys, Membership) {
+	t.Helper()
 	now, keys := time.Now(), NewKeys()
 	charter := trust.Charter{Name: "home", Version: 1, Created: now, Networks: []mesh.Network{
 		{Name: "default", IPv4: netip.MustParsePrefix("10.86.0.0/16"), IPv4Len: 24},
@@ -57,6 +63,32 @@ func newNode(t testing.TB) (Keys, Membership) {
 	return keys, Membership{
 		Charter: rawCharter, Certificate: rawCertificate, GossipKeys: [][]byte{bytes.Repeat([]byte{'G'}, 32)},
 		Seeds: []string{"192.0.2.1:51881"}, Founder: true,
+	}
+}
+
+func TestSaveCharter(t *testing.T) {
+	_, ca, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, want := newNodeOf(t, ca)
+	path := filepath.Join(t.TempDir(), "state")
+	if err := Create(path, keys, want); err != nil {
+		t.Fatal(err)
+	}
+	first, err := trust.ParseCharter(want.Charter, mesh.ID{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want.Charter, err = first.Next(time.Now(), first.Networks).Sign(ca); err != nil {
+		t.Fatal(err)
+	}
+	d := open(t, path)
+	if err := d.SaveCharter(want.Charter); err != nil || !reflect.DeepEqual(d.Membership(), want) {
+		t.Errorf("save charter: %v", err)
+	}
+	if got := open(t, path).Membership(); !reflect.DeepEqual(got, want) {
+		t.Error("another charter is on disk, or more than that is another")
 	}
 }
 

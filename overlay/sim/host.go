@@ -127,7 +127,11 @@ func (h *host) boot() {
 	}
 	log := storyLog{l}.logger()
 	nonce := uint64(h.number)<<32 | h.starts
-	core := meshtest.Member(h.w.t, time.Now().Add(h.skew), h.keys, *h.member, state, table, nonce)
+	membership := *h.member
+	if charter := disk.Charter(); charter != nil {
+		membership.Charter = charter
+	}
+	core := meshtest.Member(h.w.t, time.Now().Add(h.skew), h.keys, membership, state, table, nonce)
 	var seeds []string
 	for _, s := range h.w.hosts[:min(2, len(h.w.hosts))] {
 		if s != h {
