@@ -27,6 +27,9 @@ const BridgePrefix = "mbr-"
 type Rules struct {
 	Link     string // name of the TUN device
 	Segments []Segment
+	// Ports are those of containers with a host end. Each sends with its own MAC
+	// address and Addresses and with no others, to its neighbours as well.
+	Ports []Port
 }
 
 // Segment is a part of the mesh whose members may talk to each other, and to
@@ -39,7 +42,7 @@ type Segment struct {
 }
 
 // IsZero tells whether nothing is wanted.
-func (r Rules) IsZero() bool { return r.Link == "" && len(r.Segments) == 0 }
+func (r Rules) IsZero() bool { return r.Link == "" && len(r.Segments) == 0 && len(r.Ports) == 0 }
 
 // HasLinks tells whether this host has containers in any segment.
 func (r Rules) HasLinks() bool {
@@ -57,6 +60,8 @@ func (r Rules) Normal() Rules {
 		slices.SortFunc(s.Own, netip.Prefix.Compare)
 		slices.Sort(s.Links)
 	}
+	r.Ports = slices.Clone(r.Ports)
+	slices.SortFunc(r.Ports, func(a, b Port) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(r.Segments, func(a, b Segment) int { return cmp.Compare(a.Name, b.Name) })
 	return r
 }
@@ -67,6 +72,9 @@ func (r Rules) String() string {
 	for _, s := range r.Normal().Segments {
 		b.WriteString("isolate " + s.Name + list(" in", s.Ranges, netip.Prefix.String) + list(", ours", s.Own, netip.Prefix.String))
 		b.WriteString(list(" behind", s.Links, strings.Clone) + ", via " + r.Link + "\n")
+	}
+	for _, p := range r.Normal().Ports {
+		b.WriteString("check " + p.Name + ": " + p.MAC + list("", p.Addresses, netip.Addr.String) + "\n")
 	}
 	return b.String()
 }

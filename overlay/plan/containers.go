@@ -52,6 +52,11 @@ func rules(view *mesh.View, self mesh.Node, opt Options) tun.Rules {
 		r.Segments = append(r.Segments, tun.Segment{
 			Name: n.Name, Ranges: n.Ranges(), Own: subnets(self, n.Name), Links: opt.Containers[n.Name].links(),
 		})
+		for _, p := range opt.Containers[n.Name].Ports {
+			if p.Name != "" { // else its packets do not come by this host's links
+				r.Ports = append(r.Ports, p)
+			}
+		}
 	}
 	return r.Normal()
 }

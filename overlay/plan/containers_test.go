@@ -7,6 +7,7 @@ import (
 
 	"meshd/mesh"
 	"meshd/overlay/plan"
+	"meshd/tun"
 )
 
 func TestContainers(t *testing.T) {
@@ -16,7 +17,11 @@ func TestContainers(t *testing.T) {
 		return n
 	}
 	beta := of(node(2, "beta", 80, mesh.Held), 7, mesh.Held)
-	both := map[string]plan.Containers{"default": {Bridge: "mbr-default"}, "web": {Bridge: "mbr-web", Ports: []string{"mv-b", "mv-a"}}}
+	both := map[string]plan.Containers{"default": {Bridge: "mbr-default"}, "web": {Bridge: "mbr-web", Ports: []tun.Port{
+		{Kind: tun.PortPTP, Name: "mv-b", MAC: "02:00:00:00:00:0b", Addresses: []netip.Addr{netip.MustParseAddr("10.87.0.200")}},
+		{Kind: tun.PortBridge, Name: "mv-a", MAC: "02:00:00:00:00:0a", Addresses: []netip.Addr{netip.MustParseAddr("10.87.0.201")}},
+		{Kind: tun.PortMACVLAN, Peer: "mc-c", Parent: "eth0"},
+	}}}
 	for name, c := range map[string]struct {
 		self   mesh.Node
 		opt    plan.Options
@@ -25,7 +30,7 @@ func TestContainers(t *testing.T) {
 		"none":        {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Held), plan.Options{}, true},
 		"both":        {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Held), plan.Options{Containers: both}, true},
 		"both_ipv4":   {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Held), plan.Options{Containers: both, NoIPv6: true}, true},
-		"ports_alone": {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Held), plan.Options{Containers: map[string]plan.Containers{"web": {Ports: []string{"mv-a"}}}}, true},
+		"ports_alone": {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Held), plan.Options{Containers: map[string]plan.Containers{"web": {Ports: []tun.Port{{Kind: tun.PortPTP, Name: "mv-a"}}}}}, true},
 		"no_lease":    {node(1, "alpha", 17, mesh.Held), plan.Options{Containers: both}, true},
 		"pending":     {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Pending), plan.Options{Containers: both}, true},
 		"quarantined": {of(node(1, "alpha", 17, mesh.Held), 7, mesh.Quarantined), plan.Options{Containers: both}, true},

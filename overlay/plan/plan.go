@@ -36,15 +36,22 @@ type Options struct {
 
 // Containers are what a network has on this host besides the host itself.
 type Containers struct {
-	Bridge string   // which they share; empty: none does
-	Ports  []string // host ends of those that share none
+	Bridge string // which they share; empty: none does
+	Ports  []tun.Port
 }
 
+// links are the interfaces by which their packets come.
 func (c Containers) links() []string {
-	if c.Bridge == "" {
-		return slices.Clone(c.Ports)
+	var all []string
+	if c.Bridge != "" {
+		all = append(all, c.Bridge)
 	}
-	return append([]string{c.Bridge}, c.Ports...)
+	for _, p := range c.Ports {
+		if p.Kind == tun.PortPTP {
+			all = append(all, p.Name)
+		}
+	}
+	return all
 }
 
 // Build makes the plan for the node whose view is given.

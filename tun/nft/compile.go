@@ -15,7 +15,7 @@ import (
 // Names of chains and sets.
 const (
 	fromMesh, toMesh       = "from_mesh", "to_mesh"
-	fromOthers             = "from_others"
+	fromOthers, fromPort   = "from_others", "from_port"
 	fromSegment, toSegment = "from-", "to-" // and the segment's name; it may be "mesh"
 	linksOf                = "links-"       // a set, and the segment's name
 )
@@ -42,12 +42,14 @@ var ours = []string{tun.BridgePrefix + "*", tun.PortPrefix + "*"}
 // compile says in rules of the kernel what is wanted.
 func compile(want tun.Rules) ruleset {
 	want = want.Normal()
-	prerouting := chain{name: "prerouting", hook: arriving, rules: []rule{jump(fromMesh, in(want.Link)), accept(in("lo"))}}
+	prerouting := chain{name: "prerouting", hook: arriving, rules: []rule{
+		jump(fromMesh, in(want.Link)), accept(in("lo")), call(fromPort, in(tun.PortPrefix+"*")),
+	}}
 	forward := chain{name: "forward", hook: passing, rules: []rule{jump(toMesh, out(want.Link))}}
 	postrouting := chain{name: "postrouting", hook: leaving}
 	others := chain{name: fromOthers}
 	segments := []chain{meshIn(want), meshOut(want)}
-	var all ruleset
+	all := ruleset{table: table}
 
 	for _, s := range want.Segments {
 		if len(s.Links) == 0 {
@@ -56,7 +58,7 @@ func compile(want tun.Rules) ruleset {
 			}
 			continue
 		}
-		all.sets = append(all.sets, set{linksOf + s.Name, s.Links})
+		all.sets = append(all.sets, interfaces(linksOf+s.Name, s.Links))
 		prerouting.rules = append(prerouting.rules, jump(fromSegment+s.Name, member{expr.MetaKeyIIFNAME, linksOf + s.Name}))
 		forward.rules = append(forward.rules, jump(toSegment+s.Name, member{expr.MetaKeyOIFNAME, linksOf + s.Name}))
 		segments = append(segments, segmentIn(s, want), segmentOut(s))
@@ -80,7 +82,9 @@ func compile(want tun.Rules) ruleset {
 		postrouting.rules = append(stay, postrouting.rules...)
 		all.chains = append(all.chains, postrouting)
 	}
-	all.chains = append(append(all.chains, others), segments...)
+	_, of4, of6 := held(want.Ports)
+	all.sets = append(all.sets, of4, of6)
+	all.chains = append(append(all.chains, others, portIn()), segments...)
 	return all
 }
 

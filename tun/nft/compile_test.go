@@ -31,9 +31,14 @@ func wants() map[string]tun.Rules {
 	}
 	db := tun.Segment{Name: "db", Ranges: pfxs("10.87.0.0/16"), Own: pfxs("10.87.3.0/26"), Links: []string{"mbr-db"}}
 	without := func(s tun.Segment) tun.Segment { s.Links = nil; return s }
+	ports := []tun.Port{
+		{Name: "mv-aaaaaaaaaa", MAC: "02:00:00:00:00:0a", Addresses: []netip.Addr{netip.MustParseAddr("10.86.17.10"), netip.MustParseAddr("fd86:0:0:11::a")}},
+		{Name: "mv-bbbbbbbbbb", MAC: "02:00:00:00:00:0b", Addresses: []netip.Addr{netip.MustParseAddr("10.87.3.11")}},
+	}
 	return map[string]tun.Rules{
 		"no_containers": {Link: "mesh0", Segments: []tun.Segment{control, without(web)}},
 		"two_networks":  {Link: "mesh0", Segments: []tun.Segment{control, web, db}},
+		"with_ports":    {Link: "mesh0", Segments: []tun.Segment{control, web, db}, Ports: ports},
 		"one_of_two":    {Link: "mesh0", Segments: []tun.Segment{control, web, without(db)}},
 		"no_lease":      {Link: "mesh0", Segments: []tun.Segment{control, {Name: "db", Ranges: db.Ranges, Links: db.Links}}},
 	}
@@ -44,6 +49,9 @@ func TestCompile(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join("testdata", name+".nft")
 			got := compile(want).String()
+			if len(want.Ports) > 0 {
+				got += compileBridge(want).String()
+			}
 			if *update {
 				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
 					t.Fatal(err)

@@ -61,8 +61,12 @@ func TestApply(t *testing.T) {
 	for name, want := range wants() {
 		t.Run(name, func(t *testing.T) {
 			k := newKernel(t)
-			if done := k.changes(want); len(done) != 1 {
-				t.Errorf("applying to an empty kernel did %q, want one transaction", done)
+			tables := 1
+			if len(want.Ports) > 0 {
+				tables = 2
+			}
+			if done := k.changes(want); len(done) != tables {
+				t.Errorf("applying to an empty kernel did %q, want %d tables", done, tables)
 			}
 			for range 2 {
 				if done := k.changes(want); len(done) != 0 {
@@ -76,7 +80,7 @@ func TestApply(t *testing.T) {
 				}
 				k.changes(want)
 			}
-			if removed, err := k.Remove(t.Context()); err != nil || len(removed) != 1 {
+			if removed, err := k.Remove(t.Context()); err != nil || len(removed) != tables {
 				t.Errorf("Remove = %q, %v", removed, err)
 			}
 			if removed, err := k.Remove(t.Context()); err != nil || len(removed) != 0 {
@@ -102,17 +106,31 @@ func (k kernel) wantListing(want tun.Rules) {
 		k.Log("not compared with what nft lists: ", err)
 		return
 	}
-	var out []byte
-	err = k.ns.Do(func() (err error) {
-		out, err = exec.CommandContext(k.Context(), program, "list", "table", "inet", TableName).CombinedOutput()
-		return err
-	})
-	if err != nil {
-		k.Fatalf("nft list: %v\n%s", err, out)
+	// How nft calls fields for which it has no name, and what it leaves out since
+	// the rest implies it.
+	names := strings.NewReplacer(
+		"meta protocol ip iifname", "iifname", "meta l4proto ipv6-icmp ", "",
+		"@nh,112,32 0x0", "arp saddr ip 0.0.0.0", "@nh,64,16 0xfe80", "ip6 saddr fe80::/16",
+		"@nh,64,128 0x0", "ip6 saddr ::", "@th,64,16 0xfe80", "icmpv6 taddr fe80::/16",
+		"@ll,48,48", "ether saddr", "@nh,96,32", "ip saddr", "@nh,64,48", "arp saddr ether", "@nh,112,32", "arp saddr ip",
+		"@nh,64,128", "ip6 saddr", "@th,64,128", "icmpv6 taddr")
+	words := func(s string) string { return strings.Join(strings.Fields(names.Replace(s)), " ") }
+	tables := []ruleset{compile(want)}
+	if len(want.Ports) > 0 {
+		tables = append(tables, compileBridge(want))
 	}
-	words := func(s string) string { return strings.Join(strings.Fields(s), " ") }
-	if got, text := words(string(out)), words(compile(want).String()); got != text {
-		k.Errorf("nft lists\n%s\nwant\n%s", out, compile(want))
+	for _, rules := range tables {
+		var out []byte
+		err = k.ns.Do(func() (err error) {
+			out, err = exec.CommandContext(k.Context(), program, "list", "table", families[rules.table.Family], TableName).CombinedOutput()
+			return err
+		})
+		if err != nil {
+			k.Fatalf("nft list: %v\n%s", err, out)
+		}
+		if got, text := words(string(out)), words(rules.String()); got != text {
+			k.Errorf("nft lists\n%s\nwant\n%s", out, rules)
+		}
 	}
 }
 

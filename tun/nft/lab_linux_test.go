@@ -52,6 +52,11 @@ func (m machine) in(fn func() error) {
 	}
 }
 
+func (m machine) sysctl(key, value string) {
+	m.Helper()
+	m.in(func() error { return os.WriteFile(filepath.Join("/proc/sys", key), []byte(value), 0) })
+}
+
 // link changes a link of the machine.
 func (m machine) link(name string, change func(netlink.Link) error) {
 	m.Helper()
@@ -119,7 +124,7 @@ func newHost(t *testing.T, number int) host {
 		"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1",
 		"net/ipv6/conf/default/accept_dad": "0", // or nobody is found for a second
 	} {
-		h.in(func() error { return os.WriteFile(filepath.Join("/proc/sys", key), []byte(value), 0) })
+		h.sysctl(key, value)
 	}
 	for network := range networks {
 		bridge := tun.BridgePrefix + network
@@ -135,6 +140,7 @@ func newHost(t *testing.T, number int) host {
 func (h host) container(network string, n int) machine {
 	h.Helper()
 	c := newMachine(h.T)
+	c.sysctl("net/ipv6/conf/default/accept_dad", "0")
 	name := fmt.Sprintf("mv-%s%d", network, n)
 	pair(h.machine, name, c, "eth0", nil)
 	h.link(name, func(l netlink.Link) error {
@@ -185,9 +191,13 @@ func (h host) apply(want tun.Rules) {
 	}
 }
 
+// How often a packet is sent, a tenth of a second apart: what is to arrive may be
+// late on a busy machine.
+const patient, brief = 50, 3
+
 // sent tells from which address a packet of src arrives at dst, zero if it does
 // not arrive. Some are sent, since the first may wait for an address of the link.
-func sent(src machine, from netip.Addr, dst machine, to netip.Addr) netip.Addr {
+func sent(src machine, from netip.Addr, dst machine, to netip.Addr, tries int) netip.Addr {
 	src.Helper()
 	var in, out net.PacketConn
 	dst.in(func() (err error) {
@@ -196,18 +206,18 @@ func sent(src machine, from netip.Addr, dst machine, to netip.Addr) netip.Addr {
 	})
 	defer in.Close()
 	_, port, _ := net.SplitHostPort(in.LocalAddr().String())
-	return send(src, &out, from, in, net.JoinHostPort(to.String(), port))
+	return send(src, &out, from, in, net.JoinHostPort(to.String(), port), tries)
 }
 
 // sentTo is sent for a destination that is translated on the way to where in
 // listens.
-func sentTo(src machine, from netip.Addr, in net.PacketConn, to netip.AddrPort) netip.Addr {
+func sentTo(src machine, from netip.Addr, in net.PacketConn, to netip.AddrPort, tries int) netip.Addr {
 	src.Helper()
 	var out net.PacketConn
-	return send(src, &out, from, in, to.String())
+	return send(src, &out, from, in, to.String(), tries)
 }
 
-func send(src machine, out *net.PacketConn, from netip.Addr, in net.PacketConn, to string) netip.Addr {
+func send(src machine, out *net.PacketConn, from netip.Addr, in net.PacketConn, to string, tries int) netip.Addr {
 	src.Helper()
 	src.in(func() (err error) {
 		*out, err = net.ListenPacket("udp", netip.AddrPortFrom(from, 0).String())
@@ -218,7 +228,7 @@ func send(src machine, out *net.PacketConn, from netip.Addr, in net.PacketConn, 
 	if err != nil {
 		src.Fatal(err)
 	}
-	for range 3 {
+	for range tries {
 		_, _ = (*out).WriteTo([]byte("hello"), addr) // may be refused, which is as good as lost
 		if err := in.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
 			src.Fatal(err)
@@ -258,10 +268,52 @@ func run(t *testing.T, trips []trip) {
 		return 1
 	})
 	for _, p := range trips {
-		if got := sent(p.src, p.from, p.dst, p.to); got != p.want {
+		tries := brief
+		if p.want.IsValid() {
+			tries = patient
+		}
+		if got := sent(p.src, p.from, p.dst, p.to, tries); got != p.want {
 			t.Errorf("%s: a packet from %s to %s arrives from %s, want %s", p.name, p.from, p.to, got, p.want)
 		}
 	}
 }
 
 func newFirewall(h host) *nft.Firewall { return nft.New(nft.Options{Namespace: h.ns.Do}) }
+
+// mac gives the MAC address of a container.
+func (m machine) mac() (mac string) {
+	m.Helper()
+	m.link("eth0", func(l netlink.Link) error { mac = l.Attrs().HardwareAddr.String(); return nil })
+	return mac
+}
+
+func forgetNeighbours() error {
+	all, err := netlink.NeighList(0, netlink.FAMILY_ALL)
+	for _, n := range all {
+		err = errors.Join(err, netlink.NeighDel(&n))
+	}
+	return err
+}
+
+// announce tells everybody that an address is at a MAC address, as a gratuitous
+// answer of ARP does.
+func announce(mac string, a netip.Addr) error {
+	own, err := net.ParseMAC(mac)
+	if err != nil {
+		return err
+	}
+	l, err := netlink.LinkByName("eth0")
+	if err != nil {
+		return err
+	}
+	const arp = 0x0806
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	everybody := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	frame := slices.Concat(everybody, own, []byte{arp >> 8, arp & 0xff}, // RFC 826
+		[]byte{0, 1, 8, 0, 6, 4, 0, 2}, own, a.AsSlice(), everybody, a.AsSlice())
+	return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: l.Attrs().Index})
+}

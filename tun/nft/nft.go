@@ -6,8 +6,9 @@
 //	forward      TUN ◄── to_mesh       links ◄── to-NETWORK
 //	postrouting  masquerade what leaves the mesh
 //
-// Everything is in one table, "inet meshd", which is replaced in one transaction
-// when it is not as it should be, and left alone when it is. Chains of other
+// Everything is in the tables "inet meshd" and, for what containers say to their
+// neighbours on a bridge, "bridge meshd". They are replaced in one transaction when
+// they are not as they should be, and left alone when they are. Chains of other
 // tables are asked as well, and one of them may drop what ours accept: in the
 // chain FORWARD of iptables (nf_tables) our links are accepted at its head, also
 // under Docker's policy DROP. [Firewall.Obstacles] tells of what is not ours to
@@ -140,6 +141,7 @@ func (f *Firewall) run(c *nftables.Conn, ops []op) error {
 // state is what the kernel has of ours, and where it belongs.
 type state struct {
 	content  content   // of our table; nil: there is none
+	bridged  content   // of our table for bridges
 	forwards []forward // where others decide
 }
 
@@ -149,7 +151,10 @@ func read(c *nftables.Conn) (state, error) {
 		return state{}, fmt.Errorf("list chains: %w", withAdvice(err))
 	}
 	var s state
-	if s.content, err = readContent(c, chains); err != nil {
+	if s.content, err = readContent(c, table, chains); err != nil {
+		return s, err
+	}
+	if s.bridged, err = readContent(c, bridged, chains); err != nil {
 		return s, err
 	}
 	s.forwards, err = readForwards(c, chains)
@@ -158,19 +163,23 @@ func read(c *nftables.Conn) (state, error) {
 
 // diff lists the changes that lead from have to want.
 func diff(have state, want tun.Rules) []op {
-	var ops []op
-	switch rules := compile(want); {
-	case want.IsZero():
-		if have.content != nil {
-			ops = append(ops, op{"nft delete table inet " + TableName, func(c *nftables.Conn) error { c.DelTable(table); return nil }})
-		}
-	case !slices.Equal(have.content, rules.content()):
-		ops = append(ops, op{"nft replace table inet " + TableName, rules.add})
-	}
+	ops := replace(have.content, compile(want), !want.IsZero())
+	ops = append(ops, replace(have.bridged, compileBridge(want), len(want.Ports) > 0)...)
 	for _, f := range have.forwards {
 		ops = append(ops, f.diff(want.HasLinks())...)
 	}
 	return ops
+}
+
+// replace makes a table as wanted, or removes it.
+func replace(have content, want ruleset, wanted bool) []op {
+	switch name := tableName(want.table); {
+	case !wanted && have != nil:
+		return []op{{"nft delete " + name, func(c *nftables.Conn) error { c.DelTable(want.table); return nil }}}
+	case wanted && !slices.Equal(have, want.content()):
+		return []op{{"nft replace " + name, want.add}}
+	}
+	return nil
 }
 
 func withAdvice(err error) error {

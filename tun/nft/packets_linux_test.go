@@ -3,6 +3,7 @@
 package nft_test
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -10,6 +11,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
+
+	"meshd/tun"
 )
 
 // lab is two hosts in a mesh, with containers, and a third machine that is none
@@ -192,11 +195,11 @@ func TestFromOutside(t *testing.T) {
 		{"from a container across", l.webB, v4("web", 80, 5), "10.86.17.1:8080"},
 		{"from a host by the other network's address", l.b.machine, v4("db", 80, 1), "10.87.17.1:8080"},
 	} {
-		if got := sentTo(p.src, p.from, in, netip.MustParseAddrPort(p.to)); got != p.from {
+		if got := sentTo(p.src, p.from, in, netip.MustParseAddrPort(p.to), patient); got != p.from {
 			t.Errorf("published port %s: arrives from %s, want %s", p.name, got, p.from)
 		}
 	}
-	if got := sentTo(l.webB, v4("web", 80, 5), in, netip.MustParseAddrPort("10.87.17.1:8080")); got.IsValid() {
+	if got := sentTo(l.webB, v4("web", 80, 5), in, netip.MustParseAddrPort("10.87.17.1:8080"), brief); got.IsValid() {
 		t.Error("a published port leads from one network to another")
 	}
 }
@@ -245,11 +248,14 @@ func TestUnassignedLink(t *testing.T) {
 			s.Links = append(s.Links, "mv-stray")
 		}
 	}
+	rules.Ports = append(rules.Ports, tun.Port{Name: "mv-stray", Addresses: []netip.Addr{netip.MustParseAddr("10.86.17.9")}})
 	stray.address("eth0", pfx("10.86.17.9/32"))
+	stray.address("eth0", pfx("10.86.17.5/32"))
 	l.a.route("mv-stray", "10.86.17.9/32", netip.Addr{})
 	l.a.apply(rules)
 	at := netip.MustParseAddr("10.86.17.9")
-	run(t, []trip{{"of the network", stray, at, l.webB, v4("web", 80, 5), at}, {"to it", l.webB, v4("web", 80, 5), stray, at, v4("web", 80, 5)}})
+	run(t, []trip{{"of the network", stray, at, l.webB, v4("web", 80, 5), at}, {"to it", l.webB, v4("web", 80, 5), stray, at, v4("web", 80, 5)},
+		{"as another of the network", stray, v4("web", 17, 5), l.webB, v4("web", 80, 5), l.none}})
 }
 
 // A bridge in our own subnet that somebody else made works as long as no network
@@ -273,5 +279,66 @@ func TestForeignBridge(t *testing.T) {
 		{"back", l.webB, v4("web", 80, 5), l.webA, v4("web", 17, 5), v4("web", 80, 5)},
 		{"to another network", l.webA, v4("web", 17, 5), l.dbA, v4("db", 17, 5), l.none},
 		{"to another network across", l.webA, v4("web", 17, 5), l.dbB, v4("db", 80, 5), l.none},
+	})
+}
+
+// Neighbours on a bridge talk without their host, and one of them lies.
+func TestHostileNeighbour(t *testing.T) {
+	l := newLab(t)
+	evil := l.webA
+	victim, other := v4("web", 17, 6), v4("web", 17, 7)
+	victim6 := v6("web", 17, 6)
+	third := l.a.container("web", 7)
+	rules := l.a.rules()
+	for n, c := range map[int]machine{5: l.webA, 6: l.webA2, 7: third} {
+		rules.Ports = append(rules.Ports, tun.Port{
+			Name: fmt.Sprintf("mv-web%d", n), MAC: c.mac(), Addresses: []netip.Addr{v4("web", 17, n), v6("web", 17, n)},
+		})
+	}
+	rules.Ports = append(rules.Ports, tun.Port{Name: "mv-db5", MAC: l.dbA.mac(), Addresses: []netip.Addr{v4("db", 17, 5), v6("db", 17, 5)}})
+	evil.address("lo", netip.PrefixFrom(v4("web", 17, 9), 32))
+	evil.address("lo", netip.PrefixFrom(v6("web", 17, 9), 128))
+	run(t, []trip{
+		{"without rules", evil, v4("web", 17, 9), third, other, v4("web", 17, 9)},
+		{"to get acquainted", evil, v6("web", 17, 5), third, v6("web", 17, 7), v6("web", 17, 5)},
+		{"without rules, IPv6", evil, v6("web", 17, 9), third, v6("web", 17, 7), v6("web", 17, 9)},
+	})
+	l.a.apply(rules)
+	run(t, append(l.within(), []trip{
+		{"another's address", evil, v4("web", 17, 9), third, other, l.none},
+		{"another's address, IPv6", evil, v6("web", 17, 9), third, v6("web", 17, 7), l.none},
+		{"another's address to the host", evil, v4("web", 17, 9), l.a.machine, v4("web", 17, 1), l.none},
+	}...))
+
+	// It takes the victim's addresses: whoever asks for them finds the victim.
+	evil.address("eth0", netip.PrefixFrom(victim, 32))
+	evil.address("eth0", netip.PrefixFrom(victim6, 128))
+	third.in(forgetNeighbours)
+	for range 3 {
+		evil.in(func() error { return announce(evil.mac(), victim) })
+	}
+	run(t, []trip{
+		{"to the victim", third, other, l.webA2, victim, other},
+		{"to the victim, IPv6", third, v6("web", 17, 7), l.webA2, victim6, v6("web", 17, 7)},
+	})
+	third.in(func() error {
+		all, err := netlink.NeighList(0, netlink.FAMILY_ALL)
+		for _, n := range all {
+			if n.HardwareAddr.String() == evil.mac() && (n.IP.String() == victim.String() || n.IP.String() == victim6.String()) {
+				t.Errorf("a neighbour believes that %s is at the liar's %s", n.IP, n.HardwareAddr)
+			}
+		}
+		return err
+	})
+
+	// It takes the victim's MAC address: the bridge does not learn it.
+	mac, err := net.ParseMAC(l.webA2.mac())
+	if err != nil {
+		t.Fatal(err)
+	}
+	evil.link("eth0", func(link netlink.Link) error { return netlink.LinkSetHardwareAddr(link, mac) })
+	run(t, []trip{
+		{"with another's MAC address", evil, v4("web", 17, 5), third, other, l.none},
+		{"to the victim", third, other, l.webA2, victim, other},
 	})
 }

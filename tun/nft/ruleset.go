@@ -5,6 +5,7 @@ package nft
 import (
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -15,16 +16,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ruleset is the content of our table. It prints as nft would.
+// ruleset is the content of one of our tables. It prints as nft would.
 type ruleset struct {
+	table  *nftables.Table
 	sets   []set
 	chains []chain
 }
 
-// set holds names of interfaces.
+// set holds names of interfaces, each with something else unless also is zero.
 type set struct {
 	name     string
-	elements []string
+	also     nftables.SetDatatype
+	elements []element
+}
+
+type element struct {
+	name string
+	also []byte
 }
 
 type chain struct {
@@ -74,6 +82,23 @@ type (
 		key expr.MetaKey
 		set string
 	}
+	// holder looks the arriving interface up in a set, with a field of its packet.
+	holder struct {
+		field
+		set string
+	}
+	// is compares a field of a packet.
+	is struct {
+		field
+		value []byte
+		text  string
+	}
+	// protocol compares what an Ethernet frame carries.
+	protocol uint16
+	// carries compares what an IP packet carries.
+	carries byte
+	// both is two matches.
+	both [2]match
 )
 
 func in(name string) match         { return iface{expr.MetaKeyIIFNAME, name} }
@@ -83,9 +108,20 @@ func to(p netip.Prefix) match      { return address{false, p.Masked()} }
 func accept(matches ...match) rule { return rule{matches, &expr.Verdict{Kind: expr.VerdictAccept}} }
 func drop(matches ...match) rule   { return rule{matches, &expr.Verdict{Kind: expr.VerdictDrop}} }
 func masquerade(m ...match) rule   { return rule{m, &expr.Masq{}} }
-func jump(to string, m match) rule { return rule{[]match{m}, leadTo(to)} }
-func leadTo(chain string) *expr.Verdict {
-	return &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}
+func jump(to string, m match) rule {
+	return rule{[]match{m}, &expr.Verdict{Kind: expr.VerdictGoto, Chain: to}}
+}
+func call(chain string, m match) rule {
+	return rule{[]match{m}, &expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
+}
+func back(matches ...match) rule { return rule{matches, &expr.Verdict{Kind: expr.VerdictReturn}} }
+
+// field is a part of a packet.
+type field struct {
+	base   expr.PayloadBase
+	offset uint32
+	size   uint32
+	text   string
 }
 
 var (
@@ -95,9 +131,14 @@ var (
 
 var direction = map[expr.MetaKey]string{expr.MetaKeyIIFNAME: "iifname", expr.MetaKeyOIFNAME: "oifname"}
 
-func (m iface) String() string  { return fmt.Sprintf("%s %q", direction[m.key], m.name) }
-func (m ct) String() string     { return m.text }
-func (m member) String() string { return direction[m.key] + " @" + m.set }
+func (m iface) String() string    { return fmt.Sprintf("%s %q", direction[m.key], m.name) }
+func (m ct) String() string       { return m.text }
+func (m holder) String() string   { return "iifname . " + m.text + " @" + m.set }
+func (m is) String() string       { return m.field.text + " " + m.text }
+func (m protocol) String() string { return "meta protocol " + protocols[m] }
+func (m both) String() string     { return m[0].String() + " " + m[1].String() }
+func (m carries) String() string  { return "meta l4proto ipv6-icmp" }
+func (m member) String() string   { return direction[m.key] + " @" + m.set }
 
 func (m address) String() string {
 	family, side := "ip", "daddr"
@@ -173,6 +214,38 @@ func (m member) exprs() []expr.Any {
 	}
 }
 
+func (f field) load(register uint32) expr.Any {
+	return &expr.Payload{Base: f.base, DestRegister: register, Offset: f.offset, Len: f.size}
+}
+
+func (m holder) exprs() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		m.load(2), // right behind it
+		&expr.Lookup{SourceRegister: 1, SetName: m.set},
+	}
+}
+
+func (m is) exprs() []expr.Any {
+	return []expr.Any{m.load(1), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: m.value}}
+}
+
+func (m protocol) exprs() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, uint16(m))},
+	}
+}
+
+func (m both) exprs() []expr.Any { return append(m[0].exprs(), m[1].exprs()...) }
+
+func (m carries) exprs() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{byte(m)}},
+	}
+}
+
 func (r rule) exprs() []expr.Any {
 	var all []expr.Any
 	for _, m := range r.matches {
@@ -189,7 +262,7 @@ func (r rule) String() string {
 	switch v := r.verdict.(type) {
 	case *expr.Verdict:
 		words = append(words, strings.TrimSpace(map[expr.VerdictKind]string{
-			expr.VerdictAccept: "accept", expr.VerdictDrop: "drop", expr.VerdictGoto: "goto",
+			expr.VerdictAccept: "accept", expr.VerdictDrop: "drop", expr.VerdictGoto: "goto", expr.VerdictJump: "jump", expr.VerdictReturn: "return",
 		}[v.Kind]+" "+v.Chain))
 	case *expr.Masq:
 		words = append(words, "masquerade")
@@ -199,9 +272,9 @@ func (r rule) String() string {
 
 func (s ruleset) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "table inet %s {\n", TableName)
+	fmt.Fprintf(&b, "%s {\n", tableName(s.table))
 	for _, m := range s.sets {
-		fmt.Fprintf(&b, "\tset %s {\n\t\ttype ifname\n\t\telements = { %s }\n\t}\n", m.name, `"`+strings.Join(m.elements, `", "`)+`"`)
+		b.WriteString(m.String())
 	}
 	for _, c := range s.chains {
 		fmt.Fprintf(&b, "\tchain %s {\n", c.name)
@@ -221,29 +294,56 @@ var hookNames = map[nftables.ChainHook]string{
 	*nftables.ChainHookPrerouting: "prerouting", *nftables.ChainHookForward: "forward", *nftables.ChainHookPostrouting: "postrouting",
 }
 
+var families = map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyBridge: "bridge"}
+
+func tableName(t *nftables.Table) string { return "table " + families[t.Family] + " " + t.Name }
+
+func (m set) String() string {
+	kind := "ifname"
+	if m.also.Name != "" {
+		kind += " . " + m.also.Name
+	}
+	var elements []string
+	for _, e := range m.elements {
+		text := fmt.Sprintf("%q", e.name)
+		switch {
+		case m.also.Name == nftables.TypeEtherAddr.Name:
+			text += " . " + net.HardwareAddr(e.also).String()
+		case m.also.Name != "":
+			addr, _ := netip.AddrFromSlice(e.also)
+			text += " . " + addr.String()
+		}
+		elements = append(elements, text)
+	}
+	if len(elements) == 0 {
+		return fmt.Sprintf("\tset %s {\n\t\ttype %s\n\t}\n", m.name, kind)
+	}
+	return fmt.Sprintf("\tset %s {\n\t\ttype %s\n\t\telements = { %s }\n\t}\n", m.name, kind, strings.Join(elements, ", "))
+}
+
 // add puts the table into the batch, anew.
 func (s ruleset) add(c *nftables.Conn) error {
-	c.AddTable(table) // deleting one that is not there is an error
-	c.DelTable(table)
-	c.AddTable(table)
+	c.AddTable(s.table) // deleting one that is not there is an error
+	c.DelTable(s.table)
+	c.AddTable(s.table)
 	// Rules name chains and sets, which may not be there yet.
 	for _, ch := range s.chains {
-		c.AddChain(ch.kernel())
+		c.AddChain(ch.kernel(s.table))
 	}
 	for _, m := range s.sets {
-		if err := c.AddSet(m.kernel()); err != nil {
+		if err := c.AddSet(m.kernel(s.table)); err != nil {
 			return fmt.Errorf("add set %s: %w", m.name, err)
 		}
 	}
 	for _, ch := range s.chains {
 		for _, r := range ch.rules {
-			c.AddRule(&nftables.Rule{Table: table, Chain: ch.kernel(), Exprs: r.exprs()})
+			c.AddRule(&nftables.Rule{Table: s.table, Chain: ch.kernel(s.table), Exprs: r.exprs()})
 		}
 	}
 	return nil
 }
 
-func (c chain) kernel() *nftables.Chain {
+func (c chain) kernel(table *nftables.Table) *nftables.Chain {
 	k := &nftables.Chain{Name: c.name, Table: table}
 	if c.hook != nil {
 		policy := nftables.ChainPolicyAccept
@@ -252,13 +352,21 @@ func (c chain) kernel() *nftables.Chain {
 	return k
 }
 
-func (m set) kernel() (*nftables.Set, []nftables.SetElement) {
-	var elements []nftables.SetElement
-	for _, name := range m.elements {
-		elements = append(elements, nftables.SetElement{Key: ifname(name)})
-	}
+func (m set) kernel(table *nftables.Table) (*nftables.Set, []nftables.SetElement) {
 	// The byte order is for nft, which would else list names backwards.
-	return &nftables.Set{Table: table, Name: m.name, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}, elements
+	k := &nftables.Set{Table: table, Name: m.name, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
+	if m.also.Name != "" {
+		k.KeyType, k.Concatenation = nftables.MustConcatSetType(nftables.TypeIFName, m.also), true
+	}
+	var elements []nftables.SetElement
+	for _, e := range m.elements {
+		key := append(ifname(e.name), e.also...)
+		for len(key)%4 != 0 { // the parts of a key fill registers
+			key = append(key, 0)
+		}
+		elements = append(elements, nftables.SetElement{Key: key})
+	}
+	return k, elements
 }
 
 // content is what a table has, as text that compares: the same for what we want
@@ -266,15 +374,15 @@ func (m set) kernel() (*nftables.Set, []nftables.SetElement) {
 type content []string
 
 func (s ruleset) content() content {
-	lines := content{tableText(table)}
+	lines := content{tableText(s.table)}
 	for _, c := range s.chains {
-		lines = append(lines, chainText(c.kernel()))
+		lines = append(lines, chainText(c.kernel(s.table)))
 		for i, r := range c.rules {
 			lines = append(lines, ruleText(c.name, i, r.exprs()))
 		}
 	}
 	for _, m := range s.sets {
-		_, elements := m.kernel()
+		_, elements := m.kernel(s.table)
 		lines = append(lines, "set "+m.name)
 		for _, e := range elements {
 			lines = append(lines, elementText(m.name, e))
@@ -284,8 +392,8 @@ func (s ruleset) content() content {
 	return lines
 }
 
-// readContent tells what our table has; nothing if it is not there.
-func readContent(c *nftables.Conn, chains []*nftables.Chain) (content, error) {
+// readContent tells what a table of ours has; nothing if it is not there.
+func readContent(c *nftables.Conn, table *nftables.Table, chains []*nftables.Chain) (content, error) {
 	tables, err := c.ListTablesOfFamily(table.Family)
 	if err != nil {
 		return nil, fmt.Errorf("list tables: %w", err)
