@@ -68,9 +68,12 @@ func tool(name string) string {
 	return ""
 }
 
-// prepare gives the engine a /run of its own, in which it finds the plugin.
+// prepare gives the engine a /run of its own, in which it finds the plugin, and
+// whatever else it would write to outside of its directory.
 const prepare = `set -e
-mount -t tmpfs tmpfs /run
+for dir in /run /etc/docker /opt; do
+	if [ -d "$dir" ]; then mount -t tmpfs tmpfs "$dir"; fi
+done
 mkdir -p /run/docker/plugins
 ln -s "$1" /run/docker/plugins/meshd.sock
 shift
