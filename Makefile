@@ -87,7 +87,7 @@ uninstall: ## stop the service and remove what install put there; configuration,
 	@if [ -z '$(DESTDIR)' ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 
 .PHONY: demo
-demo: build ## three hosts in network namespaces: a mesh in a minute (root, through sudo)
+demo: build ## three hosts in network namespaces: a mesh in ten seconds (root, through sudo)
 	$(BUILD) -o bin/ ./overlay/e2e/demo
 	$(GIVE_BACK)
 	@if [ "$$(id -u)" = 0 ]; then exec env MESHD_BIN='$(CURDIR)/bin' bin/demo; \

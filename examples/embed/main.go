@@ -79,7 +79,7 @@ func run(ctx context.Context, state string) error {
 // build puts the parts together.
 func build(dir *statedir.Dir, log *slog.Logger) (*overlay.Node, error) {
 	// The engine's threads wait in the kernel, with a slot of Go's scheduler each.
-	runtime.GOMAXPROCS(runtime.NumCPU() + queues*native.WorkersPerQueue)
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + queues*native.WorkersPerQueue)
 	state, err := dir.BeginEpoch() // before anything is said: a new life of this node
 	if err != nil {
 		return nil, err

@@ -83,7 +83,7 @@ var keys = []key{
 		about: "What carries the tunnels: native, or wireguard-go, the reference implementation of WireGuard in Go. auto: native, or with interface.offload off, without which native cannot be, wireguard-go.",
 		value: choice(func(c *Config) *Engine { return &c.Engine }, EngineAuto, EngineNative, EngineWireGuardGo)},
 	{path: "suite", effect: onRestart,
-		about: "Ciphers of the tunnels. auto: AES-256-GCM with each peer that has instructions for it, as this host then has, and else ChaCha20-Poly1305; chacha20poly1305: only that, which is WireGuard byte for byte, as the engine wireguard-go always has it.",
+		about: "Ciphers of the tunnels. auto: AES-256-GCM with each peer if its processor and ours have instructions for it, else ChaCha20-Poly1305. chacha20poly1305: only that, which is WireGuard byte for byte. The engine wireguard-go has no other.",
 		value: choice(func(c *Config) *Suite { return &c.Suite }, SuiteAuto, SuiteChaCha20Poly1305)},
 	{path: "lease", about: "The subnet of this node."},
 	{path: "lease.ttl", effect: onRestart,

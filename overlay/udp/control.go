@@ -46,9 +46,9 @@ func parseControl(b []byte) (m meta) {
 		data := b[unix.SizeofCmsghdr:length]
 		switch {
 		case level == unix.IPPROTO_IP && kind == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
-			m.local = Source{Addr: netip.AddrFrom4([4]byte(data[4:])), Interface: native.Uint32(data)}
+			m.local = sourceOf(netip.AddrFrom4([4]byte(data[4:])), native.Uint32(data))
 		case level == unix.IPPROTO_IPV6 && kind == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
-			m.local = Source{Addr: netip.AddrFrom16([16]byte(data)), Interface: native.Uint32(data[16:])}
+			m.local = sourceOf(netip.AddrFrom16([16]byte(data)), native.Uint32(data[16:]))
 		case level == unix.IPPROTO_IP && kind == unix.IP_TOS && len(data) >= 1:
 			m.ecn = data[0] & ecnMask
 		case level == unix.IPPROTO_IPV6 && kind == unix.IPV6_TCLASS && len(data) >= 4:
@@ -59,6 +59,15 @@ func parseControl(b []byte) (m meta) {
 		b = b[min(unix.CmsgSpace(len(data)), len(b)):]
 	}
 	return m
+}
+
+// sourceOf leaves out an interface that answers need not leave by: what comes by
+// two in turn is still one path.
+func sourceOf(addr netip.Addr, index uint32) Source {
+	if !addr.IsLinkLocalUnicast() {
+		index = 0
+	}
+	return Source{Addr: addr, Interface: index}
 }
 
 // The control messages that go with a train; those of one family need no more

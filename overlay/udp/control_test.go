@@ -15,14 +15,16 @@ func TestParseControl(t *testing.T) {
 	pktinfo4 := appendMessage(nil, unix.IPPROTO_IP, unix.IP_PKTINFO, slices.Concat(four(7), ours4.AsSlice(), []byte{192, 0, 2, 255}))
 	pktinfo6 := appendMessage(nil, unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, slices.Concat(ours6.AsSlice(), four(8)))
 	gro := appendMessage(nil, unix.SOL_UDP, unix.UDP_GRO, four(1400))
+	near := netip.MustParseAddr("fe80::1")
 	for _, c := range []struct {
 		name    string
 		control []byte
 		want    meta
 	}{
 		{"nothing", nil, meta{}},
-		{"IPv4", slices.Concat(pktinfo4, appendMessage(nil, unix.IPPROTO_IP, unix.IP_TOS, []byte{0xfe}), gro), meta{Source{ours4, 7}, 2, 1400}},
-		{"IPv6", slices.Concat(gro, appendMessage(nil, unix.IPPROTO_IPV6, unix.IPV6_TCLASS, four(0xb9)), pktinfo6), meta{Source{ours6, 8}, 1, 1400}},
+		{"IPv4", slices.Concat(pktinfo4, appendMessage(nil, unix.IPPROTO_IP, unix.IP_TOS, []byte{0xfe}), gro), meta{Source{ours4, 0}, 2, 1400}},
+		{"IPv6", slices.Concat(gro, appendMessage(nil, unix.IPPROTO_IPV6, unix.IPV6_TCLASS, four(0xb9)), pktinfo6), meta{Source{ours6, 0}, 1, 1400}},
+		{"link-local", appendMessage(nil, unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, slices.Concat(near.AsSlice(), four(8))), meta{local: Source{near, 8}}},
 		{"unknown ones between", slices.Concat(appendMessage(nil, unix.SOL_SOCKET, unix.SO_TIMESTAMP, make([]byte, 3)), gro), meta{size: 1400}},
 		{"too short", appendMessage(nil, unix.SOL_UDP, unix.UDP_GRO, []byte{1, 2}), meta{}},
 		{"cut off", gro[:len(gro)-5], meta{}},

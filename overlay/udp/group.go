@@ -72,9 +72,6 @@ func listen(port uint16, queues int, open func(port uint16, v6, first bool) (*So
 // Port is the port that all sockets have.
 func (g *Group) Port() uint16 { return g.port }
 
-// Queues is the number of queues.
-func (g *Group) Queues() int { return len(g.ipv4) }
-
 // IPv4 gives the IPv4 socket of a queue, always the same handle.
 func (g *Group) IPv4(queue int) *Socket { return g.ipv4[queue] }
 

@@ -63,8 +63,8 @@ func TestPortIsTaken(t *testing.T) {
 		t.Run(fmt.Sprintf("by a group of %d", queues), func(t *testing.T) {
 			ns := netns.ForTest(t)
 			g := listenIn(t, ns, port, queues)
-			if g.Port() != port || g.Queues() != queues {
-				t.Errorf("port %d, %d queues", g.Port(), g.Queues())
+			if g.Port() != port || len(g.ipv4) != queues {
+				t.Errorf("port %d, %d queues", g.Port(), len(g.ipv4))
 			}
 			refused(t, ns)
 		})

@@ -113,9 +113,12 @@ func (s *Socket) Send(t *Train) (sent int, err error) {
 		part := rest[:min(len(rest), unit(size, segments))]
 		e := s.send(part, size, source, t.ECN)
 		if e != nil && source.Addr.IsValid() && refusesSource(e) {
-			// A train may be refused for its segments with the same error.
-			if s.send(part, size, Source{}, t.ECN) == nil {
+			// A train may be refused for its segments with the same error, or for both.
+			switch again := s.send(part, size, Source{}, t.ECN); {
+			case again == nil:
 				source, e, err = Source{}, nil, ErrSource
+			case refusesTrain(again):
+				e = again // first the train, then its source
 			}
 		}
 		if e != nil && len(part) > size && refusesTrain(e) {

@@ -162,7 +162,7 @@ func TestReceiveTellsWhereFrom(t *testing.T) {
 			got, _ := next(t, socket(b, v6))
 			want := Train{
 				Data: sent.Data, Size: len(sent.Data), ECN: ecn,
-				Remote: loopback(a, v6), Local: Source{Addr: loopback(b, v6).Addr(), Interface: 1},
+				Remote: loopback(a, v6), Local: Source{Addr: loopback(b, v6).Addr()},
 			}
 			if string(got.Data) != "question" || got.Size != want.Size || got.ECN != ecn || got.Remote != want.Remote || got.Local != want.Local {
 				t.Errorf("got %+v\nwant %+v", got, want)
@@ -208,7 +208,7 @@ type refusing struct {
 	refused int
 }
 
-func (r *refusing) segments(m *unix.Msghdr) bool {
+func carries(m *unix.Msghdr, level, kind int32) bool {
 	if m.Control == nil {
 		return false
 	}
@@ -217,12 +217,12 @@ func (r *refusing) segments(m *unix.Msghdr) bool {
 		panic(err)
 	}
 	return slices.ContainsFunc(messages, func(m unix.SocketControlMessage) bool {
-		return m.Header.Level == unix.SOL_UDP && m.Header.Type == unix.UDP_SEGMENT
+		return m.Header.Level == level && m.Header.Type == kind
 	})
 }
 
 func (r *refusing) Sendmsg(m *unix.Msghdr) (int, error) {
-	if r.segments(m) {
+	if carries(m, unix.SOL_UDP, unix.UDP_SEGMENT) {
 		r.refused++
 		return 0, r.err
 	}
@@ -264,6 +264,34 @@ func TestTrainRefused(t *testing.T) {
 				t.Errorf("when nobody refuses it came in %d parts, %x", n, got)
 			}
 		})
+	}
+}
+
+// refusingBoth is a path that is gone for a source, and another that takes no
+// trains without it.
+type refusingBoth struct{ kernel }
+
+func (r refusingBoth) Sendmsg(m *unix.Msghdr) (int, error) {
+	switch {
+	case carries(m, unix.IPPROTO_IP, unix.IP_PKTINFO):
+		return 0, unix.ENETUNREACH
+	case carries(m, unix.SOL_UDP, unix.UDP_SEGMENT):
+		return 0, unix.EIO
+	}
+	return r.kernel.Sendmsg(m)
+}
+
+func TestTrainAndSourceRefused(t *testing.T) {
+	ns := netns.ForTest(t)
+	a, b := listenIn(t, ns, 0, 1), listenIn(t, ns, 0, 1)
+	s := a.IPv4(0)
+	s.kernel = refusingBoth{kernel: s.kernel}
+	train := Train{Data: numbered(1050), Size: 100, Remote: loopback(b, false), Local: Source{Addr: loopback(b, false).Addr()}}
+	if n, err := s.Send(&train); n != len(train.Data) || err != ErrSource { //nolint:errorlint // Send gives it as it is
+		t.Fatalf("sent %d, %v; want all, and that the source was refused", n, err)
+	}
+	if got, n := collect(t, b.IPv4(0), len(train.Data)); !bytes.Equal(slices.Concat(got...), train.Data) || n != 11 {
+		t.Errorf("got %d datagrams, %x", n, got)
 	}
 }
 

@@ -48,8 +48,8 @@ type Train struct {
 // the choice to the kernel.
 type Source struct {
 	Addr netip.Addr
-	// Interface is where the train came in. Answers take the route that the
-	// kernel has for them; only link-local ones have to leave by it.
+	// Interface is where a train came in to a link-local address, and answers have
+	// to leave; 0: the kernel's routes say.
 	Interface uint32
 }
 

@@ -7,7 +7,7 @@ import (
 )
 
 // Queue is one queue of the offload driver. The kernel keeps to one queue for
-// each flow, as a rule: packets that leave by a queue are answered there.
+// each flow, as a rule: the one to which packets of it were last written.
 //
 // A Queue is for one goroutine that reads and one that writes. After the device
 // was closed, both fail with [os.ErrClosed].
@@ -16,7 +16,7 @@ type Queue struct {
 	vecs []unix.Iovec // owned by WritePacket
 }
 
-// usualParts of a packet that is written: two headers and 64 payloads.
+// usualParts of a packet that is written: two headers and some 60 payloads.
 const usualParts = 66
 
 // NewQueue makes a Queue of any descriptor that keeps packets apart as the TUN

@@ -324,18 +324,18 @@ func example() *Report {
 	for i, m := range metrics {
 		for _, layout := range []string{plain, nicLike} {
 			x := float64(i + 1)
-			if !m.daemon {
-				r.add(layout, sysRaw, values{m.key: 20000 * x})
-			}
 			for round := range 3 {
+				if !m.daemon {
+					r.add(layout, sysRaw, values{m.key: 20000 * x})
+				}
 				r.add(layout, sysWG, values{m.key: 100*x + float64(round)})
-			}
-			if m.key != keyUDP64 {
-				r.add(layout, sysMesh, values{m.key: 251.25 * x})
+				if m.key != keyUDP64 && (m.key != keyTCP4 || round > 0) {
+					r.add(layout, sysMesh, values{m.key: 251.25 * x})
+				}
 			}
 		}
 	}
-	r.fail(plain, sysMesh, "UDP, 64 B", errors.New("no rate\nwas found"))
+	r.fail(plain, sysMesh, "UDP, 64 B", errors.New("no rate\nwas found"), keyUDP64)
 	r.finish()
 	return r
 }

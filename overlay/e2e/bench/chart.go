@@ -12,7 +12,7 @@ import (
 // system. Numbers are pixels.
 var panels = []struct{ key, title string }{
 	{keyTCP1, "TCP, one stream, Mbit/s (more is better)"},
-	{keyUDP64, "64-byte UDP packets, 1000 per second (more is better)"},
+	{keyUDP64, "64-byte UDP packets, thousands a second (more is better)"},
 	{keyRTT50, "round trip p50, microseconds (less is better)"},
 	{keyPeak, "memory at its peak, MB (less is better)"},
 }

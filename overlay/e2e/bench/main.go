@@ -102,6 +102,9 @@ func parse(args []string, stderr io.Writer) (options, error) {
 			return o, fmt.Errorf("-systems: there is no %q; there are %s", name, strings.Join(names(), " "))
 		}
 	}
+	if only != "" && o.README != "" {
+		return o, errors.New("-only: README's table wants everything: leave -readme out")
+	}
 	if only != "" {
 		if o.Only, err = regexp.Compile(only); err != nil {
 			return o, fmt.Errorf("-only: %w", err)
@@ -144,7 +147,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	if n := r.missing(); n > 0 {
-		return fmt.Errorf("%d figures are missing: see above", n)
+		return fmt.Errorf("%d figures are missing, see above; where the hypervisor took the time, try again later or with -steal 0.1", n)
 	}
 	return nil
 }

@@ -88,8 +88,9 @@ func measureAll(ctx context.Context, o options, progress io.Writer) (*Report, er
 			}
 		}
 		took := time.Since(start)
-		b.say("%v so far; about %v to go", took.Round(time.Second),
-			(took / time.Duration(round+1) * time.Duration(o.Rounds-round-1)).Round(time.Second))
+		if left := o.Rounds - round - 1; left > 0 {
+			b.say("%v so far; about %v to go", took.Round(time.Second), (took / time.Duration(round+1) * time.Duration(left)).Round(time.Second))
+		}
 	}
 	b.report.finish()
 	return b.report, nil
@@ -174,7 +175,7 @@ func (p *place) close() error {
 func (b *bench) onTwo(ctx context.Context, layout string, s system) {
 	p, err := b.set(ctx, layout, s, "alpha", "beta")
 	if err != nil {
-		b.didNotStart(layout, s, "start", err)
+		b.didNotStart(layout, s, "start", err, keysOfTwo()...)
 		return
 	}
 	defer b.leave(p, layout, s)
@@ -225,24 +226,25 @@ func (b *bench) onTwo(ctx context.Context, layout string, s system) {
 	for _, m := range []struct {
 		name string
 		take func(context.Context) (values, error)
+		keys []string
 	}{
-		{"RTT", rtt(keyRTT50, keyRTT99, false)},
-		{"TCP, 1 stream", mbits(1, false)},
-		{"TCP, 1 stream back", mbits(1, true)},
-		{"TCP, 4 streams", mbits(4, false)},
-		{"TCP, 4 streams back", mbits(4, true)},
-		{"UDP, 64 B", rate(keyUDP64, 64)},
-		{"UDP, MTU", rate(keyUDPMTU, p.net.mtu-28)}, // less the headers of IPv4 and UDP
-		{"RTT beside TCP", rtt(keyLoad50, keyLoad99, true)},
+		{"RTT", rtt(keyRTT50, keyRTT99, false), []string{keyRTT50, keyRTT99}},
+		{"TCP, 1 stream", mbits(1, false), []string{keyTCP1, keyCPU}},
+		{"TCP, 1 stream back", mbits(1, true), []string{keyTCP1R}},
+		{"TCP, 4 streams", mbits(4, false), []string{keyTCP4}},
+		{"TCP, 4 streams back", mbits(4, true), []string{keyTCP4R}},
+		{"UDP, 64 B", rate(keyUDP64, 64), []string{keyUDP64}},
+		{"UDP, MTU", rate(keyUDPMTU, p.net.mtu-28), []string{keyUDPMTU}}, // less the headers of IPv4 and UDP
+		{"RTT beside TCP", rtt(keyLoad50, keyLoad99, true), []string{keyLoad50, keyLoad99}},
 	} {
-		b.take(ctx, layout, s, m.name, m.take)
+		b.take(ctx, layout, s, m.name, m.take, m.keys...)
 	}
 	if len(p.net.daemons) == 0 {
 		return
 	}
 	u, err := usage(p.net.daemons)
 	if err != nil {
-		b.report.fail(layout, s.name, "memory", err)
+		b.report.fail(layout, s.name, "memory", err, keyRSS, keyPeak)
 		return
 	}
 	b.report.add(layout, s.name, values{keyRSS: float64(u.RSS) / 1e6, keyPeak: float64(u.Peak) / 1e6})
@@ -256,19 +258,29 @@ func (b *bench) onFive(ctx context.Context, layout string, s system) {
 	}
 	p, err := b.set(ctx, layout, s, "alpha", "beta", "gamma", "delta", "epsilon")
 	if err != nil {
-		b.didNotStart(layout, s, "start of five", err)
+		b.didNotStart(layout, s, "start of five", err, keyFlows)
 		return
 	}
 	defer b.leave(p, layout, s)
 	b.take(ctx, layout, s, name, func(ctx context.Context) (values, error) {
 		r, err := p.rate(ctx, 64, flows, b.length(), b.detail)
 		return values{keyFlows: r / 1e3}, err
-	})
+	}, keyFlows)
 }
 
-func (b *bench) didNotStart(layout string, s system, what string, err error) {
+// keysOfTwo are all keys but that of onFive.
+func keysOfTwo() (out []string) {
+	for _, m := range metrics {
+		if m.key != keyFlows {
+			out = append(out, m.key)
+		}
+	}
+	return out
+}
+
+func (b *bench) didNotStart(layout string, s system, what string, err error, keys ...string) {
 	b.noStart[s.name]++
-	b.report.fail(layout, s.name, what, err)
+	b.report.fail(layout, s.name, what, err, keys...)
 	b.say("  %s: %v", what, err)
 }
 
@@ -285,7 +297,7 @@ func (b *bench) length() time.Duration { return time.Duration(b.o.Seconds * floa
 func (b *bench) wants(name string) bool { return b.o.Only == nil || b.o.Only.MatchString(name) }
 
 // take makes one measurement and writes down what comes of it.
-func (b *bench) take(ctx context.Context, layout string, s system, name string, measure func(context.Context) (values, error)) {
+func (b *bench) take(ctx context.Context, layout string, s system, name string, measure func(context.Context) (values, error), keys ...string) {
 	if ctx.Err() != nil || !b.wants(name) {
 		return
 	}
@@ -297,7 +309,7 @@ func (b *bench) take(ctx context.Context, layout string, s system, name string, 
 	})
 	b.report.Dropped += dropped
 	if err != nil {
-		b.report.fail(layout, s.name, name, err)
+		b.report.fail(layout, s.name, name, err, keys...)
 		b.say("  %s: %v", name, err)
 		return
 	}

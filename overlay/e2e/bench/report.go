@@ -121,6 +121,7 @@ type Row struct {
 	MTU    int              `json:"mtu"` // inside
 	Values map[string]Value `json:"values"`
 	Errors []string         `json:"errors,omitempty"`
+	Failed []string         `json:"failed,omitempty"` // keys that some round has not given
 }
 
 // Value is one thing measured in all rounds.
@@ -149,6 +150,9 @@ func command(o options) string {
 	c := fmt.Sprintf("make bench ROUNDS=%d SECONDS=%g LAYOUT=%s", o.Rounds, o.Seconds, layout)
 	if !slices.Equal(o.Systems, names()) {
 		c += " SYSTEMS=" + strings.Join(o.Systems, ",")
+	}
+	if o.Only != nil {
+		c += " ONLY='" + o.Only.String() + "'"
 	}
 	return c
 }
@@ -187,9 +191,11 @@ func (r *Report) add(layout, system string, v values) {
 	}
 }
 
-func (r *Report) fail(layout, system, what string, err error) {
+// fail says that a measurement has not given the values of these keys.
+func (r *Report) fail(layout, system, what string, err error, keys ...string) {
 	row := r.row(layout, system)
 	row.Errors = append(row.Errors, what+": "+err.Error())
+	row.Failed = slices.Compact(slices.Sorted(slices.Values(append(row.Failed, keys...))))
 }
 
 // missing is how many figures no round has given.
@@ -198,7 +204,7 @@ func (r *Report) missing() int {
 	for _, l := range r.Layouts {
 		for _, row := range l.Rows {
 			for _, m := range metrics {
-				if cell(&row, m) == failed {
+				if _, ok := row.Values[m.key]; !ok && slices.Contains(row.Failed, m.key) {
 					n++
 				}
 			}

@@ -4,7 +4,9 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -35,7 +37,7 @@ func (r *Report) results(l Layout, columns []metric) table {
 			case row == nil:
 				line = append(line, "")
 			default:
-				line = append(line, cell(row, m))
+				line = append(line, r.cell(row, m))
 			}
 		}
 		t = append(t, line)
@@ -43,18 +45,34 @@ func (r *Report) results(l Layout, columns []metric) table {
 	return t
 }
 
-// failed is in the place of a figure that no round has given.
-const failed = "failed"
-
-func cell(row *Row, m metric) string {
+func (r *Report) cell(row *Row, m metric) string {
 	v, ok := row.Values[m.key]
 	switch {
+	case ok && len(v.Rounds) < r.Rounds:
+		return fmt.Sprintf("%s (%d)", number(v.Median), len(v.Rounds))
 	case ok:
 		return number(v.Median)
-	case len(row.Errors) > 0 && !(m.daemon && (row.System == sysRaw || row.System == sysVXLAN)):
-		return failed
+	case slices.Contains(row.Failed, m.key):
+		return "failed"
 	}
 	return "-" // there are no daemons, or nobody asked
+}
+
+// medians says what the figures are.
+func (r *Report) medians() string {
+	if r.Rounds == 1 {
+		return fmt.Sprintf("one round of %g s", r.Seconds)
+	}
+	for _, l := range r.Layouts {
+		for _, row := range l.Rows {
+			for _, v := range row.Values {
+				if len(v.Rounds) < r.Rounds {
+					return fmt.Sprintf("medians of %d rounds of %g s, or of (n)", r.Rounds, r.Seconds)
+				}
+			}
+		}
+	}
+	return fmt.Sprintf("medians of %d rounds of %g s", r.Rounds, r.Seconds)
 }
 
 // comparison is the table of bars.
@@ -90,8 +108,16 @@ func (r *Report) notes() []string {
 	}
 	for _, l := range r.Layouts {
 		for _, row := range l.Rows {
+			times := map[string]int{}
 			for _, e := range row.Errors {
-				out = append(out, fmt.Sprintf("%s, %s: failed: %s", row.System, l.Name, strings.ReplaceAll(e, "\n", "; ")))
+				times[e]++
+			}
+			for _, e := range slices.Sorted(maps.Keys(times)) {
+				note := fmt.Sprintf("%s, %s: failed: %s", row.System, l.Name, strings.ReplaceAll(e, "\n", "; "))
+				if n := times[e]; n > 1 {
+					note += fmt.Sprintf(" (%d rounds)", n)
+				}
+				out = append(out, note)
 			}
 		}
 	}
@@ -127,7 +153,7 @@ func (r *Report) Text() string {
 	var b strings.Builder
 	fmt.Fprintln(&b, r.origin())
 	for _, l := range r.Layouts {
-		fmt.Fprintf(&b, "\n%s; medians of %d rounds of %g s\n\n", layoutTitles[l.Name], r.Rounds, r.Seconds)
+		fmt.Fprintf(&b, "\n%s; %s\n\n", layoutTitles[l.Name], r.medians())
 		b.WriteString(r.results(l, metrics).text())
 	}
 	if len(r.Bars) > 0 {
@@ -206,7 +232,7 @@ func (r *Report) Markdown() string {
 	fmt.Fprintf(&b, "%s.\n\n%s.\n\n", r.origin(), r.versions())
 	b.WriteString("[How it is measured](README.md). `make bench OUT=docs/benchmarks` writes this page.\n\n![The same as a chart](latest.svg)\n\n")
 	for _, l := range r.Layouts {
-		fmt.Fprintf(&b, "## On %s\n\nMedians of %d rounds, %g s each.\n\n%s\n", layoutTitles[l.Name], r.Rounds, r.Seconds, r.results(l, metrics).markdown())
+		fmt.Fprintf(&b, "## On %s\n\n%s.\n\n%s\n", layoutTitles[l.Name], r.medians(), r.results(l, metrics).markdown())
 	}
 	if len(r.Bars) > 0 {
 		b.WriteString("## What is to be reached\n\n" + r.comparison().markdown())
@@ -245,7 +271,7 @@ func (r *Report) Short() string {
 	if len(r.Layouts) == 0 {
 		return ""
 	}
-	return r.results(r.Layouts[0], columns).markdown() + "\n" + r.origin() + ".\n"
+	return r.results(r.Layouts[0], columns).markdown() + "\n" + r.origin() + "; " + r.medians() + ".\n"
 }
 
 // replaceTable puts the short table into a file, between the markers.

@@ -131,7 +131,11 @@ func (p *place) tryBulk(ctx context.Context) (stop func(), err error) {
 	}
 	select {
 	case <-proc.Done():
-		return nil, fmt.Errorf("iperf3 ended: %s", bytes.TrimSpace(out.Bytes()))
+		var r iperfReport
+		if json.Unmarshal(out.Bytes(), &r) != nil || r.Error == "" {
+			r.Error = string(bytes.TrimSpace(out.Bytes()))
+		}
+		return nil, fmt.Errorf("iperf3: %s", r.Error)
 	case <-ctx.Done():
 		stop()
 		return nil, ctx.Err()

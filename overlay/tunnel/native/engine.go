@@ -3,7 +3,7 @@
 //
 //	          ┌────────── worker: one per TUN queue ─────────────┐
 //	TUN ────► │ sender:   route, split, seal     ► train         │ ────► UDP
-//	    ◄──── │ receiver: join    ◄ check, open  ◄ train         │ ◄──── (and one per family)
+//	    ◄──── │ receiver: join    ◄ check, open  ◄ train         │ ◄──── one socket per family
 //	          └───────▲───────────────────────────────┬──────────┘
 //	       routes, sessions, paths             handshake messages
 //	          ┌───────┴───────────────────────────────▼──────────┐
@@ -13,7 +13,7 @@
 // On the way of a packet nothing is allocated or handed over, and nothing locked
 // but a session's window of counters, to look for what was seen before. Workers
 // read routes, sessions and paths through atomic pointers; control alone changes
-// them. No error ends a worker but the end of its TUN queue or sockets.
+// them. No error ends a worker but of its TUN queue or sockets that is final, or of waiting.
 //
 // The owner builds an [Engine] with New, calls Run once, and Apply as often as
 // it likes. It gives the TUN away: Run closes it. When Run returns an error,

@@ -25,7 +25,8 @@ type peer struct {
 	suite        atomic.Pointer[string] // its name
 
 	mu     sync.Mutex
-	staged staged // guarded by mu; empty while there is a session
+	staged staged    // guarded by mu; empty while there is a session that is alive
+	asked  time.Time // guarded by mu: when a session was last asked for; zero: there is one
 
 	// owned by control
 	config  tunnel.Peer
@@ -128,14 +129,22 @@ func (s *staged) add(packet []byte) (dropped bool) {
 	return dropped
 }
 
-// stage keeps a packet until there is a session, unless there is one now.
-func (p *peer) stage(packet []byte, now time.Time) (s *wg.Session, dropped bool) {
+// askEvery is how often a session is asked for while packets wait: who floods a
+// peer that is gone keeps control from nothing.
+const askEvery = time.Second
+
+// stage keeps a packet until there is a session, unless there is one now. ask
+// tells that it is time to ask for one.
+func (p *peer) stage(packet []byte, now time.Time) (s *wg.Session, dropped, ask bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if s := p.session.Load(); s != nil && s.Alive(now) {
-		return s, false
+		return s, false, false
 	}
-	return nil, p.staged.add(packet)
+	if ask = p.asked.IsZero() || now.Sub(p.asked) >= askEvery; ask {
+		p.asked = now
+	}
+	return nil, p.staged.add(packet), ask
 }
 
 // use sends with another session from now on, and gives what waited for it.
@@ -143,6 +152,7 @@ func (p *peer) use(s *wg.Session) [][]byte {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.session.Store(s)
+	p.asked = time.Time{}
 	if s == nil {
 		return nil
 	}

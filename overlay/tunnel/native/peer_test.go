@@ -33,9 +33,10 @@ func TestStaged(t *testing.T) {
 	packet := make([]byte, 4)
 	for i := range maxStaged + 10 {
 		copy(packet, fmt.Sprintf("%04d", i)) // what is staged is a copy
-		s, dropped := p.stage(packet, time.Now())
-		if want := i >= maxStaged; s != nil || dropped != want {
-			t.Fatalf("packet %d: session %v, dropped %v; want none, %v", i, s, dropped, want)
+		// Four a second: every fourth asks for a session.
+		s, dropped, ask := p.stage(packet, time.Unix(1000, 0).Add(time.Duration(i)*askEvery/4))
+		if want := i >= maxStaged; s != nil || dropped != want || ask != (i%4 == 0) {
+			t.Fatalf("packet %d: session %v, dropped %v, asks %v; want none, %v, %v", i, s, dropped, ask, want, i%4 == 0)
 		}
 	}
 	if n := len(p.staged.packets); n != maxStaged {

@@ -23,7 +23,7 @@ type receiver struct {
 	// into it, so it is written and forgotten before the next train comes.
 	room []byte
 
-	// owned by run
+	// owned by the worker
 	joiner packet.Joiner
 	known  lastRoute
 	in     udp.Train
@@ -52,6 +52,7 @@ func (r *receiver) turn() (busy bool, err error) {
 			r.e.drops.add(dropReceive, 1)
 			left -= leastTurn
 		case udp.Transient(err):
+			r.e.drops.add(dropReceive, 1)
 			time.Sleep(pauseAfterError)
 			return busy, nil
 		default:

@@ -28,7 +28,7 @@ type sender struct {
 	room    []byte      // offload header, packet, room for padding
 	answer  []byte      // an ICMP message, behind an offload header
 
-	// owned by run
+	// owned by the worker
 	split   packet.Splitter
 	trains  []train // the first open ones of them are in use
 	open    int
@@ -66,6 +66,7 @@ func (s *sender) turn() (busy bool, err error) {
 			return busy, s.gone(err)
 		default: // there is no memory, the link is down, or whatever else: it may pass
 			s.e.drops.add(dropTUN, 1)
+			s.flushAll()
 			time.Sleep(pauseAfterError)
 			return busy, nil
 		}
@@ -156,7 +157,10 @@ func (s *sender) stage(to *peer, now time.Time, mtu int) {
 			break
 		}
 		packet.ClampMSS(segment, mtu)
-		session, dropped := to.stage(segment, now)
+		session, dropped, ask := to.stage(segment, now)
+		if ask {
+			s.e.wake(to)
+		}
 		switch {
 		case dropped:
 			s.e.drops.add(dropWaiting, 1)
@@ -168,7 +172,6 @@ func (s *sender) stage(to *peer, now time.Time, mtu int) {
 			}
 		}
 	}
-	s.e.wake(to)
 }
 
 // route finds the peer that a packet is for; nil: it was dropped.

@@ -16,7 +16,8 @@ const (
 	turnBytes = 128 << 10
 	// leastTurn is what a packet counts for at least, for its fixed cost.
 	leastTurn = 2 << 10
-	// pauseAfterError is how long a worker rests when a queue is in trouble.
+	// pauseAfterError is how long a worker rests, both ways, when the queue or a
+	// socket is in trouble.
 	pauseAfterError = 10 * time.Millisecond
 )
 
