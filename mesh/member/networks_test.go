@@ -206,6 +206,25 @@ func TestQuarantineByNetwork(t *testing.T) {
 	}
 }
 
+// Who is pinned to a subnet of one network may lease in no other.
+func TestPinnedElsewhere(t *testing.T) {
+	s := newSim(t, narrow)
+	pin := s.token(func(c *trust.Credential) { c.Rights.Pins = []netip.Prefix{netip.MustParsePrefix("10.86.5.0/24")} })
+	a, b := s.host("a", nil), s.host("b", pin)
+	s.start(a, nil)
+	s.start(b, a)
+	s.bring(a, s.next(narrow, web))
+	s.use(b, "web")
+	s.run(15 * time.Second)
+	if b.in("default") != "[10.86.5.0/24] held" || b.in("web") != "" || b.view.State != mesh.Ready {
+		t.Errorf("b has %q and %q", b.in("default"), b.in("web"))
+	}
+	i := slices.IndexFunc(b.view.Health, func(f mesh.Finding) bool { return f.Code == "no_free_subnets" })
+	if i < 0 || !strings.Contains(b.view.Health[i].Message, "lets it lease nothing in network web") {
+		t.Errorf("health %v", b.view.Health)
+	}
+}
+
 func TestSetCharterRefuses(t *testing.T) {
 	s, a, _, _ := three(t)
 	old := s.charter

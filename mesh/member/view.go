@@ -2,11 +2,14 @@ package member
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 	"time"
 
 	"meshd/mesh"
 	"meshd/mesh/lease"
 	"meshd/mesh/registry"
+	"meshd/mesh/trust"
 )
 
 // buildView tells everything that is known, with conflicts decided.
@@ -64,6 +67,15 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 	return view
 }
 
+// reaches tells whether rights permit any subnet of a network.
+func reaches(r trust.Rights, n mesh.Network) bool {
+	inside := func(all []netip.Prefix, p netip.Prefix) bool {
+		ofFamily := func(q netip.Prefix) bool { return q.Addr().Is4() == p.Addr().Is4() }
+		return !slices.ContainsFunc(all, ofFamily) || slices.ContainsFunc(all, p.Overlaps)
+	}
+	return !slices.ContainsFunc(n.Ranges(), func(p netip.Prefix) bool { return !inside(r.Pins, p) || !inside(r.Ranges, p) })
+}
+
 func nodeOf(n registry.Member, id mesh.ID) mesh.Node {
 	node := mesh.Node{
 		ID: n.ID, Name: n.Certificate.Name, Control: mesh.ControlAddr(id, n.ID),
@@ -110,6 +122,10 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 	for _, h := range m.holdings[1:] {
 		switch h.alloc.State() {
 		case mesh.NoFreeSubnets:
+			if !reaches(m.cert.Rights, h.network) {
+				find("error", "no_free_subnets", "this node's certificate lets it lease nothing in network %s: the token that it joined with named a subnet elsewhere", h.network.Name)
+				continue
+			}
 			find("error", "no_free_subnets", "every subnet of network %s that this node may lease is taken", h.network.Name)
 		case mesh.Quarantine:
 			find("error", "quarantined", "this node's subnet of network %s belongs to another node: its traffic stays local until that one gives it back", h.network.Name)
