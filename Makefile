@@ -136,7 +136,7 @@ bench: build ## meshd and others side by side: ROUNDS=5 SECONDS=5 LAYOUT=both SY
 
 .PHONY: microbench
 microbench: ## benchmarks of single functions, BENCH=regexp for some
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem $(PKG)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n1 dirname | sort -u)
 
 .PHONY: golden
 golden: ## rewrite the golden files (those of the kernel need root); look at git diff then
