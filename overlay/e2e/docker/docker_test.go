@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -60,11 +59,11 @@ type engine struct {
 	t *testing.T
 }
 
-func startEngine(t *testing.T, host *lab.Host, dir, plugin string) engine {
+func startEngine(t *testing.T, d *daemon, plugin string) engine {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	e, err := Start(ctx, host, dir, plugin)
+	e, err := Start(ctx, d.host, d.dir, plugin)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,12 +75,9 @@ func startEngine(t *testing.T, host *lab.Host, dir, plugin string) engine {
 			t.Log(e.Log())
 		}
 	})
-	// Docker drops what it does not forward itself, and here even what one bridge
-	// carries. The daemon's firewall opens that for the mesh; here the test does.
-	for _, side := range []string{"-i", "-o"} {
-		if _, err := host.Run(exec.CommandContext(ctx, "iptables", "--wait", "-I", "FORWARD", side, "mbr-+", "-j", "ACCEPT")); err != nil {
-			t.Fatal(err)
-		}
+	// As the daemon does when the firewall has changed.
+	if err := d.follow(ctx); err != nil {
+		t.Fatal(err)
 	}
 	return engine{e, t}
 }
@@ -157,7 +153,7 @@ func TestDocker(t *testing.T) {
 	if *recording != "" {
 		plugin = record(t, d, *recording)
 	}
-	e := startEngine(t, l.Host("alpha"), dir, plugin)
+	e := startEngine(t, d, plugin)
 	if err := e.LoadImage(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -214,6 +210,9 @@ func TestDocker(t *testing.T) {
 	e.want("10.86.3.3/24 by 10.86.3.1", address("plain"), "one")
 	e.reaches("one", "10.86.3.2")
 	e.reaches("one", "10.87.3.77")
+	if out, err := e.try("exec", "two", "ping", "-c", "1", "-W", "1", "10.86.3.2"); err == nil {
+		t.Errorf("a container of one network reaches one of another:\n%s", out)
+	}
 	e.run("network", "disconnect", "plain", "one")
 	e.want("", address("plain"), "one")
 	e.reaches("one", "10.87.3.77")
@@ -364,7 +363,7 @@ func TestHostRestarts(t *testing.T) {
 	l := newLab(t)
 	dir, store := t.TempDir(), new(attachtest.Store)
 	d := startDaemon(t, l.Host("alpha"), dir, store)
-	e := startEngine(t, l.Host("alpha"), dir, d.socket)
+	e := startEngine(t, d, d.socket)
 	if err := e.LoadImage(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -381,7 +380,7 @@ func TestHostRestarts(t *testing.T) {
 		}
 		d.stop()
 		d = startDaemon(t, l.Host("alpha"), dir, store)
-		e = startEngine(t, l.Host("alpha"), dir, d.socket)
+		e = startEngine(t, d, d.socket)
 		e.await("true true", "{{.State.Running}}", "one", "two")
 		if out, err := e.try("exec", "two", "ping", "-c", "1", "-W", "5", "10.87.3.77"); err != nil {
 			t.Errorf("%s: two does not reach one: %v\n%s", name, err, out)

@@ -15,35 +15,39 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"meshd/mesh"
 	"meshd/overlay/attach"
 	"meshd/overlay/attach/attachtest"
 	door "meshd/overlay/attach/docker"
 	"meshd/overlay/e2e/lab"
+	"meshd/overlay/plan"
 	"meshd/tun"
+	"meshd/tun/hostnet"
+	"meshd/tun/nft"
 )
 
-// door runs our side of Docker on a host: the real core and the real door. Of the
-// daemon, the test plays the mesh, which has granted all leases, and the kernel's
-// part, which is one bridge with the gateways.
+// daemon is our side of Docker on a host: the real door, core, plan, links and
+// firewall. The test plays the mesh, which has granted all leases.
 type daemon struct {
-	host   *lab.Host
-	dir    string
-	socket string
-	store  *attachtest.Store
-	core   *attach.Manager
-	stop   func()
+	host     *lab.Host
+	dir      string
+	socket   string
+	store    *attachtest.Store
+	view     *mesh.View
+	net      *hostnet.Net
+	firewall *nft.Firewall
+	core     *attach.Manager
+	stop     func()
 }
 
-var self = mesh.ID{1}
+// link is the TUN device, behind which there is nobody.
+const link = "mesh0"
 
 // networks are those of the mesh, and what this node has of them.
 func networks(node int) ([]mesh.Network, []mesh.Lease) {
@@ -64,14 +68,29 @@ func networks(node int) ([]mesh.Network, []mesh.Lease) {
 func startDaemon(t *testing.T, host *lab.Host, dir string, store *attachtest.Store) *daemon {
 	t.Helper()
 	all, leases := networks(3)
-	d := &daemon{host: host, dir: dir, socket: filepath.Join(dir, "meshd.sock"), store: store}
-	d.core = attach.New(attach.Options{Host: &kernel{host: host, leases: leases}, Store: store})
+	id := mesh.ID{1}
+	d := &daemon{
+		host: host, dir: dir, socket: filepath.Join(dir, "meshd.sock"), store: store,
+		net: hostnet.New(hostnet.Options{Namespace: host.Do}), firewall: nft.New(nft.Options{Namespace: host.Do}),
+		view: &mesh.View{Control: mesh.ControlRange(id), Networks: all, Self: id, State: mesh.Ready, Nodes: []mesh.Node{{ID: id, Control: mesh.ControlAddr(id, id), Leases: leases}}},
+	}
+	d.core = attach.New(attach.Options{Host: d.net, Store: store, Changed: d.follow})
+	err := host.Do(func() error {
+		if _, err := netlink.LinkByName(link); err == nil {
+			return nil
+		}
+		return netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: link}, Mode: netlink.TUNTAP_MODE_TUN})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := d.core.Load(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	d.core.Sync(attach.World{MTU: 1420, View: &mesh.View{
-		Networks: all, Self: self, State: mesh.Ready, Nodes: []mesh.Node{{ID: self, Leases: leases}},
-	}})
+	d.core.Sync(attach.World{MTU: 1420, View: d.view})
+	if err := d.follow(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	server := door.New(door.Options{
 		Socket: d.socket, State: filepath.Join(dir, "docker.json"), Core: d.core,
 		Networks: func() []mesh.Network { return all },
@@ -96,83 +115,16 @@ func startDaemon(t *testing.T, host *lab.Host, dir string, store *attachtest.Sto
 }
 
 // ports lists the links of containers.
-func (d *daemon) ports() ([]tun.Port, error) {
-	return (&kernel{host: d.host}).Ports(context.Background())
-}
+func (d *daemon) ports() ([]tun.Port, error) { return d.net.Ports(context.Background()) }
 
-// kernel is what tun/hostnet does in the daemon.
-type kernel struct {
-	host   *lab.Host
-	leases []mesh.Lease
-}
-
-func (k *kernel) AddPort(_ context.Context, p tun.Port) error {
-	return k.host.Do(func() error {
-		if _, err := netlink.LinkByName(p.Name); err == nil {
-			return nil
-		}
-		bridge, err := k.bridge(p)
-		if err != nil {
-			return err
-		}
-		mac, err := net.ParseMAC(p.MAC)
-		if err != nil {
-			return err
-		}
-		v := netlink.NewVeth(netlink.LinkAttrs{Name: p.Name, MTU: p.MTU, MasterIndex: bridge.Attrs().Index})
-		v.PeerName, v.PeerHardwareAddr = p.Peer, mac
-		return errors.Join(netlink.LinkAdd(v), netlink.LinkSetUp(v))
-	})
-}
-
-func (k *kernel) bridge(p tun.Port) (netlink.Link, error) {
-	if bridge, err := netlink.LinkByName(p.Parent); err == nil {
-		return bridge, nil
+// follow does what the daemon does when the core's networks have changed.
+func (d *daemon) follow(ctx context.Context) error {
+	containers := map[string]plan.Containers{}
+	for _, n := range d.core.Networks() {
+		containers[n.Name] = plan.Containers{Bridge: n.Bridge}
 	}
-	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: p.Parent, MTU: p.MTU}}
-	if err := errors.Join(netlink.LinkAdd(bridge), netlink.LinkSetUp(bridge)); err != nil {
-		return nil, err
-	}
-	for _, l := range k.leases {
-		if attach.BridgeName(l.Network) != p.Parent {
-			continue
-		}
-		for _, prefix := range l.Prefixes {
-			a := &netlink.Addr{Flags: unix.IFA_F_NODAD, IPNet: &net.IPNet{
-				IP: mesh.FirstHost(prefix).AsSlice(), Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen()),
-			}}
-			if err := netlink.AddrAdd(bridge, a); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return bridge, nil
-}
-
-func (k *kernel) DelPort(_ context.Context, p tun.Port) error {
-	return k.host.Do(func() error {
-		link, err := netlink.LinkByName(p.Name)
-		if _, not := errors.AsType[netlink.LinkNotFoundError](err); not {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return netlink.LinkDel(link)
-	})
-}
-
-func (k *kernel) Ports(context.Context) (ports []tun.Port, err error) {
-	err = k.host.Do(func() error {
-		links, err := netlink.LinkList()
-		for _, l := range links {
-			if strings.HasPrefix(l.Attrs().Name, tun.PortPrefix) {
-				ports = append(ports, tun.Port{Name: l.Attrs().Name})
-			}
-		}
-		return err
-	})
-	return ports, err
+	p := plan.Build(d.view, plan.Options{Link: link, MTU: 1420, Containers: containers})
+	return errors.Join(d.net.Apply(ctx, p.Host), d.firewall.Apply(ctx, p.Rules))
 }
 
 // record stands between Docker and the door and writes down what they say, in the
