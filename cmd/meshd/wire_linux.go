@@ -31,6 +31,7 @@ import (
 	"meshd/overlay/tunnel/wggo"
 	"meshd/tun/device"
 	"meshd/tun/hostnet"
+	"meshd/tun/nft"
 )
 
 // parts are those of a node that a reload changes.
@@ -73,7 +74,7 @@ func assemble(ctx context.Context, cfg *config.Config, log *slog.Logger) (*parts
 	}
 	node := overlay.New(overlay.Options{
 		Self: core.ID(), Name: core.Name(), Version: version, Log: log,
-		Mesh: membership, Host: hostnet.New(hostnet.Options{Log: log}),
+		Mesh: membership, Host: hostnet.New(hostnet.Options{Log: log}), Firewall: firewall(ctx, log),
 		NewEngine:  func() (overlay.Engine, error) { return newEngine(cfg, dir, log) },
 		Link:       cfg.Interface.Name,
 		MTU:        cfg.Interface.MTU,
@@ -226,6 +227,16 @@ func newEngine(cfg *config.Config, dir *statedir.Dir, log *slog.Logger) (overlay
 	return wggo.New(wggo.Options{TUN: dev, PrivateKey: key, Port: port, Log: log}), nil
 }
 
+// firewall is nil where the kernel has none that we can use.
+func firewall(ctx context.Context, log *slog.Logger) overlay.Firewall {
+	f := nft.New(nft.Options{Log: log})
+	if _, err := f.Obstacles(ctx); err != nil {
+		log.Warn("the networks of the mesh are not kept apart on this host", "err", err)
+		return nil
+	}
+	return f
+}
+
 // tuneRuntime prepares Go's runtime for the engine, but for what whoever runs us
 // has set, who may know better.
 func tuneRuntime(cfg *config.Config) {
@@ -321,6 +332,13 @@ func cleanUp(ctx context.Context, cfg *config.Config, stdout io.Writer) error {
 		return withCode(err)
 	}
 	removed, err := hostnet.New(hostnet.Options{}).Cleanup(ctx)
+	if err == nil {
+		var rules []string
+		if rules, err = nft.New(nft.Options{}).Remove(ctx); errors.Is(err, nft.ErrNoNFTables) {
+			err = nil
+		}
+		removed = append(removed, rules...)
+	}
 	switch {
 	case errors.Is(err, hostnet.ErrRunning):
 		return exit.With(exit.Unavailable, fmt.Errorf(

@@ -85,8 +85,11 @@ func TestEnd(t *testing.T) {
 			if len(left) == 0 {
 				t.Error("no unreachable route is left: packets for the mesh would leave in clear text")
 			}
+			if !slices.Contains(left, "table meshd") {
+				t.Error("the rules are gone: containers of different networks would reach each other")
+			}
 			for _, l := range left {
-				if !strings.HasPrefix(l, "route ") {
+				if !strings.HasPrefix(l, "route ") && !strings.HasPrefix(l, "table ") {
 					t.Errorf("left on the host: %s", l)
 				}
 			}

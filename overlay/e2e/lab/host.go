@@ -12,11 +12,13 @@ import (
 	"os"
 	"slices"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"meshd/tun/hostnet"
 	"meshd/tun/netns"
+	"meshd/tun/nft"
 )
 
 // Host is a machine of the lab. Its methods may be called from any goroutine.
@@ -178,8 +180,8 @@ func (h *Host) DisableIPv6() error {
 }
 
 // Leftovers lists what a mesh daemon leaves in the host's network: links but
-// for the host's own, routes with our protocol, running programs. With no
-// daemon running it should be empty.
+// for the host's own, routes with our protocol, tables of the firewall, running
+// programs. With no daemon running it should be empty.
 func (h *Host) Leftovers() ([]string, error) {
 	var out []string
 	err := h.Do(func() error {
@@ -197,6 +199,15 @@ func (h *Host) Leftovers() ([]string, error) {
 			netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 		for _, r := range routes {
 			out = append(out, "route "+r.Dst.String())
+		}
+		if err != nil {
+			return err
+		}
+		tables, err := new(nftables.Conn).ListTables()
+		for _, t := range tables {
+			if t.Name == nft.TableName {
+				out = append(out, "table "+t.Name)
+			}
 		}
 		return err
 	})
