@@ -19,6 +19,9 @@ const BridgePrefix = "mbr-"
 //   - From a segment's links comes only what has an address of ours in it, and
 //     goes to no other segment.
 //   - Addresses of the mesh come from nowhere else.
+//
+// And where any segment has links:
+//
 //   - To a segment's links goes what comes from the same segment, what is
 //     answered, and what was sent to a published port.
 //   - Into the TUN device is forwarded what comes from our addresses in the same

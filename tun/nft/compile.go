@@ -48,7 +48,7 @@ func compile(want tun.Rules) ruleset {
 	forward := chain{name: "forward", hook: passing, rules: []rule{jump(toMesh, out(want.Link))}}
 	postrouting := chain{name: "postrouting", hook: leaving}
 	others := chain{name: fromOthers}
-	segments := []chain{meshIn(want), meshOut(want)}
+	segments := []chain{meshIn(want)}
 	all := ruleset{table: table}
 
 	for _, s := range want.Segments {
@@ -77,10 +77,12 @@ func compile(want tun.Rules) ruleset {
 		prerouting.rules = append(prerouting.rules, jump(fromOthers, from(r)))
 		stay = append(stay, accept(to(r)))
 	}
-	all.chains = []chain{prerouting, forward}
-	if len(postrouting.rules) > 0 {
+	all.chains = []chain{prerouting}
+	if want.HasLinks() {
+		// These have the kernel track each connection of the host, which costs much
+		// on some: no host pays for it that has no containers.
 		postrouting.rules = append(stay, postrouting.rules...)
-		all.chains = append(all.chains, postrouting)
+		all.chains = append(all.chains, forward, postrouting, meshOut(want))
 	}
 	_, of4, of6 := held(want.Ports)
 	all.sets = append(all.sets, of4, of6)

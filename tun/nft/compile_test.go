@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"meshd/tun"
@@ -49,6 +50,9 @@ func TestCompile(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join("testdata", name+".nft")
 			got := compile(want).String()
+			if tracked := strings.Contains(got, "ct s") || strings.Contains(got, "masquerade"); tracked != want.HasLinks() {
+				t.Errorf("connections are tracked: %t", tracked)
+			}
 			if len(want.Ports) > 0 {
 				got += compileBridge(want).String()
 			}
