@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"sync"
 	"strings"
 	"time"
 
@@ -244,7 +245,7 @@ func tuneRuntime(cfg *config.Config) {
 		if os.Getenv("GOMAXPROCS") == "" {
 			// A worker that waits in the kernel holds a slot of the scheduler for a
 			// moment; with slots to spare, whoever is awake need not wait for one.
-			runtime.GOMAXPROCS(runtime.NumCPU() + native.WorkersPerQueue*queues())
+			runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + native.WorkersPerQueue*queues())
 		}
 		return
 	}
@@ -256,9 +257,9 @@ func tuneRuntime(cfg *config.Config) {
 	}
 }
 
-// queues is how many the TUN device has: one for each processor, up to where the
-// network is the limit.
-func queues() int { return min(runtime.NumCPU(), 8) }
+// queues is how many the TUN device has: one for each processor that we may use,
+// which a quota may limit, up to where the network is the limit.
+var queues = sync.OnceValue(func() int { return min(runtime.GOMAXPROCS(0), 8) })
 
 var errNoOffload = errors.New("the kernel gives the TUN device no offloads, and the engine native needs them: set engine: wireguard-go")
 
