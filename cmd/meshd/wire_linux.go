@@ -11,8 +11,8 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
-	"sync"
 	"strings"
+	"sync"
 	"time"
 
 	"meshd/cmd/internal/exit"
