@@ -177,8 +177,17 @@ func TestAttachAndDetach(t *testing.T) {
 	if _, err := r.Get("ctl/a"); !errors.Is(err, attach.ErrUnknown) {
 		t.Errorf("get what is detached: %v", err)
 	}
-	if a := r.attach(t, attach.Ask{ID: "ctl/c"}); a.Addresses[0].Addr() != netip.MustParseAddr("10.86.7.3") {
-		t.Errorf("the address that was just freed is used again: %v", a.Addresses)
+	for i, between := range []func(){func() {}, func() { r.restart(t, attach.Options{}) }, func() {
+		r.sync()
+		r.sync(attachtest.Lease("default", 7, mesh.Held))
+	}} {
+		between()
+		want := netip.MustParseAddr("10.86.7.3").As4()
+		want[3] += byte(i)
+		if a := r.attach(t, attach.Ask{ID: "ctl/c"}); a.Addresses[0].Addr() != netip.AddrFrom4(want) {
+			t.Errorf("an address that was just freed is used again: %v", a.Addresses)
+		}
+		r.detach(t, "ctl/c")
 	}
 }
 
@@ -692,6 +701,30 @@ func TestSameAskInParallel(t *testing.T) {
 	tasks.Wait()
 	if len(slices.Compact(answers)) != 1 || len(r.List()) != 1 {
 		t.Errorf("answers %v", answers)
+	}
+}
+
+// What another ask has saved meanwhile does not make an attachment of one that is
+// still being made: nothing would ever tell that its link was not.
+func TestKilledBesideAnother(t *testing.T) {
+	r := newRig(t)
+	first := true
+	r.host.Before = func(method string) error {
+		if method != "AddPort" || !first {
+			return nil
+		}
+		first = false
+		r.attach(t, attach.Ask{ID: "ctl/other", Network: "web"})
+		r.store.Before = func() error { return errKilled }
+		return errKilled
+	}
+	if _, err := r.Attach(t.Context(), attach.Ask{ID: "ctl/a", Network: "web", Mode: attach.MACVLAN, Parent: "eth0"}); !errors.Is(err, errKilled) {
+		t.Fatalf("attach: %v", err)
+	}
+	r.store.Before = nil
+	r.restart(t, attach.Options{})
+	if all := r.List(); len(all) != 1 || all[0].ID != "ctl/other" {
+		t.Errorf("after a restart there is %v", all)
 	}
 }
 

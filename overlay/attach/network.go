@@ -107,7 +107,7 @@ func (n *network) poolStates() []poolState {
 func (n *network) setLease(l mesh.Lease, ranges []netip.Prefix) {
 	n.ranges, n.lease = ranges, l
 	var subnet []netip.Prefix
-	if ranges != nil && (l.State == mesh.Held || l.State == mesh.Quarantined) {
+	if l.State == mesh.Held || l.State == mesh.Quarantined {
 		subnet = l.Prefixes
 	}
 	if slices.Equal(subnet, n.subnet()) {
@@ -284,7 +284,7 @@ func (n *network) attachment(e *entry) Attachment {
 	p := e.port(n.name)
 	a := Attachment{
 		ID: e.ID, Network: n.name, Mode: e.Mode, Parent: e.Parent, Container: e.Container,
-		Addresses: slices.Clone(e.Addresses), HostLink: p.Name, Peer: p.Peer, MAC: e.MAC, MTU: e.MTU, State: n.stateOf(e),
+		Addresses: slices.Clone(e.Addresses), Routes: []netip.Prefix{}, HostLink: p.Name, Peer: p.Peer, MAC: e.MAC, MTU: e.MTU, State: n.stateOf(e),
 	}
 	for i, addr := range e.Addresses {
 		a.Gateways = append(a.Gateways, mesh.FirstHost(addr))
