@@ -69,10 +69,11 @@ var mayImport = []struct{ pkg, ours string }{
 	// What it needs of the host and of the disk it declares too.
 	{"overlay/attach", "mesh tun"},
 	{"overlay/attach/attachtest", "mesh tun"},
-	{"overlay/attach/docker", "mesh overlay/attach"},
+	{"overlay/attach/docker", "mesh overlay/attach overlay/unixsock"},
 	// Sockets and TUN queues are waited for alike.
 	{"overlay/udp", "tun/rawio"},
-	{"overlay/status", "mesh"},
+	{"overlay/status", "mesh overlay/unixsock"},
+	{"overlay/unixsock", ""},
 	{"overlay/config", "mesh"},
 	// It puts real nodes into a world of fakes.
 	{"overlay/sim", "*"},

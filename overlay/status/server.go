@@ -2,26 +2,24 @@ package status
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"os/user"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
 	"time"
 
 	"meshd/mesh"
+	"meshd/overlay/unixsock"
 )
 
 // ErrInUse says that another process listens there already.
-var ErrInUse = errors.New("already in use")
+var ErrInUse = unixsock.ErrInUse
 
 // Daemon is what the server asks. Its methods are called from many goroutines.
 type Daemon interface {
@@ -106,21 +104,10 @@ const charterPath = "/v1/charter"
 // Run listens and serves until ctx ends, then lets running answers finish for a
 // moment. It fails with [ErrInUse] when somebody else listens there.
 func (s *Server) Run(ctx context.Context) error {
-	control, err := listenUnix(s.opt.Control, s.opt.Log)
+	control, err := listenControl(s.opt.Control, s.opt.Log)
 	if err != nil {
 		return fmt.Errorf("open control socket: %w", err)
 	}
-	own, err := os.Lstat(s.opt.Control)
-	if err != nil {
-		control.Close()
-		return fmt.Errorf("open control socket: %w", err)
-	}
-	defer func() {
-		// A successor may have put its own socket there.
-		if now, err := os.Lstat(s.opt.Control); err == nil && os.SameFile(own, now) {
-			os.Remove(s.opt.Control)
-		}
-	}()
 	defer control.Close()
 
 	if err := s.web.Set(ctx, s.opt.HTTP); err != nil {
@@ -150,23 +137,9 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// listenUnix makes the socket so that it is never wider open than 0660, and
-// replaces one that a dead daemon left behind.
-func listenUnix(path string, log *slog.Logger) (*net.UnixListener, error) {
-	const longest = 107 // sockaddr_un.sun_path, less its final zero
-	if len(path) > longest {
-		return nil, fmt.Errorf("%s: a path of %d bytes, and a socket's has at most %d: choose a shorter one under `control`", path, len(path), longest)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	listener, err := bindUnix(path)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		if err := removeStale(path); err != nil {
-			return nil, err
-		}
-		listener, err = bindUnix(path)
-	}
+// listenControl opens the control socket to its group, and never any wider.
+func listenControl(path string, log *slog.Logger) (net.Listener, error) {
+	listener, err := unixsock.Listen(path, "control")
 	if err != nil {
 		return nil, err
 	}
@@ -196,46 +169,6 @@ func giveToGroup(path, name string) error {
 		return err
 	}
 	return os.Chown(path, -1, gid)
-}
-
-// bindUnix binds the socket with mode 0600: on Linux bind takes the mode from
-// the socket itself, so there is no moment in which it is wider.
-func bindUnix(path string) (*net.UnixListener, error) {
-	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		var inner error
-		err := raw.Control(func(fd uintptr) { inner = syscall.Fchmod(int(fd), 0o600) })
-		return errors.Join(err, inner)
-	}}
-	listener, err := config.Listen(context.Background(), "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	unix := listener.(*net.UnixListener)
-	unix.SetUnlinkOnClose(false) // Run removes it, if it is still ours
-	return unix, nil
-}
-
-// removeStale removes a socket on which nobody listens.
-func removeStale(path string) error {
-	info, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // its owner was just going
-	}
-	if err != nil {
-		return err
-	}
-	if info.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("%s is there and is not a socket: remove it, or choose another path under `control`", path)
-	}
-	conn, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
-		conn.Close()
-		return fmt.Errorf("%s: %w: another daemon answers there; stop it, or choose another path under `control`", path, ErrInUse)
-	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("%s: %w: another daemon may be there: %w", path, ErrInUse, err)
-	}
-	return os.Remove(path)
 }
 
 func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {

@@ -35,6 +35,7 @@ import (
 
 	"meshd/mesh"
 	"meshd/overlay/attach"
+	"meshd/overlay/unixsock"
 )
 
 // door is our name in the IDs of attachments.
@@ -100,7 +101,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	listener, err := listen(s.opt.Socket)
+	listener, err := unixsock.Listen(s.opt.Socket, "docker") // Docker runs as root
 	if err != nil {
 		return fmt.Errorf("open socket for Docker: %w", err)
 	}
