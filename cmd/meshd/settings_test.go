@@ -181,6 +181,9 @@ interface: {name: mesh9, mtu: 1400, offload: "off"}
 engine: wireguard-go
 suite: chacha20poly1305
 lease: {ttl: 48h, on_conflict: renumber}
+masquerade: false
+subnet_env: /c
+docker: {socket: ""}
 log: {level: debug, format: json}
 `
 	file, err := config.Parse("every", []byte(every))

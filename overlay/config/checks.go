@@ -150,11 +150,21 @@ func parseTunnel(s string) (netip.AddrPort, error) {
 	return a, err
 }
 
-func parseHTTP(s string) (netip.AddrPort, error) {
-	if s == "" {
-		return netip.AddrPort{}, nil
+// orOff takes an empty string, too.
+func orOff[T any](parse func(string) (T, error)) func(string) (T, error) {
+	return func(s string) (off T, err error) {
+		if s == "" {
+			return off, nil
+		}
+		return parse(s)
 	}
-	return parseListen(s)
+}
+
+func parseBool(s string) (bool, error) {
+	if s != "true" && s != "false" {
+		return false, fmt.Errorf("is neither")
+	}
+	return s == "true", nil
 }
 
 // parseAdvertise leaves the port 0 if there is none: see crossCheck.
@@ -245,6 +255,22 @@ func (p *parser) crossCheck() {
 	for i, a := range c.Advertise {
 		if a.Port() == 0 {
 			c.Advertise[i] = netip.AddrPortFrom(a.Addr(), c.Listen.Tunnel.Port())
+		}
+	}
+	// The daemon makes a file of its own at each.
+	paths := []struct{ key, path string }{
+		{"control", c.Control}, {"subnet_env", c.SubnetEnv}, {"docker.socket", c.Docker.Socket},
+	}
+	for i, a := range paths {
+		for _, b := range paths[:i] {
+			if a.path == "" || a.path != b.path {
+				continue
+			}
+			blamed, innocent := a.key, b.key
+			if p.lines[blamed] == 0 {
+				blamed, innocent = innocent, blamed
+			}
+			p.fail(p.lines[blamed], blamed, "%s is also the path of %s; expected a path of its own", quote(a.path), innocent)
 		}
 	}
 	// Gossip uses both UDP, as the tunnel, and TCP, as HTTP.

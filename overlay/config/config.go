@@ -29,6 +29,9 @@ const (
 	DefaultHTTPPort   = 9740  // TCP
 )
 
+// defaultDocker is where the spec file that is installed has Docker's engine look.
+const defaultDocker = "/run/meshd/docker.sock"
+
 // Config is one daemon's configuration. In every listening address an invalid
 // (zero) Addr stands for all addresses of the host; [Address] gives the form
 // that package net takes.
@@ -44,7 +47,11 @@ type Config struct {
 	Engine    Engine
 	Suite     Suite
 	Lease     Lease
-	Log       Log
+	// Masquerade: what containers send out of the mesh takes the host's address.
+	Masquerade bool
+	SubnetEnv  string // where flannel's subnet.env is written; absolute; empty: nowhere
+	Docker     Docker
+	Log        Log
 }
 
 // Node is how this node calls itself.
@@ -71,6 +78,16 @@ type Lease struct {
 	TTL        time.Duration // at least an hour
 	OnConflict OnConflict
 }
+
+// Docker is the door for Docker's engine.
+type Docker struct {
+	Socket string // absolute; empty: off
+}
+
+// Required tells whether the daemon must not run without the socket. At the
+// default, which nobody chose, another daemon may listen already, or the folder
+// may be another user's: then this host has no door for Docker, and all else.
+func (d Docker) Required() bool { return d.Socket != "" && d.Socket != defaultDocker }
 
 // Log is what is logged and how.
 type Log struct {
@@ -135,14 +152,16 @@ func Default() *Config {
 			Tunnel: netip.AddrPortFrom(netip.Addr{}, defaultTunnelPort),
 			Gossip: netip.AddrPortFrom(netip.Addr{}, defaultGossipPort),
 		},
-		StateDir:  "/var/lib/meshd",
-		Control:   "/run/meshd/meshd.sock",
-		HTTP:      netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), DefaultHTTPPort),
-		Interface: Interface{Name: "mesh0", Offload: OffloadAuto},
-		Engine:    EngineAuto,
-		Suite:     SuiteAuto,
-		Lease:     Lease{TTL: 24 * time.Hour, OnConflict: OnConflictAuto},
-		Log:       Log{Level: slog.LevelInfo, Format: LogText},
+		StateDir:   "/var/lib/meshd",
+		Control:    "/run/meshd/meshd.sock",
+		HTTP:       netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), DefaultHTTPPort),
+		Interface:  Interface{Name: "mesh0", Offload: OffloadAuto},
+		Engine:     EngineAuto,
+		Suite:      SuiteAuto,
+		Lease:      Lease{TTL: 24 * time.Hour, OnConflict: OnConflictAuto},
+		Masquerade: true,
+		Docker:     Docker{Socket: defaultDocker},
+		Log:        Log{Level: slog.LevelInfo, Format: LogText},
 	}
 }
 

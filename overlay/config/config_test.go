@@ -147,6 +147,7 @@ func TestEveryKey(t *testing.T) {
 		Engine:    config.EngineWireGuardGo,
 		Suite:     config.SuiteChaCha20Poly1305,
 		Lease:     config.Lease{TTL: 36 * time.Hour, OnConflict: config.OnConflictQuarantine},
+		SubnetEnv: "/run/flannel/subnet.env",
 		Log:       config.Log{Level: slog.LevelDebug, Format: config.LogJSON},
 	}
 	if !reflect.DeepEqual(c, want) {

@@ -13,7 +13,7 @@ import (
 )
 
 // Of every type that YAML has, a value that no key takes, but for the empty
-// ones: those a section, a list and a mapping take.
+// ones, which a section, a list and a mapping take, and the truth.
 var types = []struct{ name, yaml string }{
 	{"string", `"?"`},
 	{"number", "7"},
@@ -87,7 +87,7 @@ var edges = map[string]struct{ good, bad []string }{
 	},
 	"control": {
 		good: []string{"/a", "/" + x(106), "/x/../" + x(106)},
-		bad:  []string{`""`, "sock", `"@abstract"`, "/", "/" + x(107)},
+		bad:  []string{"/run/meshd/docker.sock", `""`, "sock", `"@abstract"`, "/", "/" + x(107)},
 	},
 	"http": {
 		good: []string{`""`, `":1"`, `":51880"`, `"[::1]:65535"`},
@@ -120,6 +120,18 @@ var edges = map[string]struct{ good, bad []string }{
 	"lease.on_conflict": {
 		good: []string{"renumber", "quarantine", "auto"},
 		bad:  []string{`""`, "fight", "Auto"},
+	},
+	"masquerade": {
+		good: []string{"false", `"false"`, "true"},
+		bad:  []string{`""`, "True", "yes", "on", "0"},
+	},
+	"subnet_env": {
+		good: []string{"/run/flannel/subnet.env", "/" + x(5000), `""`},
+		bad:  []string{"subnet.env", "/", `"off"`, "/run/meshd/meshd.sock", "/run/meshd/docker.sock"},
+	},
+	"docker.socket": {
+		good: []string{`""`, "/a", "/" + x(106)},
+		bad:  []string{"sock", `"off"`, "/", "/" + x(107), "/run/meshd/meshd.sock", "/run/meshd/../meshd/meshd.sock"},
 	},
 	"log.level": {
 		good: []string{"debug", "warn", "error", "info"},
@@ -215,6 +227,9 @@ func TestMatrix(t *testing.T) {
 				}
 				continue
 			}
+			if typ.name == "truth" && path == "masquerade" {
+				continue
+			}
 			refuse(path, typ.name, typ.yaml)
 		}
 		if isSection {
@@ -287,7 +302,7 @@ func TestUnknownKeyHasHint(t *testing.T) {
 			check([]byte("#\n#\n#\n"+flat+": 1\n"), name+" below "+section)
 		}
 	}
-	for _, far := range []string{"masquerade", "x", `""`, "<<", "colour", x(1000)} {
+	for _, far := range []string{"firewall", "x", `""`, "<<", "colour", x(1000)} {
 		all := mistakes(t, file(far, "1"))
 		if len(all) != 1 || !strings.Contains(all[0].Message, "unknown key; expected one of node, seeds, ") {
 			t.Errorf("%s gives %q, want no hint, but what is there", short(far), all)

@@ -40,6 +40,9 @@ func (n *Node) ConfigFile() string { return filepath.Join(n.Dir, "config.yaml") 
 // Socket is the path of the daemon's control socket.
 func (n *Node) Socket() string { return filepath.Join(n.Dir, "meshd.sock") }
 
+// DockerSocket is the path of the daemon's socket for Docker's engine.
+func (n *Node) DockerSocket() string { return filepath.Join(n.Dir, "docker.sock") }
+
 // StateDir is the path of the node's state.
 func (n *Node) StateDir() string { return filepath.Join(n.Dir, "state") }
 
@@ -51,13 +54,16 @@ func (n *Node) configure(extra []string) error {
 }
 
 // Configure writes the configuration file: name and paths, and the given lines.
-// One that begins with "node:" replaces the name. It counts from the next start
-// or reload on.
+// Those that begin with "node:" or "docker:" replace the name or the socket for
+// Docker. It counts from the next start or reload on.
 func (n *Node) Configure(extra ...string) error {
 	lines := []string{"state_dir: " + n.StateDir(), "control: " + n.Socket()}
 	lines = append(lines, extra...)
-	if !slices.ContainsFunc(extra, func(l string) bool { return strings.HasPrefix(l, "node:") }) {
-		lines = append(lines, "node: {name: "+n.Name+"}")
+	for _, own := range []string{"node: {name: " + n.Name + "}", "docker: {socket: " + n.DockerSocket() + "}"} {
+		key, _, _ := strings.Cut(own, " ")
+		if !slices.ContainsFunc(extra, func(l string) bool { return strings.HasPrefix(l, key) }) {
+			lines = append(lines, own)
+		}
 	}
 	if err := os.WriteFile(n.ConfigFile(), []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
 		return fmt.Errorf("write configuration: %w", err)
