@@ -54,6 +54,7 @@ var mayImport = []struct{ pkg, ours string }{
 	{"mesh/meshtest", "mesh/..."},
 	{"tun/device", "tun/..."},
 	{"tun/hostnet", "tun/..."},
+	{"tun/inside", "tun/..."},
 	{"tun/netns", "tun/..."},
 	{"tun/nft", "tun/..."},
 	{"tun/rawio", ""},
@@ -72,20 +73,21 @@ var mayImport = []struct{ pkg, ours string }{
 	{"overlay/attach/docker", "mesh overlay/attach overlay/unixsock"},
 	// Sockets and TUN queues are waited for alike.
 	{"overlay/udp", "tun/rawio"},
-	{"overlay/status", "mesh overlay/unixsock"},
+	// It carries what doors say to overlay/attach.
+	{"overlay/status", "mesh overlay/attach overlay/unixsock"},
 	{"overlay/unixsock", ""},
 	{"overlay/config", "mesh"},
 	// It puts real nodes into a world of fakes.
 	{"overlay/sim", "*"},
 	// The assembled node gets its concrete parts from the command.
-	{"overlay", "overlay/plan overlay/probe overlay/reconcile overlay/status " + vocabulary},
+	{"overlay", "overlay/attach overlay/plan overlay/probe overlay/reconcile overlay/status " + vocabulary},
 
 	// Commands choose the concrete parts.
 	{"cmd/internal/exit", ""},
 	{"cmd/internal/setup", "overlay/config overlay/status mesh/statedir mesh/trust cmd/internal/exit"},
 	// init and join look at what the host's network has, hence tun/hostnet, and
 	// overlay/plan decides what collides with the mesh.
-	{"cmd/meshctl", "overlay/status overlay/config overlay/plan mesh mesh/trust mesh/statedir tun tun/hostnet cmd/internal/..."},
+	{"cmd/meshctl", "overlay/status overlay/attach overlay/config overlay/plan mesh mesh/trust mesh/statedir tun tun/hostnet tun/inside cmd/internal/..."},
 	{"cmd/meshd", "* cmd/internal/..."},
 	{"examples/...", "*"},
 	{"overlay/e2e/...", "*"},
@@ -112,7 +114,7 @@ var homes = []struct{ module, homes string }{
 	{"github.com/prometheus/client_golang", "overlay/status"},
 	{"github.com/songgao/water", "tun/device"},
 	{"github.com/spf13/cobra", "cmd/meshd cmd/meshctl"},
-	{"github.com/vishvananda/netlink", "tun/hostnet overlay/e2e/..."}, // e2e builds its lab with it
+	{"github.com/vishvananda/netlink", "tun/hostnet tun/inside overlay/e2e/..."}, // e2e builds its lab with it
 	{"github.com/vishvananda/netns", "tun/netns"},
 	{"golang.org/x/crypto", "overlay/tunnel/wg"},
 	{"golang.org/x/sys", "tun/... mesh/statedir overlay/udp overlay/tunnel/native overlay/e2e/..."}, // system calls that package syscall lacks

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -25,7 +26,13 @@ import (
 //	POST /v1/leave     {} when the node has left and cleaned up
 //	POST /v1/down      {} when the host is clean
 //
-// An error is {"error":"..."} with a status of 400 or above.
+//	POST   /v1/attachments        attach.Ask; an attach.Attachment, once its link is there
+//	GET    /v1/attachments        an AttachmentsReply
+//	GET    /v1/attachments/ID     an attach.Attachment
+//	DELETE /v1/attachments/ID     {} when there is nothing left of it
+//
+// An error is {"error":"..."} with a status of 400 or above, and for programs
+// a "code" where it is one of the package attach.
 
 // PingRequest asks for probes to one node.
 type PingRequest struct {
@@ -94,14 +101,16 @@ const (
 
 type errorReply struct {
 	Error string `json:"error"`
+	Code  string `json:"code,omitempty"` // see attachErrors
 }
 
 type versionReply struct {
 	Version string `json:"version"`
 }
 
-// controlHandler serves the control API; streams end with stop. s and c may be nil.
-func controlHandler(stop context.Context, d Daemon, s Settings, c Charters) http.Handler {
+// controlHandler serves the control API; streams end with stop.
+func controlHandler(stop context.Context, opt Options) http.Handler {
+	d, s, c := opt.Daemon, opt.Settings, opt.Charters
 	mux := http.NewServeMux()
 	handle := func(methods, path string, serve http.HandlerFunc) {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
@@ -129,6 +138,8 @@ func controlHandler(stop context.Context, d Daemon, s Settings, c Charters) http
 	if c != nil {
 		handle("GET, POST", charterPath, func(w http.ResponseWriter, r *http.Request) { serveCharter(c, w, r) })
 	}
+	handle("GET, POST", attachmentsPath, func(w http.ResponseWriter, r *http.Request) { serveAttachments(opt.Attachments, w, r) })
+	handle("GET, DELETE", attachmentsPath+"/{id...}", func(w http.ResponseWriter, r *http.Request) { serveAttachment(opt.Attachments, w, r) })
 	handle(http.MethodPost, "/v1/leave", change(d.Leave))
 	handle(http.MethodPost, "/v1/down", change(d.Down))
 	return mux
@@ -147,7 +158,22 @@ func reply(w http.ResponseWriter, code int, v any) {
 }
 
 func replyError(w http.ResponseWriter, code int, message string) {
-	reply(w, code, errorReply{message})
+	reply(w, code, errorReply{Error: message})
+}
+
+// decode reads a request, or answers what is wrong with it.
+func decode(w http.ResponseWriter, r *http.Request, v any) bool {
+	decoder := json.NewDecoder(r.Body)
+	decoder.DisallowUnknownFields()
+	err := decoder.Decode(v)
+	if err == nil {
+		if _, err = decoder.Token(); err == io.EOF {
+			return true
+		}
+		err = errors.New("something follows it")
+	}
+	replyError(w, http.StatusBadRequest, fmt.Sprintf("read request: %v", err))
+	return false
 }
 
 // change serves a request that changes the daemon. A client that goes away does
@@ -189,10 +215,7 @@ func serveCharter(c Charters, w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var req CharterRequest
-	decoder := json.NewDecoder(r.Body)
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&req); err != nil {
-		replyError(w, http.StatusBadRequest, fmt.Sprintf("read request: %v", err))
+	if !decode(w, r, &req) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changeTimeout)
@@ -209,10 +232,7 @@ func serveCharter(c Charters, w http.ResponseWriter, r *http.Request) {
 
 func servePing(stop context.Context, d Daemon, w http.ResponseWriter, r *http.Request) {
 	var req PingRequest
-	decoder := json.NewDecoder(r.Body)
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&req); err != nil {
-		replyError(w, http.StatusBadRequest, fmt.Sprintf("read request: %v", err))
+	if !decode(w, r, &req) {
 		return
 	}
 	interval := time.Duration(cmp.Or(req.IntervalMS, 1000)) * time.Millisecond

@@ -165,6 +165,9 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 	if err := json.NewDecoder(io.LimitReader(response.Body, maxError)).Decode(&e); err != nil || e.Error == "" {
 		return nil, fmt.Errorf("ask the daemon on %s: it answers %s", c.socket, response.Status)
 	}
+	if kind := attachError(e.Code); kind != nil {
+		return nil, refusal{clean(e.Error), kind}
+	}
 	switch response.StatusCode {
 	case http.StatusUnprocessableEntity:
 		return nil, refusal{strings.Join(cleaned(strings.Split(e.Error, "\n")), "\n"), ErrBadConfig}

@@ -33,7 +33,7 @@ func FuzzPingRequest(f *testing.F) {
 		stop, cancel := context.WithCancel(t.Context())
 		cancel() // streams end after their first line
 		w := httptest.NewRecorder()
-		controlHandler(stop, silent{doc}, nil, nil).ServeHTTP(w, httptest.NewRequest("POST", "/v1/ping", strings.NewReader(body)))
+		controlHandler(stop, Options{Daemon: silent{doc}}).ServeHTTP(w, httptest.NewRequest("POST", "/v1/ping", strings.NewReader(body)))
 		if w.Code != 200 && !strings.HasPrefix(w.Body.String(), `{"error":`) {
 			t.Errorf("answer %d %q", w.Code, w.Body)
 		}

@@ -58,12 +58,13 @@ type Charters interface {
 
 // Options of a [Server].
 type Options struct {
-	Control  string // path of the unix socket
-	HTTP     string // host:port of /metrics, /healthz and /readyz, until SetHTTP; empty: none
-	Daemon   Daemon
-	Settings Settings // nil: nobody can ask for the configuration
-	Charters Charters // nil: nobody can ask for the charter
-	Log      *slog.Logger
+	Control     string // path of the unix socket
+	HTTP        string // host:port of /metrics, /healthz and /readyz, until SetHTTP; empty: none
+	Daemon      Daemon
+	Settings    Settings    // nil: nobody can ask for the configuration
+	Charters    Charters    // nil: nobody can ask for the charter
+	Attachments Attachments // nil: nobody can attach containers
+	Log         *slog.Logger
 }
 
 // Server offers the control socket and, if wanted, the HTTP listener.
@@ -115,7 +116,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	srv := newHTTPServer(controlHandler(ctx, s.opt.Daemon, s.opt.Settings, s.opt.Charters), s.opt.Log)
+	srv := newHTTPServer(controlHandler(ctx, s.opt), s.opt.Log)
 	failed := make(chan error, 2)
 	var serving sync.WaitGroup
 	serving.Go(func() { failed <- srv.Serve(control) })

@@ -1,0 +1,155 @@
+package status
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"time"
+
+	"meshd/overlay/attach"
+)
+
+// Attachments gives containers their place in the mesh. Its methods are called
+// from many goroutines. attach.Manager is one.
+type Attachments interface {
+	Attach(ctx context.Context, ask attach.Ask) (attach.Attachment, error)
+	Detach(ctx context.Context, id string) error
+	Get(id string) (attach.Attachment, error)
+	List() []attach.Attachment
+}
+
+// AttachmentsReply is what is attached on this host.
+type AttachmentsReply struct {
+	Attachments []attach.Attachment `json:"attachments"` // by ID
+}
+
+const attachmentsPath = "/v1/attachments"
+
+// attachErrors are the sentinels that keep their meaning on the way to a client.
+var attachErrors = []struct {
+	code   string
+	status int
+	err    error
+}{
+	{"unknown_network", http.StatusNotFound, attach.ErrUnknownNetwork},
+	{"unknown", http.StatusNotFound, attach.ErrUnknown},
+	{"bad_ask", http.StatusBadRequest, attach.ErrBadAsk},
+	{"outside", http.StatusBadRequest, attach.ErrOutside},
+	{"taken", http.StatusConflict, attach.ErrTaken},
+	{"in_use", http.StatusConflict, attach.ErrInUse},
+	{"exhausted", http.StatusConflict, attach.ErrExhausted},
+	{"no_lease", http.StatusServiceUnavailable, attach.ErrNoLease},
+	{"damaged", http.StatusInternalServerError, attach.ErrDamaged},
+}
+
+// attachError is the sentinel of a code; nil: there is none.
+func attachError(code string) error {
+	for _, e := range attachErrors {
+		if e.code == code {
+			return e.err
+		}
+	}
+	return nil
+}
+
+func replyAttachError(w http.ResponseWriter, err error) {
+	for _, e := range attachErrors {
+		if errors.Is(err, e.err) {
+			reply(w, e.status, errorReply{err.Error(), e.code})
+			return
+		}
+	}
+	replyError(w, http.StatusInternalServerError, err.Error())
+}
+
+func serveAttachments(a Attachments, w http.ResponseWriter, r *http.Request) {
+	switch {
+	case a == nil:
+		replyError(w, http.StatusNotFound, "this daemon attaches no containers")
+	case r.Method == http.MethodGet:
+		reply(w, http.StatusOK, AttachmentsReply{notNil(a.List())})
+	default:
+		serveAttach(a, w, r)
+	}
+}
+
+// serveAttach attaches a container. If the client goes away before it has its
+// answer, what was begun is undone: nobody would move the link.
+func serveAttach(a Attachments, w http.ResponseWriter, r *http.Request) {
+	var ask attach.Ask
+	if !decode(w, r, &ask) {
+		return
+	}
+	// It may wait for a lease for longer than the request may take to read, and
+	// that time over would look like a client gone away.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	ctx, cancel := context.WithTimeout(r.Context(), changeTimeout)
+	defer cancel()
+	got, err := a.Attach(ctx, ask)
+	if err != nil {
+		replyAttachError(w, err)
+		return
+	}
+	reply(w, http.StatusOK, got)
+}
+
+func serveAttachment(a Attachments, w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	switch {
+	case a == nil:
+		replyError(w, http.StatusNotFound, "this daemon attaches no containers")
+	case r.Method == http.MethodGet:
+		got, err := a.Get(id)
+		if err != nil {
+			replyAttachError(w, err)
+			return
+		}
+		reply(w, http.StatusOK, got)
+	default:
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changeTimeout)
+		defer cancel()
+		if err := a.Detach(ctx, id); err != nil {
+			replyAttachError(w, err)
+			return
+		}
+		reply(w, http.StatusOK, struct{}{})
+	}
+}
+
+// attachmentPath keeps whatever is in an ID within one segment.
+func attachmentPath(id string) string { return attachmentsPath + "/" + url.PathEscape(id) }
+
+// Attach gives a container an address and makes its link; see the package attach
+// for what the caller does then. Its errors are those of that package. A first
+// attachment to a network may take 20 seconds. If ctx ends before the answer is
+// there, the daemon undoes what it began.
+func (c *Client) Attach(ctx context.Context, ask attach.Ask) (attach.Attachment, error) {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout+writeTimeout)
+	defer cancel()
+	var a attach.Attachment
+	return a, c.call(ctx, http.MethodPost, attachmentsPath, ask, &a)
+}
+
+// Detach undoes an attachment. There is none by that ID: fine.
+func (c *Client) Detach(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout+writeTimeout)
+	defer cancel()
+	return c.call(ctx, http.MethodDelete, attachmentPath(id), nil, &struct{}{})
+}
+
+// Attachments lists what is attached on this host, by ID.
+func (c *Client) Attachments(ctx context.Context) ([]attach.Attachment, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	var r AttachmentsReply
+	return r.Attachments, c.call(ctx, http.MethodGet, attachmentsPath, nil, &r)
+}
+
+// Attachment gives what is attached by an ID, or fails with [attach.ErrUnknown].
+func (c *Client) Attachment(ctx context.Context, id string) (attach.Attachment, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	var a attach.Attachment
+	return a, c.call(ctx, http.MethodGet, attachmentPath(id), nil, &a)
+}
