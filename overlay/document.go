@@ -61,6 +61,14 @@ func (n *Node) findings(view *mesh.View) []status.Finding {
 	if planned := n.health.Load(); planned != nil {
 		all = append(all, *planned...)
 	}
+	if c := n.opt.Containers; c != nil {
+		all = append(all, c.Findings()...)
+	}
+	if o := n.obstacles.Load(); o != nil {
+		for _, what := range *o {
+			all = append(all, mesh.Finding{Level: "warning", Code: "packets_dropped", Message: what})
+		}
+	}
 	for _, p := range n.loop.Problems() {
 		all = append(all, mesh.Finding{Level: "error", Code: "not_applied", Message: fmt.Sprintf("%s: %v", p.Adapter, p.Err)})
 	}

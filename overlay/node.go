@@ -2,7 +2,8 @@
 // views, become a plan, and the plan is made true on this host.
 //
 //	Mesh ──View──► plan.Build ──Plan──► reconcile ──┬──► data plane ──► Engine
-//	  ▲                            ▲                └──► Host (kernel)
+//	  ▲              ▲             ▲                └──► Firewall, Host (kernel)
+//	  ├── networks ──┴─ Containers │                       │
 //	  └── endpoints ── Host.Underlay, Host.Watch ──────────┘
 //
 // A [Node] is built from parts that its owner chooses; it knows no file, no flag
@@ -38,6 +39,9 @@ type Mesh interface {
 	SetEndpoints([]netip.AddrPort)
 	// SetAddress says where members can reach this node's gossip.
 	SetAddress(netip.AddrPort)
+	// Use names the networks besides the default one from which this node leases,
+	// and those in which something local has addresses.
+	Use(ctx context.Context, networks, inUse []string) error
 	// Leave gives up membership for good and tells the others.
 	Leave(ctx context.Context) error
 	// Findings tells what is wrong with how it runs.
@@ -61,6 +65,9 @@ type Firewall interface {
 	// Watch signals whenever tables, chains or rules have changed, as that of a
 	// Host does.
 	Watch(ctx context.Context, changed chan<- struct{}) error
+	// Obstacles tells, for people, what else on this host drops packets of
+	// containers.
+	Obstacles(ctx context.Context) ([]string, error)
 }
 
 // Engine carries packets; see package tunnel for what it must do.
@@ -84,6 +91,9 @@ type Options struct {
 	Host      Host
 	NewEngine func() (Engine, error) // with a TUN device of its own
 	Firewall  Firewall               // nil: networks are not kept apart
+	// Containers are those of this host; nil: it has none. Their owner calls
+	// ContainersChanged.
+	Containers Containers
 
 	Link       string           // name of the TUN device
 	MTU        int              // until SetMTU; 0: from the underlay
@@ -128,6 +138,9 @@ type Node struct {
 	planned bool                    // once
 	carried map[string]mesh.Network // those of the last plan
 	health  atomic.Pointer[[]mesh.Finding]
+
+	used, inUse []string                 // networks, as the mesh was told; owned by ContainersChanged
+	obstacles   atomic.Pointer[[]string] // to packets of containers
 }
 
 // New builds a node; it does nothing before Run.
@@ -211,6 +224,9 @@ func (n *Node) Run(ctx context.Context) error {
 			start(func(ctx context.Context) error { return f.Watch(ctx, events) })
 		}
 		start(func(ctx context.Context) error { return n.watch(ctx, events) })
+		if n.opt.Containers != nil {
+			start(n.tend)
+		}
 		start(n.awaitReady)
 		ended(nil)
 	}
@@ -319,7 +335,9 @@ func (n *Node) replan(ctx context.Context) error {
 			n.opt.Log.Warn("uses of the mesh's ranges not read, will be tried again", "err", err)
 		}
 	}
-	p := plan.Build(view, plan.Options{Link: n.opt.Link, MTU: n.mtu(), NoIPv6: n.underlay.Load().NoIPv6})
+	opt := plan.Options{Link: n.opt.Link, MTU: n.mtu(), NoIPv6: n.underlay.Load().NoIPv6}
+	opt.Containers = n.contain(view, opt)
+	p := plan.Build(view, opt)
 	p.Health = append(append(p.Health, left...), plan.Stranded(view)...)
 	for _, o := range plan.Overlaps(view.Ranges(), own, *n.uses.Load()) {
 		p.Health = append(p.Health, mesh.Finding{Level: "error", Code: "overlap", Message: o.String()})

@@ -15,6 +15,8 @@ import (
 
 	"meshd/mesh"
 	"meshd/overlay"
+	"meshd/overlay/attach"
+	"meshd/overlay/attach/attachtest"
 	"meshd/overlay/status"
 	"meshd/overlay/tunnel/tunneltest"
 	"meshd/tun"
@@ -29,6 +31,8 @@ type fakeMesh struct {
 	endpoints []netip.AddrPort
 	address   netip.AddrPort
 	left      bool
+	used      []string // networks, and those in which there are containers
+	inUse     []string
 }
 
 func (m *fakeMesh) Run(ctx context.Context) error   { <-ctx.Done(); return nil }
@@ -36,6 +40,12 @@ func (m *fakeMesh) Views() <-chan *mesh.View        { return m.views }
 func (m *fakeMesh) SetAddress(a netip.AddrPort)     { m.mu.Lock(); m.address = a; m.mu.Unlock() }
 func (m *fakeMesh) SetEndpoints(e []netip.AddrPort) { m.mu.Lock(); m.endpoints = e; m.mu.Unlock() }
 func (m *fakeMesh) Findings() []mesh.Finding        { return nil }
+func (m *fakeMesh) Use(_ context.Context, used, inUse []string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.used, m.inUse = used, inUse
+	return nil
+}
 func (m *fakeMesh) Leave(context.Context) error {
 	m.mu.Lock()
 	m.left = true
@@ -62,6 +72,9 @@ func (e mortal) Run(ctx context.Context) error {
 type world struct {
 	mesh    *fakeMesh
 	kernel  *tuntest.Kernel
+	rules   tuntest.Firewall
+	links   attachtest.Host
+	attach  *attach.Manager
 	blind   atomic.Bool // the kernel does not tell the underlay
 	node    *overlay.Node
 	mu      sync.Mutex
@@ -106,12 +119,17 @@ func inWorld(t *testing.T, prepare, test func(*testing.T, *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{mesh: &fakeMesh{views: make(chan *mesh.View, 1)}, kernel: new(tuntest.Kernel), done: make(chan error, 1)}
 		w.kernel.SetUnderlay(tun.Underlay{Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.1")}, MTU: 1500})
+		w.attach = attach.New(attach.Options{
+			Host: &w.links, Store: new(attachtest.Store),
+			Changed: func(ctx context.Context) error { return w.node.ContainersChanged(ctx) },
+		})
 		if prepare != nil {
 			prepare(t, w)
 		}
 		w.node = overlay.New(overlay.Options{
 			Self: self.ID, Name: "alpha", Version: "test", Log: slog.New(slog.DiscardHandler),
 			Mesh: w.mesh, Host: sight{w.kernel, &w.blind}, NewEngine: w.newEngine, Link: "mesh0", TunnelPort: 51880, GossipPort: 51881,
+			Firewall: &w.rules, Containers: w.attach,
 		})
 		ctx, stop := context.WithCancel(t.Context())
 		w.stop = stop

@@ -24,6 +24,7 @@ import (
 	"meshd/mesh/statedir"
 	"meshd/mesh/trust"
 	"meshd/overlay"
+	"meshd/overlay/attach"
 	"meshd/overlay/config"
 	"meshd/overlay/plan"
 	"meshd/overlay/status"
@@ -37,10 +38,11 @@ import (
 
 // parts are those of a node that a reload changes.
 type parts struct {
-	node   *overlay.Node
-	gossip *gossip.Gossip
-	core   *member.Member // gossip's, once it runs: see Gossip.Do
-	dir    *statedir.Dir
+	node       *overlay.Node
+	gossip     *gossip.Gossip
+	core       *member.Member // gossip's, once it runs: see Gossip.Do
+	dir        *statedir.Dir
+	containers *attach.Manager
 }
 
 // assemble chooses the concrete parts of a node and puts them together. It
@@ -66,16 +68,24 @@ func assemble(ctx context.Context, cfg *config.Config, log *slog.Logger) (*parts
 	if err != nil {
 		log.Warn("last known peers not read, going on without", "err", err)
 	}
-	membership, err := gossip.New(gossip.Options{
+	p := &parts{core: core, dir: dir}
+	kernel := hostnet.New(hostnet.Options{Log: log})
+	p.containers = attach.New(attach.Options{
+		Host: kernel, Store: dir, Changed: func(ctx context.Context) error { return p.node.ContainersChanged(ctx) },
+	})
+	if err := loadContainers(ctx, p.containers, core, log); err != nil {
+		return nil, err
+	}
+	p.gossip, err = gossip.New(gossip.Options{
 		Core: core, Self: core.ID(), Keys: dir.Membership().GossipKeys, Bind: cfg.Listen.Gossip,
 		Seeds: seeds(cfg, dir), Peers: peers, Store: dir, Log: log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	node := overlay.New(overlay.Options{
+	p.node = overlay.New(overlay.Options{
 		Self: core.ID(), Name: core.Name(), Version: version, Log: log,
-		Mesh: membership, Host: hostnet.New(hostnet.Options{Log: log}), Firewall: firewall(ctx, log),
+		Mesh: p.gossip, Host: kernel, Firewall: firewall(ctx, log), Containers: p.containers,
 		NewEngine:  func() (overlay.Engine, error) { return newEngine(cfg, dir, log) },
 		Link:       cfg.Interface.Name,
 		MTU:        cfg.Interface.MTU,
@@ -83,7 +93,21 @@ func assemble(ctx context.Context, cfg *config.Config, log *slog.Logger) (*parts
 		GossipPort: cfg.Listen.Gossip.Port(),
 		Advertise:  cfg.Advertise,
 	})
-	return &parts{node, membership, core, dir}, nil
+	return p, nil
+}
+
+// loadContainers takes up the containers of the last run, and the leases that they
+// need.
+func loadContainers(ctx context.Context, containers *attach.Manager, core *member.Member, log *slog.Logger) error {
+	if err := containers.Load(ctx); err != nil {
+		log.Warn("containers of the last run not taken up wholly, will be tried again", "err", err)
+	}
+	used, inUse := overlay.Uses(containers.Networks())
+	if err := core.Use(time.Now(), used); err != nil {
+		return exit.With(exit.BadData, fmt.Errorf("take up containers of the last run: %w", err))
+	}
+	core.SetInUse(inUse)
+	return nil
 }
 
 // check is what a start would check of a configuration beyond the file itself.

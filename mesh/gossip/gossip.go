@@ -39,6 +39,8 @@ type Core interface {
 	Synced()
 	Asked(ask uint64)
 	SetEndpoints(endpoints []netip.AddrPort)
+	Use(now time.Time, networks []string) error
+	SetInUse(networks []string)
 	Leave(now time.Time)
 	Step(now time.Time) member.Output
 	Next() (time.Time, bool)
@@ -185,6 +187,18 @@ func (g *Gossip) SetAddress(address netip.AddrPort) {
 // those before.
 func (g *Gossip) SetSeeds(seeds []string) {
 	g.set(func(w *wish) { w.seeds, w.newSeeds = slices.Clone(seeds), true })
+}
+
+// Use names the networks from which this node leases, and those of them in which
+// something local has addresses. It fails, and changes nothing, if the core does.
+func (g *Gossip) Use(ctx context.Context, networks, inUse []string) error {
+	var err error
+	missed := g.Do(ctx, func(now time.Time) {
+		if err = g.opt.Core.Use(now, networks); err == nil {
+			g.opt.Core.SetInUse(inUse)
+		}
+	})
+	return errors.Join(missed, err)
 }
 
 // Do runs f once while nothing else calls the core, and lets the core act on what

@@ -48,7 +48,9 @@ func (c *core) Receive(raw []byte) error {
 	return nil
 }
 
-func (c *core) Asked(uint64) {}
+func (c *core) Asked(uint64)                  {}
+func (c *core) Use(time.Time, []string) error { return nil }
+func (c *core) SetInUse([]string)             {}
 
 func (c *core) Synced() {
 	c.mu.Lock()

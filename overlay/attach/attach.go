@@ -128,7 +128,7 @@ type Network struct {
 	// traffic then; see lease.World.
 	InUse  bool
 	Bridge string         // of the containers; empty: none is in bridge mode
-	Links  []string       // that lead to containers without a bridge, sorted
+	Ports  []tun.Port     // of the containers, by Peer
 	Subnet []netip.Prefix // from which addresses are given, held or quarantined; empty: none now
 	State  State          // of Subnet
 	// Stale are subnets that this node no longer has and some container still

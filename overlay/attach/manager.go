@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -475,7 +476,7 @@ func (m *Manager) follow(ctx context.Context) error {
 		return ctx.Err()
 	}
 	now := m.Networks()
-	if slices.EqualFunc(now, m.told, Network.equal) {
+	if reflect.DeepEqual(now, m.told) {
 		return nil
 	}
 	if err := m.opt.Changed(ctx); err != nil {

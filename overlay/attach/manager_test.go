@@ -197,7 +197,7 @@ func TestModes(t *testing.T) {
 	if a.Addresses[0].String() != "10.87.3.2/32" || a.Gateways[0].String() != "10.87.3.1" {
 		t.Errorf("ptp: %v by way of %v", a.Addresses, a.Gateways)
 	}
-	if n := r.Networks(); len(n) != 1 || n[0].Bridge != "" || !slices.Equal(n[0].Links, []string{a.HostLink}) {
+	if n := r.Networks(); len(n) != 1 || n[0].Bridge != "" || len(n[0].Ports) != 1 || n[0].Ports[0].Name != a.HostLink {
 		t.Errorf("ptp: networks %+v", n)
 	}
 	b := r.attach(t, attach.Ask{ID: "ctl/b", Network: "web", Mode: attach.MACVLAN, Parent: "eth0"})
@@ -616,7 +616,7 @@ func TestRulesComeFirst(t *testing.T) {
 	r.host.Before = func(method string) error { story = append(story, method); return nil }
 	r.restart(t, attach.Options{Changed: func(context.Context) error {
 		for _, n := range r.Networks() {
-			story = append(story, fmt.Sprint("rules for ", n.Name, " ", n.Bridge, n.Links))
+			story = append(story, fmt.Sprintf("rules for %s: %s, %d ports", n.Name, n.Bridge, len(n.Ports)))
 		}
 		story = append(story, "rules done")
 		return fail
@@ -630,11 +630,13 @@ func TestRulesComeFirst(t *testing.T) {
 	}
 	want("Ports")
 	r.attach(t, attach.Ask{ID: "ctl/a", Network: "web"})
-	want("rules for web mbr-web[]", "rules done", "AddPort")
+	want("rules for web: mbr-web, 1 ports", "rules done", "AddPort")
+	r.attach(t, attach.Ask{ID: "ctl/b", Network: "web"})
+	want("rules for web: mbr-web, 2 ports", "rules done", "AddPort")
 	r.attach(t, attach.Ask{ID: "ctl/b", Network: "web"})
 	want("AddPort")
 	r.detach(t, "ctl/a")
-	want("DelPort")
+	want("DelPort", "rules for web: mbr-web, 1 ports", "rules done")
 	r.detach(t, "ctl/b")
 	want("DelPort", "rules done")
 
@@ -642,10 +644,10 @@ func TestRulesComeFirst(t *testing.T) {
 	if _, err := r.Attach(t.Context(), attach.Ask{ID: "ctl/a", Network: "web"}); !errors.Is(err, fail) {
 		t.Errorf("attach without rules: %v", err)
 	}
-	want("rules for web mbr-web[]", "rules done", "DelPort")
+	want("rules for web: mbr-web, 1 ports", "rules done", "DelPort")
 	fail = nil
 	r.attach(t, attach.Ask{ID: "ctl/a", Network: "web"})
-	want("rules for web mbr-web[]", "rules done", "AddPort")
+	want("rules for web: mbr-web, 1 ports", "rules done", "AddPort")
 }
 
 // Many at once: no address twice, and one write for several.

@@ -5,6 +5,7 @@ import (
 	"iter"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -356,12 +357,9 @@ func (n *network) summary() Network {
 		}
 	}
 	for _, e := range n.entries {
-		switch e.Mode {
-		case Bridge:
+		s.Ports = append(s.Ports, e.port(n.name))
+		if e.Mode == Bridge {
 			s.Bridge = BridgeName(n.name)
-		case PTP:
-			s.Links = append(s.Links, e.port(n.name).Name)
-		case MACVLAN, IPVLAN: // the host sees nothing of them
 		}
 		for _, a := range e.Addresses {
 			former(a)
@@ -370,13 +368,8 @@ func (n *network) summary() Network {
 	for _, r := range n.reserved {
 		former(r.Address)
 	}
-	slices.Sort(s.Links)
+	slices.SortFunc(s.Ports, func(a, b tun.Port) int { return strings.Compare(a.Peer, b.Peer) })
 	slices.SortFunc(s.Stale, netip.Prefix.Compare)
 	s.Stale = slices.Compact(s.Stale)
 	return s
-}
-
-func (n Network) equal(o Network) bool {
-	return n.Name == o.Name && n.InUse == o.InUse && n.Bridge == o.Bridge && n.State == o.State &&
-		slices.Equal(n.Links, o.Links) && slices.Equal(n.Subnet, o.Subnet) && slices.Equal(n.Stale, o.Stale)
 }

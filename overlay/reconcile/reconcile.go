@@ -9,6 +9,7 @@ package reconcile
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"reflect"
 	"slices"
@@ -55,6 +56,7 @@ type Loop struct {
 	want    *plan.Plan
 	version uint64 // of want
 	changed chan struct{}
+	noted   chan struct{} // closed, and made anew, when an adapter has been tried
 }
 
 // The names of the adapters.
@@ -77,12 +79,13 @@ type adapter struct {
 	// guarded by Loop.mu
 	err     error
 	applied uint64 // version of the plan that was applied last
+	tried   uint64 // version of the plan that was last to be applied
 }
 
 // New builds the loop. Without a firewall, nil, rules are not applied.
 func New(t Tunnel, h Host, f Firewall, log *slog.Logger) *Loop {
 	l := &Loop{
-		log: log, changed: make(chan struct{}, 1), kick: make(chan struct{}, 1), repair: make(chan struct{}, 1),
+		log: log, changed: make(chan struct{}, 1), kick: make(chan struct{}, 1), repair: make(chan struct{}, 1), noted: make(chan struct{}),
 		adapters: []*adapter{
 			// The tunnel first, so that no route leads to a peer it does not know.
 			{
@@ -167,6 +170,44 @@ func (l *Loop) Settled() bool {
 	return true
 }
 
+// Await returns when the kernel follows the plan that is the newest now, or a
+// later one, whatever the tunnel does. It fails as soon as an attempt does.
+func (l *Loop) Await(ctx context.Context) error {
+	l.mu.Lock()
+	version := l.version
+	l.mu.Unlock()
+	for {
+		l.mu.Lock()
+		stands, err := l.standsLocked(version)
+		noted := l.noted
+		l.mu.Unlock()
+		if stands || err != nil {
+			return err
+		}
+		select {
+		case <-noted:
+		case <-ctx.Done():
+			return fmt.Errorf("make the host as planned: %w", ctx.Err())
+		}
+	}
+}
+
+// standsLocked tells whether the kernel has come to a plan, or what it came to
+// instead.
+func (l *Loop) standsLocked(version uint64) (bool, error) {
+	stands := l.want != nil
+	for _, a := range l.adapters {
+		switch {
+		case a.name == tunnelName:
+		case a.tried >= version && a.err != nil:
+			return false, fmt.Errorf("%s: %w", a.name, a.err)
+		case a.applied < version:
+			stands = false
+		}
+	}
+	return stands, nil
+}
+
 // Run applies plans until ctx is done. It leaves the host as it is.
 func (l *Loop) Run(ctx context.Context) error {
 	timer := time.NewTimer(again)
@@ -225,10 +266,12 @@ func (l *Loop) round(ctx context.Context) time.Duration {
 func (l *Loop) note(a *adapter, version uint64, err error) time.Duration {
 	l.mu.Lock()
 	before := a.err
-	a.err = err
+	a.err, a.tried = err, version
 	if err == nil {
 		a.applied = max(a.applied, version) // Set may have found the next one the same
 	}
+	close(l.noted)
+	l.noted = make(chan struct{})
 	l.mu.Unlock()
 	switch {
 	case err == nil && before != nil:

@@ -193,3 +193,34 @@ func TestFirewall(t *testing.T) {
 		}
 	})
 }
+
+// Whoever awaits the host does not wait for the tunnel, and hears of a failure at
+// once.
+func TestAwait(t *testing.T) {
+	run(t, 1000, 0, func(l *reconcile.Loop, _ *fake[tunnel.Config], host *fake[tun.HostState]) {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if err := l.Await(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("without a plan: %v", err)
+		}
+		l.Set(planFor("a"))
+		if err := l.Await(context.Background()); err != nil || host.last.Link != "a" {
+			t.Errorf("%v, with the link %q", err, host.last.Link)
+		}
+		host.mu.Lock()
+		host.fails = 1
+		host.mu.Unlock()
+		l.Set(planFor("b"))
+		if err := l.Await(context.Background()); err == nil || host.last.Link != "a" {
+			t.Errorf("%v, with the link %q; want the failure", err, host.last.Link)
+		}
+		time.Sleep(time.Second)
+		if err := l.Await(context.Background()); err != nil || host.last.Link != "b" {
+			t.Errorf("%v, with the link %q", err, host.last.Link)
+		}
+		l.Set(planFor("b"))
+		if err := l.Await(context.Background()); err != nil {
+			t.Errorf("the same again: %v", err)
+		}
+	})
+}

@@ -1,0 +1,111 @@
+package overlay
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"meshd/mesh"
+	"meshd/overlay/attach"
+	"meshd/overlay/plan"
+)
+
+// Containers gives those of this host addresses from this node's leases.
+// attach.Manager is one.
+type Containers interface {
+	// Sync takes the mesh as it is now.
+	Sync(attach.World)
+	// Networks tells which networks they use, and how they hang on this host.
+	Networks() []attach.Network
+	// Collect takes back what has been left over for a while, and gives it.
+	Collect(ctx context.Context, now time.Time) ([]attach.Attachment, error)
+	// Findings tells what is wrong with them.
+	Findings() []mesh.Finding
+}
+
+// collectEvery is how often containers are looked for that have gone.
+const collectEvery = 5 * time.Second
+
+// ContainersChanged has the mesh and the host follow what Containers says of its
+// networks. It returns when packets of containers are kept apart as they should be
+// and the host carries them, as far as it holds leases. For one caller at a time.
+func (n *Node) ContainersChanged(ctx context.Context) error {
+	used, inUse := Uses(n.opt.Containers.Networks())
+	if !slices.Equal(used, n.used) || !slices.Equal(inUse, n.inUse) {
+		if err := n.opt.Mesh.Use(ctx, used, inUse); err != nil {
+			return err
+		}
+		n.used, n.inUse = used, inUse
+	}
+	if err := n.replan(ctx); err != nil {
+		return err
+	}
+	return n.loop.Await(ctx)
+}
+
+// Uses lists the networks in which this node needs a lease, and those in which
+// something has addresses from it.
+func Uses(networks []attach.Network) (used, inUse []string) {
+	for _, c := range networks {
+		used = append(used, c.Name)
+		if c.InUse {
+			inUse = append(inUse, c.Name)
+		}
+	}
+	return used, inUse
+}
+
+// contain tells the containers of the mesh, and the plan of the containers.
+func (n *Node) contain(view *mesh.View, opt plan.Options) map[string]plan.Containers {
+	if n.opt.Containers == nil {
+		return nil
+	}
+	n.opt.Containers.Sync(attach.World{View: view, MTU: opt.MTU, NoIPv6: opt.NoIPv6})
+	all := map[string]plan.Containers{}
+	for _, c := range n.opt.Containers.Networks() {
+		all[c.Name] = plan.Containers{Bridge: c.Bridge, Ports: c.Ports}
+	}
+	return all
+}
+
+// tend looks after the containers, until ctx is done.
+func (n *Node) tend(ctx context.Context) error {
+	ticker := time.NewTicker(collectEvery)
+	defer ticker.Stop()
+	var said string
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		err := n.collect(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			said = ""
+		case err.Error() != said:
+			said = err.Error()
+			n.opt.Log.Warn("containers that have gone not taken back, will be tried again", "err", err)
+		}
+	}
+}
+
+func (n *Node) collect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, collectEvery)
+	defer cancel()
+	var obstacles []string
+	if f := n.opt.Firewall; f != nil && len(n.opt.Containers.Networks()) > 0 {
+		var err error
+		if obstacles, err = f.Obstacles(ctx); err != nil {
+			return err
+		}
+	}
+	n.obstacles.Store(&obstacles)
+	ended, err := n.opt.Containers.Collect(ctx, time.Now())
+	for _, a := range ended {
+		n.opt.Log.Info("container has gone, its addresses are free", "id", a.ID, "network", a.Network, "addresses", a.Addresses)
+	}
+	return err
+}
