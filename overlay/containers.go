@@ -43,6 +43,14 @@ func (n *Node) ContainersChanged(ctx context.Context) error {
 	return n.loop.Await(ctx)
 }
 
+// Networks are those of the mesh, as far as this node knows.
+func (n *Node) Networks() []mesh.Network {
+	if view := n.view.Load(); view != nil {
+		return view.Networks
+	}
+	return nil
+}
+
 // Uses lists the networks in which this node needs a lease, and those in which
 // something has addresses from it.
 func Uses(networks []attach.Network) (used, inUse []string) {

@@ -111,7 +111,8 @@ func serve(ctx context.Context, cfg *config.Config, path string, stderr io.Write
 
 	settings := newSettings(path, cfg, log)
 	server := status.NewServer(status.Options{
-		Control: cfg.Control, HTTP: httpAddress(cfg), Daemon: served{node, settings}, Settings: settings, Charters: parts, Log: log,
+		Control: cfg.Control, HTTP: httpAddress(cfg), Daemon: served{node, settings}, Settings: settings, Charters: parts,
+		Attachments: parts.containers, Log: log,
 	})
 	settings.check, settings.apply = parts.check, parts.appliers(server, logs)
 	settings.notify = func(reloading bool) { notifyReload(log, node, reloading) }
@@ -147,10 +148,23 @@ func serve(ctx context.Context, cfg *config.Config, path string, stderr io.Write
 		}
 	}()
 
+	doors := make(chan error, 1)
+	go func() {
+		err := serveDocker(ctx, cfg, parts, log)
+		if err != nil {
+			stop(err)
+		}
+		doors <- err
+	}()
+
 	log.Info("starting", "version", version, "state_dir", cfg.StateDir)
 	err = node.Run(ctx)
 	notify(log, daemon.SdNotifyStopping)
+	stop(nil)
 	stopServer()
+	if doorErr := <-doors; doorErr != nil {
+		err = doorErr
+	}
 	if serveErr := <-serving; serveErr != nil {
 		err = serveErr // it came first, and one reason is enough to act on
 	}

@@ -1,0 +1,31 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+
+	"meshd/overlay/attach/docker"
+	"meshd/overlay/config"
+)
+
+// dockerState is the file in the state directory that remembers what Docker calls
+// its networks.
+const dockerState = "docker.json"
+
+// serveDocker answers Docker's engine until ctx is done, if the configuration has
+// a socket for that. Only where that is one of its own must it be had.
+func serveDocker(ctx context.Context, cfg *config.Config, p *parts, log *slog.Logger) error {
+	if cfg.Docker.Socket == "" {
+		return nil
+	}
+	err := docker.New(docker.Options{
+		Socket: cfg.Docker.Socket, State: filepath.Join(cfg.StateDir, dockerState),
+		Core: p.containers, Networks: p.node.Networks, Log: log,
+	}).Run(ctx)
+	if err != nil && !cfg.Docker.Required() {
+		log.Warn("Docker cannot use the mesh on this host: set docker.socket to a path that is ours, or to \"\" if there is no Docker", "err", err)
+		return nil
+	}
+	return err
+}
