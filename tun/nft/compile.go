@@ -39,9 +39,17 @@ var (
 // ours are the names of all links of containers.
 var ours = []string{tun.BridgePrefix + "*", tun.PortPrefix + "*"}
 
-// compile says in rules of the kernel what is wanted.
-func compile(want tun.Rules) ruleset {
+// compile says in tables of the kernel what is wanted.
+func compile(want tun.Rules) []ruleset {
 	want = want.Normal()
+	return []ruleset{compileHost(want), compileBridge(want)}
+}
+
+// compileHost is for what the host sends, gets or forwards.
+func compileHost(want tun.Rules) ruleset {
+	if want.IsZero() {
+		return ruleset{table: table}
+	}
 	prerouting := chain{name: "prerouting", hook: arriving, rules: []rule{
 		jump(fromMesh, in(want.Link)), accept(in("lo")), call(fromPort, in(tun.PortPrefix+"*")),
 	}}

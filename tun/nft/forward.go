@@ -72,15 +72,15 @@ func (f forward) diff(open bool) []op {
 	var ops []op
 	for _, r := range f.ours {
 		ops = append(ops, op{
-			fmt.Sprintf("nft delete rule %s handle %d", f, r.Handle),
-			func(c *nftables.Conn) error { r.Table = f.chain.Table; return c.DelRule(r) },
+			text: fmt.Sprintf("nft delete rule %s handle %d", f, r.Handle),
+			add:  func(c *nftables.Conn) error { r.Table = f.chain.Table; return c.DelRule(r) },
 		})
 	}
 	for _, e := range slices.Backward(want) { // each goes to the head
 		r := &nftables.Rule{Table: f.chain.Table, Chain: f.chain, Exprs: e, UserData: userdata.AppendString(nil, userdata.TypeComment, comment)}
 		ops = append(ops, op{
-			fmt.Sprintf("nft insert rule %s %s", f, openingText(e)),
-			func(c *nftables.Conn) error { c.InsertRule(r); return nil },
+			text: fmt.Sprintf("nft insert rule %s %s", f, openingText(e)),
+			add:  func(c *nftables.Conn) error { c.InsertRule(r); return nil },
 		})
 	}
 	return ops

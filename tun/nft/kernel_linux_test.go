@@ -22,12 +22,13 @@ import (
 
 // kernel is a namespace with a firewall.
 type kernel struct {
-	*testing.T
+	testing.TB
 	ns *netns.NS
 	*Firewall
 }
 
-func newKernel(t *testing.T) kernel {
+func newKernel(t testing.TB) kernel {
+	t.Helper()
 	ns := netns.ForTest(t)
 	return kernel{t, ns, New(Options{Namespace: ns.Do})}
 }
@@ -115,11 +116,10 @@ func (k kernel) wantListing(want tun.Rules) {
 		"@ll,48,48", "ether saddr", "@nh,96,32", "ip saddr", "@nh,64,48", "arp saddr ether", "@nh,112,32", "arp saddr ip",
 		"@nh,64,128", "ip6 saddr", "@th,64,128", "icmpv6 taddr")
 	words := func(s string) string { return strings.Join(strings.Fields(names.Replace(s)), " ") }
-	tables := []ruleset{compile(want)}
-	if len(want.Ports) > 0 {
-		tables = append(tables, compileBridge(want))
-	}
-	for _, rules := range tables {
+	for _, rules := range compile(want) {
+		if len(rules.chains) == 0 {
+			continue
+		}
 		var out []byte
 		err = k.ns.Do(func() (err error) {
 			out, err = exec.CommandContext(k.Context(), program, "list", "table", families[rules.table.Family], TableName).CombinedOutput()

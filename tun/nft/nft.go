@@ -8,14 +8,16 @@
 //
 // Everything is in the tables "inet meshd" and, for what containers say to their
 // neighbours on a bridge, "bridge meshd". They are replaced in one transaction when
-// they are not as they should be, and left alone when they are. Chains of other
+// they are not as they should be, and left alone when they are; containers that
+// come and go only change elements of sets. Chains of other
 // tables are asked as well, and one of them may drop what ours accept: in the
 // chain FORWARD of iptables (nf_tables) our links are accepted at its head, also
 // under Docker's policy DROP. [Firewall.Obstacles] tells of what is not ours to
 // open.
 //
-// There is no memory: what is there is read each time, so Apply repairs what
-// others undo and takes over after a crash. The owner runs [Firewall.Watch] and
+// What is there is read each time, unless the kernel says that no rule of anybody
+// has changed since; so Apply repairs what others undo and takes over after a
+// crash. The owner runs [Firewall.Watch] and
 // calls Apply when it signals. Needs CAP_NET_ADMIN.
 package nft
 
@@ -59,6 +61,7 @@ type Firewall struct {
 	log    *slog.Logger             // fixed at construction
 	legacy string                   // fixed at construction: the file that lists tables of the old iptables
 	mu     sync.Mutex               // held while the kernel is changed
+	seen   state                    // guarded by mu: what is there, unless the generation has changed
 }
 
 // New builds a Firewall; it touches nothing.
@@ -88,21 +91,23 @@ func (f *Firewall) Remove(ctx context.Context) (removed []string, err error) {
 func (f *Firewall) apply(ctx context.Context, want tun.Rules) (done []string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	tables := compile(want)
 	err = f.with(func(c *nftables.Conn) error {
 		var err error
 		for range rounds {
 			if ctx.Err() != nil {
 				return errors.Join(err, ctx.Err())
 			}
-			have, readErr := read(c)
+			have, readErr := f.read(c)
 			if readErr != nil {
 				return readErr
 			}
-			ops := diff(have, want)
+			ops := diff(have, tables, want.HasLinks())
 			if len(ops) == 0 {
 				return nil
 			}
 			if err = f.run(c, ops); err == nil {
+				f.foresee(have, tables, ops)
 				for _, op := range ops {
 					done = append(done, op.text)
 				}
@@ -116,8 +121,9 @@ func (f *Firewall) apply(ctx context.Context, want tun.Rules) (done []string, er
 
 // op is one change of the kernel, and its text is the command that would make it.
 type op struct {
-	text string
-	add  func(*nftables.Conn) error // to the batch
+	text    string
+	add     func(*nftables.Conn) error // to the batch
+	element bool                       // it changes elements of a set, and nothing else
 }
 
 // run carries out all in one transaction.
@@ -140,46 +146,61 @@ func (f *Firewall) run(c *nftables.Conn, ops []op) error {
 
 // state is what the kernel has of ours, and where it belongs.
 type state struct {
-	content  content   // of our table; nil: there is none
-	bridged  content   // of our table for bridges
-	forwards []forward // where others decide
+	generation uint32                       // to which this belongs; 0: not known
+	tables     map[*nftables.Table]*content // ours; nil: there is none
+	forwards   []forward                    // where others decide
 }
 
-func read(c *nftables.Conn) (state, error) {
+// read tells what is there, without looking again if nobody has changed anything.
+func (f *Firewall) read(c *nftables.Conn) (state, error) {
+	before, err := generation()
+	if err == nil && before == f.seen.generation {
+		return f.seen, nil
+	}
 	chains, err := c.ListChains()
 	if err != nil {
 		return state{}, fmt.Errorf("list chains: %w", withAdvice(err))
 	}
-	var s state
-	if s.content, err = readContent(c, table, chains); err != nil {
+	s := state{tables: map[*nftables.Table]*content{}}
+	for _, t := range []*nftables.Table{table, bridged} {
+		if s.tables[t], err = readContent(c, t, chains); err != nil {
+			return s, err
+		}
+	}
+	if s.forwards, err = readForwards(c, chains); err != nil {
 		return s, err
 	}
-	if s.bridged, err = readContent(c, bridged, chains); err != nil {
-		return s, err
+	if after, err := generation(); err == nil && after == before {
+		s.generation = after
 	}
-	s.forwards, err = readForwards(c, chains)
-	return s, err
+	f.seen = s
+	return s, nil
 }
 
-// diff lists the changes that lead from have to want.
-func diff(have state, want tun.Rules) []op {
-	ops := replace(have.content, compile(want), !want.IsZero())
-	ops = append(ops, replace(have.bridged, compileBridge(want), len(want.Ports) > 0)...)
+// foresee tells read what is there after a change, if the next generation is the
+// one that this made. What more than elements has changed is read.
+func (f *Firewall) foresee(have state, tables []ruleset, ops []op) {
+	f.seen = state{}
+	if have.generation == 0 || slices.ContainsFunc(ops, func(o op) bool { return !o.element }) {
+		return
+	}
+	f.seen = state{generation: have.generation + 1, tables: map[*nftables.Table]*content{}, forwards: have.forwards}
+	for _, t := range tables {
+		f.seen.tables[t.table] = t.content()
+	}
+}
+
+// diff lists the changes that lead from have to the tables, and open other
+// firewalls for our links or close them again.
+func diff(have state, tables []ruleset, open bool) []op {
+	var ops []op
+	for _, t := range tables {
+		ops = append(ops, t.change(have.tables[t.table])...)
+	}
 	for _, f := range have.forwards {
-		ops = append(ops, f.diff(want.HasLinks())...)
+		ops = append(ops, f.diff(open)...)
 	}
 	return ops
-}
-
-// replace makes a table as wanted, or removes it.
-func replace(have content, want ruleset, wanted bool) []op {
-	switch name := tableName(want.table); {
-	case !wanted && have != nil:
-		return []op{{"nft delete " + name, func(c *nftables.Conn) error { c.DelTable(want.table); return nil }}}
-	case wanted && !slices.Equal(have, want.content()):
-		return []op{{"nft replace " + name, want.add}}
-	}
-	return nil
 }
 
 func withAdvice(err error) error {

@@ -85,7 +85,10 @@ func isLinkLocal(f field) match {
 
 // compileBridge says in rules of the kernel what ports on bridges may send.
 func compileBridge(want tun.Rules) ruleset {
-	mac, of4, of6 := held(want.Normal().Ports)
+	if len(want.Ports) == 0 {
+		return ruleset{table: bridged}
+	}
+	mac, of4, of6 := held(want.Ports)
 	kind := func(code byte, name string) match { return is{icmp6Type, []byte{code}, name} }
 	return ruleset{table: bridged, sets: []set{mac, of4, of6}, chains: []chain{
 		{name: "prerouting", hook: arrivingAtBridge, rules: []rule{jump(fromPort, in(tun.PortPrefix+"*"))}},
