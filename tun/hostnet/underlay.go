@@ -67,7 +67,7 @@ type candidate struct {
 }
 
 func underlay(links []netlink.Link, addrs []netlink.Addr, routes []netlink.Route, exclude []netip.Prefix) tun.Underlay {
-	ours := ourLinks(routes)
+	ours := ourLinks(links, routes)
 	byIndex := map[int]link{}
 	for _, l := range links {
 		if a := l.Attrs(); a.Flags&net.FlagUp != 0 && !ours[a.Index] {
@@ -182,9 +182,14 @@ func isContainerLink(name string) bool {
 	return slices.ContainsFunc(containerLinks, func(p string) bool { return strings.HasPrefix(name, p) })
 }
 
-// ourLinks finds the links that our routes lead to.
-func ourLinks(routes []netlink.Route) map[int]bool {
+// ourLinks finds the links that our routes lead to, and those of containers.
+func ourLinks(links []netlink.Link, routes []netlink.Route) map[int]bool {
 	ours := map[int]bool{}
+	for _, l := range links {
+		if a := l.Attrs(); strings.HasPrefix(a.Name, tun.BridgePrefix) || strings.HasPrefix(a.Name, tun.PortPrefix) {
+			ours[a.Index] = true
+		}
+	}
 	for _, r := range routes {
 		if r.Protocol == RouteProtocol && r.Type == unix.RTN_UNICAST {
 			ours[r.LinkIndex] = true

@@ -13,7 +13,7 @@ import (
 )
 
 func TestUnderlayChoice(t *testing.T) {
-	names := map[string]int{"lo": 1, "eth0": 2, "eth1": 3, "docker0": 4, "mesh0": 5, "off0": 6, "br-lan": 7}
+	names := map[string]int{"lo": 1, "eth0": 2, "eth1": 3, "docker0": 4, "mesh0": 5, "off0": 6, "br-lan": 7, "mbr-web": 8}
 	type address struct {
 		cidr, dev string
 		flags     int
@@ -91,6 +91,11 @@ func TestUnderlayChoice(t *testing.T) {
 			routes:  []via{{"10.86.0.0/16", "mesh0", "", "", metricLink}},
 			exclude: "10.86.0.0/16",
 			want:    "[192.0.2.1] 1500",
+		},
+		{
+			name:  "the mesh's own bridge, at a start when the ranges are not known yet",
+			addrs: []address{{"10.87.17.1/24", "mbr-web", 0}, {"192.0.2.1/24", "eth1", 0}},
+			want:  "[192.0.2.1] 1500",
 		},
 		{
 			name:  "at most four",

@@ -74,6 +74,10 @@ func concernsAll(r netlink.Rule) bool {
 
 func (k kernel) uses(tables []int, ranges []netip.Prefix) ([]tun.Use, error) {
 	touches := func(p netip.Prefix) bool { return slices.ContainsFunc(ranges, p.Overlaps) }
+	links, err := k.links()
+	if err != nil {
+		return nil, err
+	}
 	var ours map[int]bool
 	var routes, gateways, addresses []tun.Use
 	for _, table := range tables {
@@ -82,7 +86,7 @@ func (k kernel) uses(tables []int, ranges []netip.Prefix) ([]tun.Use, error) {
 			return nil, err
 		}
 		if table == unix.RT_TABLE_MAIN { // comes first
-			ours = ourLinks(all)
+			ours = ourLinks(links, all)
 		}
 		for _, r := range all {
 			if r.Protocol == RouteProtocol || ours[r.LinkIndex] {

@@ -96,6 +96,7 @@ func TestUses(t *testing.T) {
 		change(r)
 		h.in(func() error { return netlink.RuleAdd(r) })
 	}
+	h.lan("mbr-default", "10.86.17.1/24", "fd86:17::1/64")
 	h.wantUses(mesh)
 
 	t.Run("default gateways", func(t *testing.T) {
