@@ -26,10 +26,12 @@ const BridgePrefix = "mbr-"
 //     answered, and what was sent to a published port.
 //   - Into the TUN device is forwarded what comes from our addresses in the same
 //     segment; what belongs to others of this host is not the mesh's.
-//   - What leaves the mesh from behind our links takes the host's address.
+//   - With Masquerade, what leaves the mesh from behind our links takes the host's
+//     address. Without, whoever is outside must know the way back.
 type Rules struct {
 	Link     string // name of the TUN device
 	Segments []Segment
+	Masquerade bool
 	// Ports are those of containers with a host end. Each sends with its own MAC
 	// address and Addresses and with no others, to its neighbours as well.
 	Ports []Port
@@ -75,6 +77,9 @@ func (r Rules) String() string {
 	for _, s := range r.Normal().Segments {
 		b.WriteString("isolate " + s.Name + list(" in", s.Ranges, netip.Prefix.String) + list(", ours", s.Own, netip.Prefix.String))
 		b.WriteString(list(" behind", s.Links, strings.Clone) + ", via " + r.Link + "\n")
+	}
+	if r.Masquerade && r.HasLinks() {
+		b.WriteString("masquerade what leaves the mesh\n")
 	}
 	for _, p := range r.Normal().Ports {
 		b.WriteString("check " + p.Name + ": " + p.MAC + list("", p.Addresses, netip.Addr.String) + "\n")

@@ -30,6 +30,8 @@ type Options struct {
 	// NoIPv6 leaves out what the kernel cannot do. Such a host carries IPv4 and
 	// has no control address.
 	NoIPv6 bool
+	// NoMasquerade leaves containers their addresses also outside of the mesh.
+	NoMasquerade bool
 	// Containers are those of this host, by the names of their networks.
 	Containers map[string]Containers
 }

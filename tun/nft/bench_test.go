@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"meshd/tun"
-	"meshd/tun/netns"
 )
 
 // crowd is what a host with n containers in its two networks wants, some of them
@@ -61,5 +60,3 @@ func BenchmarkApplyAgain(b *testing.B) {
 		})
 	}
 }
-
-var _ = netns.ForTest

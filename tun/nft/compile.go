@@ -42,7 +42,11 @@ var ours = []string{tun.BridgePrefix + "*", tun.PortPrefix + "*"}
 // compile says in tables of the kernel what is wanted.
 func compile(want tun.Rules) []ruleset {
 	want = want.Normal()
-	return []ruleset{compileHost(want), compileBridge(want)}
+	tables := []ruleset{compileHost(want), compileBridge(want)}
+	for i := range tables {
+		tables[i].content = contentOf(tables[i])
+	}
+	return tables
 }
 
 // compileHost is for what the host sends, gets or forwards.
@@ -71,7 +75,9 @@ func compileHost(want tun.Rules) ruleset {
 		forward.rules = append(forward.rules, jump(toSegment+s.Name, member{expr.MetaKeyOIFNAME, linksOf + s.Name}))
 		segments = append(segments, segmentIn(s, want), segmentOut(s))
 		for _, p := range s.Own {
-			postrouting.rules = append(postrouting.rules, masquerade(from(p)))
+			if want.Masquerade {
+				postrouting.rules = append(postrouting.rules, masquerade(from(p)))
+			}
 		}
 	}
 	others.rules = append(others.rules, drop())
@@ -89,8 +95,12 @@ func compileHost(want tun.Rules) ruleset {
 	if want.HasLinks() {
 		// These have the kernel track each connection of the host, which costs much
 		// on some: no host pays for it that has no containers.
-		postrouting.rules = append(stay, postrouting.rules...)
-		all.chains = append(all.chains, forward, postrouting, meshOut(want))
+		all.chains = append(all.chains, forward)
+		if len(postrouting.rules) > 0 {
+			postrouting.rules = append(stay, postrouting.rules...)
+			all.chains = append(all.chains, postrouting)
+		}
+		all.chains = append(all.chains, meshOut(want))
 	}
 	_, of4, of6 := held(want.Ports)
 	all.sets = append(all.sets, of4, of6)

@@ -38,10 +38,11 @@ func wants() map[string]tun.Rules {
 	}
 	return map[string]tun.Rules{
 		"no_containers": {Link: "mesh0", Segments: []tun.Segment{control, without(web)}},
-		"two_networks":  {Link: "mesh0", Segments: []tun.Segment{control, web, db}},
-		"with_ports":    {Link: "mesh0", Segments: []tun.Segment{control, web, db}, Ports: ports},
-		"one_of_two":    {Link: "mesh0", Segments: []tun.Segment{control, web, without(db)}},
-		"no_lease":      {Link: "mesh0", Segments: []tun.Segment{control, {Name: "db", Ranges: db.Ranges, Links: db.Links}}},
+		"two_networks":  {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, web, db}},
+		"with_ports":    {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, web, db}, Ports: ports},
+		"no_masquerade": {Link: "mesh0", Segments: []tun.Segment{control, web, db}},
+		"one_of_two":    {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, web, without(db)}},
+		"no_lease":      {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, {Name: "db", Ranges: db.Ranges, Links: db.Links}}},
 	}
 }
 

@@ -19,7 +19,7 @@ type content struct {
 	elements map[string][]string // keys by set, in order
 }
 
-func (s ruleset) content() *content {
+func contentOf(s ruleset) *content {
 	if len(s.chains) == 0 {
 		return nil
 	}
@@ -41,7 +41,7 @@ func (s ruleset) content() *content {
 // change lists what makes a table as wanted: its elements alone if nothing else is
 // amiss, for these come and go with every container.
 func (s ruleset) change(have *content) []op {
-	want := s.content()
+	want := s.content
 	switch {
 	case want == nil && have == nil:
 		return nil
@@ -52,7 +52,7 @@ func (s ruleset) change(have *content) []op {
 	}
 	var ops []op
 	for _, m := range s.sets {
-		ops = append(ops, m.change(s.table, have.elements[m.name])...)
+		ops = append(ops, m.change(s.table, have.elements[m.name], want.elements[m.name])...)
 	}
 	return ops
 }

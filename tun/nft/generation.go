@@ -9,6 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// generalHeader is the length of what comes before the attributes of a message:
+// struct nlmsghdr and struct nfgenmsg.
+const generalHeader = unix.NLMSG_HDRLEN + 4
+
 // generation counts the transactions of all programs in this namespace: while it
 // stays the same, so does every rule. The kernel leaves out 0.
 func generation() (uint32, error) {
@@ -17,7 +21,7 @@ func generation() (uint32, error) {
 		return 0, err
 	}
 	defer unix.Close(fd)
-	const size = unix.NLMSG_HDRLEN + 4 // struct nfgenmsg
+	const size = generalHeader
 	ask := make([]byte, size)
 	binary.NativeEndian.PutUint32(ask, size)
 	binary.NativeEndian.PutUint16(ask[4:], unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN)

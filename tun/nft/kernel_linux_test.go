@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -115,7 +117,15 @@ func (k kernel) wantListing(want tun.Rules) {
 		"@nh,64,128 0x0", "ip6 saddr ::", "@th,64,16 0xfe80", "icmpv6 taddr fe80::/16",
 		"@ll,48,48", "ether saddr", "@nh,96,32", "ip saddr", "@nh,64,48", "arp saddr ether", "@nh,112,32", "arp saddr ip",
 		"@nh,64,128", "ip6 saddr", "@th,64,128", "icmpv6 taddr")
-	words := func(s string) string { return strings.Join(strings.Fields(names.Replace(s)), " ") }
+	inOrder := func(list string) string {
+		all := strings.Split(strings.TrimSuffix(strings.TrimPrefix(list, "elements = { "), " }"), ", ")
+		slices.Sort(all)
+		return strings.Join(all, ", ")
+	}
+	words := func(s string) string {
+		s = strings.Join(strings.Fields(names.Replace(s)), " ")
+		return regexp.MustCompile(`elements = \{ [^}]* \}`).ReplaceAllStringFunc(s, inOrder)
+	}
 	for _, rules := range compile(want) {
 		if len(rules.chains) == 0 {
 			continue
@@ -187,6 +197,65 @@ func TestApplyRepairs(t *testing.T) {
 			k.wantListing(want)
 		})
 	}
+}
+
+// wantsChanges applies and compares what had to be done.
+func (k kernel) wantsChanges(when string, rules tun.Rules, want ...string) {
+	k.Helper()
+	if done := k.changes(rules); !slices.Equal(done, want) {
+		k.Errorf("%s it does\n%s\nwant\n%s", when, strings.Join(done, "\n"), strings.Join(want, "\n"))
+	}
+	k.wantListing(rules)
+}
+
+func TestContainersComeAndGo(t *testing.T) {
+	k := newKernel(t)
+	few, more := crowd(3), crowd(4)
+	k.changes(few)
+	comes := []string{
+		`nft add element inet meshd addresses4 { "mv-0000000003" . 10.86.17.3 }`,
+		`nft add element inet meshd addresses6 { "mv-0000000003" . fd86:0:0:11::5 }`,
+		`nft add element bridge meshd macs { "mv-0000000003" . 02:00:00:00:00:03 }`,
+		`nft add element bridge meshd addresses4 { "mv-0000000003" . 10.86.17.3 }`,
+		`nft add element bridge meshd addresses6 { "mv-0000000003" . fd86:0:0:11::5 }`,
+	}
+	goes := slices.Clone(comes)
+	for i := range goes {
+		goes[i] = strings.Replace(goes[i], "nft add", "nft delete", 1)
+	}
+	k.wantsChanges("for a container that comes", more, comes...)
+	k.wantsChanges("for the same", more)
+	k.wantsChanges("for one that goes", few, goes...)
+
+	// Other programs change rules between: nothing is taken for granted then.
+	macsOfPorts := &nftables.Set{Table: bridged, Name: macs}
+	more.Ports[0].MAC = "02:00:00:00:00:99"
+	k.changes(more)
+	k.do(func(c *nftables.Conn) error {
+		c.AddTable(&nftables.Table{Name: "other", Family: nftables.TableFamilyINet})
+		return nil
+	})
+	k.wantsChanges("after a change elsewhere", more)
+	k.do(func(c *nftables.Conn) error { c.FlushSet(macsOfPorts); return nil })
+	k.wantsChanges("after a flush of a set", more, `nft add element bridge meshd macs { `+
+		`"mv-0000000000" . 02:00:00:00:00:99, "mv-0000000001" . 02:00:00:00:00:01, "mv-0000000002" . 02:00:00:00:00:02, "mv-0000000003" . 02:00:00:00:00:03 }`)
+	k.do(func(c *nftables.Conn) error {
+		stranger := set{also: nftables.TypeEtherAddr, elements: []element{{"mv-0000000001", []byte{2, 0, 0, 0, 0, 0x42}}}}
+		return inParts(stranger.keys(), func(e []nftables.SetElement) error { return c.SetAddElements(macsOfPorts, e) })
+	})
+	k.wantsChanges("after somebody let a container lie", more, `nft delete element bridge meshd macs { "mv-0000000001" . 02:00:00:00:00:42 }`)
+	k.do(func(c *nftables.Conn) error { c.DelTable(bridged); return nil })
+	k.wantsChanges("after a table went", few, append(goes[:2], "nft replace table bridge meshd")...)
+}
+
+// More than one message holds.
+func TestManyContainers(t *testing.T) {
+	k := newKernel(t)
+	many := crowd(2*maxElements + 1)
+	k.wantsChanges("for many", many, "nft replace table inet meshd", "nft replace table bridge meshd")
+	k.changes(crowd(1))
+	k.changes(many)
+	k.wantsChanges("for many again", many)
 }
 
 // iptablesForward makes what iptables does: a chain FORWARD with a policy, and a
@@ -334,6 +403,25 @@ func TestWatch(t *testing.T) {
 	signalled("after our own change")
 	for len(changed) > 0 {
 		<-changed
+	}
+	flush := func(table, set string) {
+		k.do(func(c *nftables.Conn) error {
+			c.FlushSet(&nftables.Set{Table: &nftables.Table{Name: table, Family: nftables.TableFamilyINet}, Name: set})
+			return nil
+		})
+	}
+	k.do(func(c *nftables.Conn) error {
+		other := c.AddTable(&nftables.Table{Name: "other", Family: nftables.TableFamilyINet})
+		return c.AddSet(&nftables.Set{Table: other, Name: "names", KeyType: nftables.TypeIFName}, []nftables.SetElement{{Key: ifname("eth0")}})
+	})
+	signalled("after a new table")
+	flush("other", "names")
+	flush(TableName, linksOf+"db")
+	signalled("after a flush of a set of ours")
+	select {
+	case <-changed:
+		t.Error("a signal for elements of others")
+	case <-time.After(50 * time.Millisecond):
 	}
 	k.do(func(c *nftables.Conn) error { c.FlushRuleset(); return nil })
 	signalled("after a flush of everything")

@@ -172,7 +172,7 @@ func mesh(a, b host) {
 
 // rules are those of a host of the lab.
 func (h host) rules() tun.Rules {
-	r := tun.Rules{Link: "mesh0", Segments: []tun.Segment{{Name: "control", Ranges: []netip.Prefix{pfx("fdcc::/48")}}}}
+	r := tun.Rules{Link: "mesh0", Masquerade: true, Segments: []tun.Segment{{Name: "control", Ranges: []netip.Prefix{pfx("fdcc::/48")}}}}
 	for network, number := range networks {
 		r.Segments = append(r.Segments, tun.Segment{
 			Name:   network,

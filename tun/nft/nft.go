@@ -186,7 +186,7 @@ func (f *Firewall) foresee(have state, tables []ruleset, ops []op) {
 	}
 	f.seen = state{generation: have.generation + 1, tables: map[*nftables.Table]*content{}, forwards: have.forwards}
 	for _, t := range tables {
-		f.seen.tables[t.table] = t.content()
+		f.seen.tables[t.table] = t.content
 	}
 }
 
@@ -213,11 +213,18 @@ func withAdvice(err error) error {
 // with runs fn inside the namespace, with an open socket.
 func (f *Firewall) with(fn func(*nftables.Conn) error) error {
 	return f.in(func() error {
-		c, err := nftables.New(nftables.AsLasting())
+		c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(withRoom))
 		if err != nil {
 			return fmt.Errorf("open nf_tables socket: %w", withAdvice(err))
 		}
 		defer func() { _ = c.CloseLasting() }()
 		return fn(c)
 	})
+}
+
+// withRoom has a transaction fit into a socket, which goes there in one piece:
+// some 300 bytes for each container.
+func withRoom[Socket interface{ SetWriteBuffer(int) error }](s Socket) error {
+	const forThousands = 4 << 20
+	return s.SetWriteBuffer(forThousands)
 }

@@ -140,6 +140,15 @@ func TestMasquerade(t *testing.T) {
 	))
 	echo(t, l.webA, v4("web", 17, 5), l.outside, l.out)
 	echo(t, l.webA, v6("web", 17, 5), l.outside, l.o)
+
+	without := l.a.rules()
+	without.Masquerade = false
+	l.a.apply(without)
+	run(t, append(l.within(),
+		trip{"to the outside, which knows the way back", l.webA, v4("web", 17, 5), l.outside, l.out, v4("web", 17, 5)},
+		trip{"to the outside, IPv6", l.webA, v6("web", 17, 5), l.outside, l.o, v6("web", 17, 5)},
+	))
+	echo(t, l.webA, v4("web", 17, 5), l.outside, l.out)
 }
 
 // echo fails unless an answer comes back.

@@ -13,9 +13,10 @@ import (
 // ruleset is the content of one of our tables; without chains the table is not
 // wanted. It prints as nft would.
 type ruleset struct {
-	table  *nftables.Table
-	sets   []set
-	chains []chain
+	table   *nftables.Table
+	sets    []set
+	chains  []chain
+	content *content // of the table then, as compile found
 }
 
 type chain struct {

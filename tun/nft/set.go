@@ -71,8 +71,7 @@ func ifname(name string) []byte {
 }
 
 // change lists what makes the elements of the set in the kernel as wanted.
-func (m set) change(table *nftables.Table, have []string) []op {
-	want := m.keys()
+func (m set) change(table *nftables.Table, have, want []string) []op {
 	var ops []op
 	add := func(verb string, keys []string, do func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error) {
 		if len(keys) == 0 {
@@ -91,8 +90,10 @@ func (m set) change(table *nftables.Table, have []string) []op {
 // without gives those of all that are not among others; both are in order.
 func without(all, others []string) []string {
 	return slices.DeleteFunc(slices.Clone(all), func(s string) bool {
-		_, found := slices.BinarySearch(others, s)
-		return found
+		for len(others) > 0 && others[0] < s {
+			others = others[1:]
+		}
+		return len(others) > 0 && others[0] == s
 	})
 }
 

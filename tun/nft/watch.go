@@ -20,8 +20,9 @@ import (
 // meanwhile is noticed then.
 const pause = time.Second
 
-// Watch sends to changed whenever a table, a chain or a rule has changed, by us
-// or by anybody, and once when it has begun to look. It never waits for the
+// Watch sends to changed whenever a table, a chain or a rule has changed, or an
+// element of a set of ours, by us or by anybody, and once when it has begun to
+// look. It never waits for the
 // receiver: give the channel a capacity of 1, and any number of changes before
 // the receiver looks are one. A reload of a firewall is thousands: wait a moment
 // before repairing. Watch blocks until ctx is done and then returns nil. It fails
@@ -96,26 +97,46 @@ func receive(socket *os.File, changed chan<- struct{}) error {
 	}
 }
 
-// interesting are the kinds of messages about what we look at. Others, such as
-// elements that come and go in sets, are many on some hosts.
+// interesting are the kinds of messages about what we look at.
 var interesting = []uint16{
 	unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE, unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN,
 	unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE,
 }
 
+// elements are the kinds that interest us if the set is ours: on some hosts those
+// of others come and go in great numbers.
+var elements = []uint16{unix.NFT_MSG_NEWSETELEM, unix.NFT_MSG_DELSETELEM}
+
 // matters tells whether one of the messages may concern us.
 func matters(messages []byte) bool {
 	for len(messages) >= unix.NLMSG_HDRLEN {
 		size := int(binary.NativeEndian.Uint32(messages))
-		if size < unix.NLMSG_HDRLEN {
+		if size < unix.NLMSG_HDRLEN || size > len(messages) {
 			return true // not understood
 		}
-		if slices.Contains(interesting, binary.NativeEndian.Uint16(messages[4:])&0xff) { // the rest is the subsystem
+		kind := binary.NativeEndian.Uint16(messages[4:]) & 0xff // the rest is the subsystem
+		if slices.Contains(interesting, kind) || slices.Contains(elements, kind) && tableOf(messages[:size]) == TableName {
 			return true
 		}
 		messages = messages[min(len(messages), (size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)):]
 	}
 	return false
+}
+
+// tableOf gives the name of the table that a message about elements is about.
+func tableOf(message []byte) string {
+	attrs := message[min(len(message), generalHeader):]
+	for len(attrs) >= unix.SizeofNlAttr {
+		size := int(binary.NativeEndian.Uint16(attrs))
+		if size < unix.SizeofNlAttr || size > len(attrs) {
+			break
+		}
+		if binary.NativeEndian.Uint16(attrs[2:]) == unix.NFTA_SET_ELEM_LIST_TABLE {
+			return unix.ByteSliceToString(attrs[unix.SizeofNlAttr:size])
+		}
+		attrs = attrs[min(len(attrs), (size+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1)):]
+	}
+	return ""
 }
 
 // Obstacles tells, for people, what else on this host drops packets of
