@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -36,12 +37,10 @@ func TestAttachMayTakeLongerThanReading(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- server.Serve(l) }()
-	defer func() {
-		server.Close()
-		<-done
-	}()
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = server.Serve(l) })
+	defer serving.Wait()
+	defer server.Close()
 	if got, err := NewClient(path).Attach(t.Context(), attach.Ask{ID: "ctl/x"}); err != nil || got.ID != "ctl/x" {
 		t.Errorf("attached %q, %v", got.ID, err)
 	}
