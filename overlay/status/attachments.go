@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
-	"time"
 
 	"meshd/overlay/attach"
 )
@@ -81,9 +80,6 @@ func serveAttach(a Attachments, w http.ResponseWriter, r *http.Request) {
 	if !decode(w, r, &ask) {
 		return
 	}
-	// It may wait for a lease for longer than the request may take to read, and
-	// that time over would look like a client gone away.
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	ctx, cancel := context.WithTimeout(r.Context(), changeTimeout)
 	defer cancel()
 	got, err := a.Attach(ctx, ask)
