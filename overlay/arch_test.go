@@ -89,6 +89,7 @@ var mayImport = []struct{ pkg, ours string }{
 	// overlay/plan decides what collides with the mesh.
 	{"cmd/meshctl", "overlay/status overlay/attach overlay/config overlay/plan mesh mesh/trust mesh/statedir tun tun/hostnet tun/inside cmd/internal/..."},
 	{"cmd/meshd", "* cmd/internal/..."},
+	{"cmd/mesh-cni", "overlay/attach overlay/config overlay/status mesh tun/inside"},
 	{"examples/...", "*"},
 	{"overlay/e2e/...", "*"},
 }
@@ -107,6 +108,7 @@ var (
 
 // homes says where each third-party module may be imported, tests aside.
 var homes = []struct{ module, homes string }{
+	{"github.com/containernetworking/cni", "cmd/mesh-cni"},
 	{"github.com/coreos/go-systemd/v22", "cmd/meshd"},
 	{"github.com/fxamacker/cbor/v2", "mesh/trust"},
 	{"github.com/google/nftables", "tun/nft overlay/e2e/..."},                    // the lab's faults
