@@ -29,8 +29,8 @@ const BridgePrefix = "mbr-"
 //   - With Masquerade, what leaves the mesh from behind our links takes the host's
 //     address. Without, whoever is outside must know the way back.
 type Rules struct {
-	Link     string // name of the TUN device
-	Segments []Segment
+	Link       string // name of the TUN device
+	Segments   []Segment
 	Masquerade bool
 	// Ports are those of containers with a host end. Each sends with its own MAC
 	// address and Addresses and with no others, to its neighbours as well.

@@ -22,21 +22,27 @@ type bridge struct {
 	mtu   int
 	up    bool
 	addrs []netip.Prefix // but for link-local ones
-	ports int
+	ports int            // not counted while the bridge is wanted
 }
 
-func (k kernel) bridges(links []netlink.Link) ([]bridge, error) {
+func (k kernel) bridges(want []tun.Bridge) ([]bridge, error) {
 	var all []bridge
+	links, err := k.linksOfType("bridge")
+	if err != nil {
+		return nil, err
+	}
 	for _, l := range links {
 		a := l.Attrs()
-		if l.Type() != "bridge" || !strings.HasPrefix(a.Name, tun.BridgePrefix) {
+		if !strings.HasPrefix(a.Name, tun.BridgePrefix) {
 			continue
 		}
 		b := bridge{name: a.Name, mtu: a.MTU, up: a.Flags&net.FlagUp != 0}
-		for _, port := range links {
-			if port.Attrs().MasterIndex == a.Index {
-				b.ports++
+		if !slices.ContainsFunc(want, func(w tun.Bridge) bool { return w.Name == b.name }) {
+			ports, err := k.portsOf(l)
+			if err != nil {
+				return nil, err
 			}
+			b.ports = len(ports)
 		}
 		addrs, err := k.addrs(l)
 		if err != nil {

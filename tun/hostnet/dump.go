@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,6 +33,44 @@ func dump[T any](what string, list func() (T, error)) (result T, err error) {
 
 func (k kernel) links() ([]netlink.Link, error) {
 	return dump("links", k.LinkList)
+}
+
+// linksWith lists the links that have an attribute. The kernel leaves out the
+// others, which are many where there are many containers; one older than 4.4 does
+// not, and the caller looks at each.
+func (k kernel) linksWith(attr *nl.RtAttr) ([]netlink.Link, error) {
+	return dump("links", func() (all []netlink.Link, err error) {
+		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
+		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+		req.AddData(attr)
+		messages, dumpErr := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+		if dumpErr != nil && !errors.Is(dumpErr, netlink.ErrDumpInterrupted) {
+			return nil, dumpErr
+		}
+		for _, m := range messages {
+			l, err := netlink.LinkDeserialize(nil, m)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, l)
+		}
+		return all, dumpErr
+	})
+}
+
+// linksOfType lists the links of a type, such as "bridge".
+func (k kernel) linksOfType(name string) ([]netlink.Link, error) {
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(name))
+	all, err := k.linksWith(info)
+	return slices.DeleteFunc(all, func(l netlink.Link) bool { return l.Type() != name }), err
+}
+
+// portsOf lists the links on a bridge.
+func (k kernel) portsOf(bridge netlink.Link) ([]netlink.Link, error) {
+	index := bridge.Attrs().Index
+	all, err := k.linksWith(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(index))))
+	return slices.DeleteFunc(all, func(l netlink.Link) bool { return l.Attrs().MasterIndex != index }), err
 }
 
 // addrs lists the addresses on a link, or on all for nil.

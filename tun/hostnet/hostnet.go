@@ -102,7 +102,7 @@ func (n *Net) Apply(ctx context.Context, want tun.HostState) error {
 	return n.with(func(k kernel) error {
 		var err error
 		for range rounds {
-			have, readErr := k.read(want.Link)
+			have, readErr := k.read(want)
 			if readErr != nil {
 				return readErr
 			}
@@ -143,7 +143,7 @@ func (n *Net) Cleanup(ctx context.Context) (removed []string, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	err = n.with(func(k kernel) error {
-		have, err := k.read("")
+		have, err := k.read(tun.HostState{})
 		if err != nil {
 			return err
 		}

@@ -27,12 +27,12 @@ import (
 
 // host is a namespace with a TUN device mesh0, made by hand.
 type host struct {
-	*testing.T
+	testing.TB
 	ns  *netns.NS
 	net *hostnet.Net
 }
 
-func newHost(t *testing.T) host {
+func newHost(t testing.TB) host {
 	ns := netns.ForTest(t)
 	return host{t, ns, hostnet.New(hostnet.Options{Namespace: ns.Do})}
 }

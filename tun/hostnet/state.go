@@ -95,28 +95,27 @@ func wantRoute(r tun.Route, l link) route {
 	}
 }
 
-// read takes the kernel's state, of the link with that name if there is one.
-func (k kernel) read(name string) (state, error) {
+// read takes the kernel's state, as far as it matters for what is wanted.
+func (k kernel) read(want tun.HostState) (state, error) {
 	var s state
-	links, err := k.links()
-	if err != nil {
-		return s, err
-	}
 	names := map[int]string{}
-	for _, l := range links {
-		a := l.Attrs()
-		names[a.Index] = a.Name
-		if a.Name != name {
-			continue
-		}
-		s.link = link{a.Name, a.Index, a.MTU, a.TxQLen, int(a.GSOMaxSegs), a.Flags&net.FlagUp != 0}
-		addrs, err := k.addrs(l)
+	if want.Link != "" {
+		l, err := k.find(want.Link)
 		if err != nil {
-			return s, err
+			return s, fmt.Errorf("find link %s: %w", want.Link, err)
 		}
-		for _, a := range addrs {
-			if a.Peer == nil { // we never set one
-				s.addrs = append(s.addrs, prefix(a.IPNet))
+		if l != nil {
+			a := l.Attrs()
+			names[a.Index] = a.Name
+			s.link = link{a.Name, a.Index, a.MTU, a.TxQLen, int(a.GSOMaxSegs), a.Flags&net.FlagUp != 0}
+			addrs, err := k.addrs(l)
+			if err != nil {
+				return s, err
+			}
+			for _, a := range addrs {
+				if a.Peer == nil { // we never set one
+					s.addrs = append(s.addrs, prefix(a.IPNet))
+				}
 			}
 		}
 	}
@@ -125,9 +124,12 @@ func (k kernel) read(name string) (state, error) {
 		return s, err
 	}
 	for _, r := range routes {
+		if _, known := names[r.LinkIndex]; !known {
+			names[r.LinkIndex] = k.nameOf(r.LinkIndex)
+		}
 		s.routes = append(s.routes, fromNetlink(r, names))
 	}
-	if s.bridges, err = k.bridges(links); err != nil {
+	if s.bridges, err = k.bridges(want.Bridges); err != nil {
 		return s, err
 	}
 	if s.sysctl, err = k.sysctl.read(s.link.name); err != nil {
@@ -138,6 +140,18 @@ func (k kernel) read(name string) (state, error) {
 		s.stuck[key] = k.sysctl.stuck(key, value)
 	}
 	return s, nil
+}
+
+// nameOf gives the name of a link, or none if it is gone, as its routes are then.
+func (k kernel) nameOf(index int) string {
+	if index == 0 {
+		return ""
+	}
+	l, err := k.LinkByIndex(index)
+	if err != nil {
+		return ""
+	}
+	return l.Attrs().Name
 }
 
 func fromNetlink(r netlink.Route, names map[int]string) route {
