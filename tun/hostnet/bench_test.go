@@ -4,9 +4,12 @@ package hostnet_test
 
 import (
 	"fmt"
+	"sync"
 	"testing"
 
 	"meshd/tun"
+	"meshd/tun/hostnet"
+	"meshd/tun/netns"
 )
 
 // crowded is a host with n containers on its bridge.
@@ -66,4 +69,23 @@ func BenchmarkPorts(b *testing.B) {
 			}
 		}
 	})
+}
+
+// Many at once, from as many threads.
+func BenchmarkDelPortsAtOnce(b *testing.B) {
+	const many = 20
+	h := crowded(b, 0)
+	h.net = hostnet.New(hostnet.Options{Namespace: func(fn func() error) error { return netns.Run(h.ns.Path(), fn) }})
+	for b.Loop() {
+		b.StopTimer()
+		for i := range many {
+			h.addPort(port(fmt.Sprint(i), tun.PortBridge, "mbr-default"))
+		}
+		b.StartTimer()
+		var all sync.WaitGroup
+		for i := range many {
+			all.Go(func() { h.delPort(port(fmt.Sprint(i), tun.PortBridge, "mbr-default")) })
+		}
+		all.Wait()
+	}
 }

@@ -77,7 +77,7 @@ type Net struct {
 	in     func(func() error) error // fixed at construction
 	log    *slog.Logger             // fixed at construction
 	sysctl sysctlDir                // fixed at construction
-	mu     sync.Mutex               // held while the kernel is changed
+	mu     sync.Mutex               // held while the kernel is changed, but by DelPort
 	tables atomic.Pointer[[]int]    // that matter; nil until they were read
 }
 
