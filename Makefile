@@ -22,6 +22,7 @@ VERSION ?= $(or $(shell git -c safe.directory='$(CURDIR)' describe --tags --alwa
 PREFIX ?= /usr
 DESTDIR ?=
 UNITDIR ?= /lib/systemd/system
+CNIDIR ?= /opt/cni/bin
 SYSUSERSDIR ?= /usr/lib/sysusers.d
 BIN ?= bin
 
@@ -50,12 +51,12 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: build
-build: ## bin/meshd and bin/meshctl, static
-	$(BUILD) -o $(BIN)/ ./cmd/meshd ./cmd/meshctl
+build: ## bin/meshd, bin/meshctl and bin/mesh-cni, static
+	$(BUILD) -o $(BIN)/ ./cmd/meshd ./cmd/meshctl ./cmd/mesh-cni
 	$(GIVE_BACK)
 
 SHARE = $(PREFIX)/share
-INSTALLED = $(PREFIX)/bin/meshd $(PREFIX)/bin/meshctl $(UNITDIR)/meshd.service $(SYSUSERSDIR)/meshd.conf \
+INSTALLED = $(PREFIX)/bin/meshd $(PREFIX)/bin/meshctl $(CNIDIR)/mesh-cni $(UNITDIR)/meshd.service $(SYSUSERSDIR)/meshd.conf \
 	$(SHARE)/bash-completion/completions/meshctl $(SHARE)/zsh/site-functions/_meshctl $(SHARE)/fish/vendor_completions.d/meshctl.fish
 define COMPLETION # SHELL FILE
 @mkdir -p '$(DESTDIR)$(dir $(2))' && $(BIN)/meshctl completion $(1) >'$(DESTDIR)$(2)' && chmod 0644 '$(DESTDIR)$(2)'
@@ -65,6 +66,7 @@ endef
 install: build ## programs, service, its user, shell completion (root); PREFIX=/usr DESTDIR=
 	install -d -m 0755 '$(DESTDIR)/etc/meshd'
 	install -D -m 0755 -t '$(DESTDIR)$(PREFIX)/bin' $(BIN)/meshd $(BIN)/meshctl
+	install -D -m 0755 -t '$(DESTDIR)$(CNIDIR)' $(BIN)/mesh-cni
 	@install -d -m 0755 '$(DESTDIR)$(UNITDIR)'
 	sed 's|/usr/bin/|$(PREFIX)/bin/|' examples/systemd/meshd.service >'$(DESTDIR)$(UNITDIR)/meshd.service'
 	@chmod 0644 '$(DESTDIR)$(UNITDIR)/meshd.service'

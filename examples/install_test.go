@@ -56,6 +56,7 @@ func TestInstall(t *testing.T) {
 				"/etc/meshd/config.yaml":                                 0o640, // as it was
 				prefix + "/bin/meshd":                                    0o755,
 				prefix + "/bin/meshctl":                                  0o755,
+				"/opt/cni/bin/mesh-cni":                                  0o755,
 				"/lib/systemd/system/meshd.service":                      0o644,
 				"/usr/lib/sysusers.d/meshd.conf":                         0o644,
 				prefix + "/share/bash-completion/completions/meshctl":    0o644,

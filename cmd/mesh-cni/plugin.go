@@ -230,6 +230,7 @@ func (p plugin) status(ctx context.Context, args *skel.CmdArgs) error {
 		return nil
 	case mesh.Quarantine:
 		return types.NewError(types.ErrLimitedConnectivity, "this host's subnet is quarantined", "containers reach others on this host only; see `meshctl status`")
+	default:
+		return types.NewError(types.ErrPluginNotAvailable, "meshd is not ready", fmt.Sprintf("it is %s, see `meshctl status`", doc.State))
 	}
-	return types.NewError(types.ErrPluginNotAvailable, "meshd is not ready", fmt.Sprintf("it is %s, see `meshctl status`", doc.State))
 }

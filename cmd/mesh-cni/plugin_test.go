@@ -467,7 +467,7 @@ func TestCheck(t *testing.T) {
 		{"null in the result", func(r *rig, s string) string {
 			return `{"cniVersion": "1.0.0", "interfaces": [null], "ips": [null], "routes": [null]}`
 		}, codeChanged, "no interface eth0"},
-		{"not attached", func(r *rig, s string) string { _ = r.Detach(context.Background(), "cni/mesh/c1/eth0"); return s }, codeNotThere, "nothing is attached"},
+		{"not attached", func(r *rig, s string) string { _ = r.Detach(t.Context(), "cni/mesh/c1/eth0"); return s }, codeNotThere, "nothing is attached"},
 		{"another subnet", func(r *rig, s string) string { r.sync(attachtest.Lease("default", 9, mesh.Held)); return s }, codeChanged, "anew"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

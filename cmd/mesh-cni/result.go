@@ -41,7 +41,7 @@ func (c *conf) result(args *skel.CmdArgs, a attach.Attachment) *types100.Result 
 	r.Interfaces = append(r.Interfaces, &types100.Interface{Name: args.IfName, Mac: want.MAC, Mtu: a.MTU, Sandbox: args.Netns})
 	for i, p := range want.Addresses {
 		r.IPs = append(r.IPs, &types100.IPConfig{
-			Interface: types100.Int(len(r.Interfaces) - 1), Address: ipNet(p), Gateway: want.Gateways[i].AsSlice(),
+			Interface: new(len(r.Interfaces) - 1), Address: ipNet(p), Gateway: want.Gateways[i].AsSlice(),
 		})
 	}
 	for _, route := range routes(want) {

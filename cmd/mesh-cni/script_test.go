@@ -22,9 +22,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
-			for _, v := range []string{"CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS=/proc/self/ns/uts", "CNI_PATH=/opt/cni/bin"} {
-				env.Vars = append(env.Vars, v)
-			}
+			env.Vars = append(env.Vars, "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS=/proc/self/ns/uts", "CNI_PATH=/opt/cni/bin")
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"long": long},
