@@ -2,6 +2,7 @@
 package examples
 
 import (
+	"encoding/json"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/coreos/go-systemd/v22/unit"
 
 	"meshd/mesh/statedir"
@@ -29,6 +31,8 @@ func TestEveryExample(t *testing.T) {
 			}
 		case ".service":
 			checkUnit(t, path)
+		case ".conflist":
+			checkConflist(t, path)
 		case ".conf": // TestUserOfTheService
 		case ".md", ".go":
 		default:
@@ -38,6 +42,25 @@ func TestEveryExample(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// checkConflist reads a CNI configuration. Real runtimes do in overlay/e2e/cni.
+func checkConflist(t *testing.T, path string) {
+	t.Helper()
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list types.NetConfList
+	if err := json.Unmarshal(raw, &list); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	if list.CNIVersion != "1.0.0" || list.Name != "meshd" || len(list.Plugins) != 1 {
+		t.Fatalf("%s: it is %s", path, raw)
+	}
+	if p := list.Plugins[0]; p.Type != "mesh-cni" || !p.Capabilities["ips"] || !p.Capabilities["mac"] {
+		t.Errorf("%s: the plugin is %+v", path, p)
 	}
 }
 
