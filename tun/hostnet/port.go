@@ -3,6 +3,7 @@
 package hostnet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -167,7 +168,21 @@ func (k kernel) makePair(p tun.Port, mac net.HardwareAddr) error {
 		// A port with the lowest address would give it to a bridge that has none.
 		attrs.HardwareAddr = macOf(p.Name)
 	}
-	return k.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: p.Peer, PeerHardwareAddr: mac, PeerMTU: uint32(p.MTU)})
+	err = k.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: p.Peer, PeerHardwareAddr: mac, PeerMTU: uint32(p.MTU)})
+	if err != nil {
+		return err
+	}
+	return k.limitPeer(p)
+}
+
+// limitPeer has the container send super-packets that the TUN device takes: the
+// kernel cuts a longer one into single packets on its way.
+func (k kernel) limitPeer(p tun.Port) error {
+	l, err := k.find(p.Peer)
+	if err != nil || l == nil || l.Attrs().GSOMaxSegs == 0 { // 0: the kernel does not say
+		return err
+	}
+	return k.LinkSetGSOMaxSegs(l, superPacket(cmp.Or(p.MTU, l.Attrs().MTU)))
 }
 
 // quiet keeps the host end from having an address of its own: what a container
@@ -253,7 +268,7 @@ func (k kernel) addSlave(p tun.Port) error {
 		p.MTU = parent.Attrs().MTU // it takes no more
 	}
 	attrs := attributes(p.Peer)
-	attrs.ParentIndex, attrs.MTU = parent.Attrs().Index, p.MTU
+	attrs.ParentIndex, attrs.MTU, attrs.GSOMaxSegs = parent.Attrs().Index, p.MTU, uint32(superPacket(p.MTU))
 	if p.Kind == tun.PortIPVLAN {
 		return k.LinkAdd(&netlink.IPVlan{LinkAttrs: attrs, Mode: netlink.IPVLAN_MODE_L2})
 	}

@@ -152,6 +152,9 @@ func TestPort(t *testing.T) {
 			if a := peer.Attrs(); a.HardwareAddr.String() != p.MAC || a.MTU != p.MTU || end.Attrs().MTU != p.MTU {
 				t.Errorf("peer has %s and MTU %d, its host end %d", a.HardwareAddr, a.MTU, end.Attrs().MTU)
 			}
+			if a := peer.Attrs(); a.GSOMaxSegs != 46 {
+				t.Errorf("the container sends %d packets in one, more than the TUN device takes", a.GSOMaxSegs)
+			}
 			h.in(func() error { return netlink.LinkSetUp(peer) })
 			if kind == tun.PortBridge {
 				if b := h.find("mbr-web"); b == nil || end.Attrs().MasterIndex != b.Attrs().Index {
