@@ -111,7 +111,7 @@ func diff(have state, want Link, routes []netip.Prefix) []op {
 		}
 	}
 	if !have.up {
-		add("set it up", "it is down", func(k kernel, l netlink.Link) error { return k.LinkSetUp(l) })
+		add("set it up", "", func(k kernel, l netlink.Link) error { return k.LinkSetUp(l) })
 	}
 	wanted := map[hop]bool{}
 	for _, dst := range routes {

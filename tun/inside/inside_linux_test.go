@@ -4,11 +4,15 @@ package inside_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -228,4 +232,463 @@ func listIn(t *testing.T, l *lab) (all []inside.Interface, err error) {
 		return err
 	})
 	return all, err
+}
+
+// counted is a context that ends at its n-th question, and does something then.
+type counted struct {
+	context.Context
+	left int
+	then func()
+}
+
+func (c *counted) Err() error {
+	if c.left--; c.left > 0 {
+		return nil
+	}
+	if c.then != nil {
+		c.then()
+		c.then = nil
+	}
+	return context.Canceled
+}
+
+// Wherever it fails, the link is back on the host, or gone, and the container has
+// nothing of it.
+func TestPutUndoesWhatItBegan(t *testing.T) {
+	for name, make := range map[string]func() (tun.Port, inside.Link){"bridge": bridge, "ptp": ptp} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			p, want := make()
+			l.add(t, p, want.Gateways)
+			steps := 0
+			for {
+				steps++
+				err := l.put(&counted{t.Context(), steps, nil}, want)
+				if err == nil {
+					break
+				}
+				if got := show(t, l.container); got != "" {
+					t.Fatalf("after %d steps and %v the container has\n%s", steps, err, got)
+				}
+				if got := show(t, l.host); !strings.Contains(got, "link mc-one 02:00:00:00:00:17 mtu 1400 down mc-one") && steps > 1 {
+					t.Fatalf("after %d steps and %v the host has\n%s", steps, err, got)
+				}
+			}
+			if err := l.check(t.Context(), want); err != nil || steps < 8 {
+				t.Errorf("after %d steps: %v", steps, err)
+			}
+			// The same on one that is there: it stays.
+			for i := range steps {
+				_ = l.put(&counted{t.Context(), i, nil}, want)
+				if err := l.check(t.Context(), want); err != nil {
+					t.Fatalf("repeated, ended after %d steps: %v", i, err)
+				}
+			}
+		})
+	}
+	t.Run("the name is taken on the host meanwhile", func(t *testing.T) {
+		l := newLab(t)
+		p, want := bridge()
+		l.add(t, p, want.Gateways)
+		var host *netlink.Handle
+		do(t, l.host, func() (err error) {
+			host, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+			return err
+		})
+		defer host.Close()
+		other := veth("mc-one", "other")
+		err := l.put(&counted{t.Context(), 5, func() {
+			if err := host.LinkAdd(other); err != nil {
+				t.Error(err)
+			}
+		}}, want)
+		if got := show(t, l.container); err == nil || got != "" {
+			t.Errorf("%v, and the container has\n%s", err, got)
+		}
+		if got := show(t, l.host); strings.Contains(got, "mv-one") || !strings.Contains(got, "link other ") {
+			t.Errorf("the host has\n%s", got)
+		}
+	})
+	t.Run("the kernel refuses", func(t *testing.T) {
+		l := newLab(t)
+		p, want := bridge()
+		l.add(t, p, want.Gateways)
+		want.Gateways[1] = want.Addresses[1].Addr() // nobody is his own gateway
+		err := l.put(t.Context(), want)
+		if got := show(t, l.container); err == nil || !strings.Contains(err.Error(), "add route to fd00:86::/48: ") || got != "" {
+			t.Errorf("%v, and the container has\n%s", err, got)
+		}
+		if got := show(t, l.host); !strings.Contains(got, "link mc-one ") {
+			t.Errorf("the host has\n%s", got)
+		}
+	})
+}
+
+func veth(a, b string) *netlink.Veth {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = a
+	return &netlink.Veth{LinkAttrs: attrs, PeerName: b}
+}
+
+// foreign gives the container a network of somebody else's.
+func (l *lab) foreign(t *testing.T, routes ...string) {
+	t.Helper()
+	do(t, l.container, func() error {
+		pair := veth("eth0", "far")
+		if err := netlink.LinkAdd(pair); err != nil {
+			return err
+		}
+		addr, err := netlink.ParseAddr("172.17.0.2/16")
+		if err == nil {
+			err = netlink.AddrAdd(pair, addr)
+		}
+		if err == nil {
+			err = netlink.LinkSetUp(pair)
+		}
+		if err != nil {
+			return err
+		}
+		far, err := netlink.LinkByName("far")
+		if err == nil {
+			err = netlink.LinkSetUp(far)
+		}
+		for _, r := range routes {
+			dst, _ := netlink.ParseIPNet(r)
+			if err == nil {
+				err = netlink.RouteAdd(&netlink.Route{LinkIndex: pair.Index, Dst: dst, Gw: net.IPv4(172, 17, 0, 1)})
+			}
+		}
+		return err
+	})
+}
+
+func TestPutLeavesOthersAlone(t *testing.T) {
+	l := newLab(t)
+	l.foreign(t, "0.0.0.0/0")
+	before := show(t, l.container)
+	p, want := bridge()
+	l.add(t, p, want.Gateways)
+
+	taken := want
+	taken.Name = "eth0"
+	if err := l.put(t.Context(), taken); !errors.Is(err, inside.ErrTaken) {
+		t.Errorf("a name that is taken: %v", err)
+	}
+	if got := show(t, l.container); got != before {
+		t.Errorf("the container has\n%s\nwant\n%s", got, before)
+	}
+	want.Default = true // twice, so that the second finds what the first has made
+	for range 2 {
+		if err := l.put(t.Context(), want); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := show(t, l.container)
+	if !strings.HasPrefix(got, before) {
+		t.Errorf("the container has\n%s\nwant first\n%s", got, before)
+	}
+	// The other's default route stays; IPv6 has none but ours.
+	for _, route := range []string{
+		"route 0.0.0.0/1 via 10.86.23.1", "route 128.0.0.0/1 via 10.86.23.1", "route ::/0 via fd00:86:0:23::1",
+	} {
+		if !strings.Contains(got, route) {
+			t.Errorf("%s is missing:\n%s", route, got)
+		}
+	}
+	if err := l.check(t.Context(), want); err != nil {
+		t.Error(err)
+	}
+	// A name that is taken by then does not cost a container what it has.
+	if err := l.put(t.Context(), taken); !errors.Is(err, inside.ErrTaken) {
+		t.Errorf("renamed to one that is taken: %v", err)
+	}
+	if err := l.check(t.Context(), want); err != nil {
+		t.Error(err)
+	}
+	want.Default = false
+	if err := l.put(t.Context(), want); err != nil {
+		t.Fatal(err)
+	}
+	if got := show(t, l.container); strings.Contains(got, "0.0.0.0/1") || strings.Contains(got, "::/0") {
+		t.Errorf("a default route that is wanted no more:\n%s", got)
+	}
+	// Another name for one that is there.
+	want.Name = "mesh"
+	if err := l.put(t.Context(), want); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.check(t.Context(), want); err != nil {
+		t.Error(err)
+	}
+	if err := l.remove(t.Context(), "mesh"); err != nil {
+		t.Fatal(err)
+	}
+	if got := show(t, l.container); got != before {
+		t.Errorf("in the end the container has\n%s\nwant\n%s", got, before)
+	}
+}
+
+func TestPutRefusesRoutesOfOthers(t *testing.T) {
+	l := newLab(t)
+	l.foreign(t, "10.86.0.0/16")
+	before := show(t, l.container)
+	p, want := bridge()
+	l.add(t, p, want.Gateways)
+	err := l.put(t.Context(), want)
+	if err == nil || !strings.Contains(err.Error(), "10.86.0.0/16 is reached by eth0 there already") {
+		t.Errorf("error %v", err)
+	}
+	if got := show(t, l.container); got != before {
+		t.Errorf("the container has\n%s\nwant\n%s", got, before)
+	}
+	if got := show(t, l.host); !strings.Contains(got, "link mc-one ") {
+		t.Errorf("the host has\n%s", got)
+	}
+}
+
+// Runtimes disable IPv6 in containers to which they give no such address.
+func TestPutWhereIPv6IsDisabled(t *testing.T) {
+	l := newLab(t)
+	do(t, l.container, func() error {
+		return os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)
+	})
+	p, want := bridge()
+	l.add(t, p, want.Gateways)
+	if err := l.put(t.Context(), want); err != nil {
+		t.Fatal(err)
+	}
+	reaches(t, l.container, l.host, want.Gateways[1])
+}
+
+// What is undone by others is told by Check, and mended by Put.
+func TestCheck(t *testing.T) {
+	l := newLab(t)
+	p, want := bridge()
+	if err := l.check(t.Context(), want); !errors.Is(err, inside.ErrNoLink) {
+		t.Errorf("before all: %v", err)
+	}
+	l.add(t, p, want.Gateways)
+	if err := l.put(t.Context(), want); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name, says string
+		do         func(netlink.Link) error
+	}{
+		{"down", "it is down", netlink.LinkSetDown},
+		{"MTU", "the MTU is 1300", func(l netlink.Link) error { return netlink.LinkSetMTU(l, 1300) }},
+		{"MAC", "the MAC address is 02:00:00:00:00:99", func(l netlink.Link) error {
+			return netlink.LinkSetHardwareAddr(l, net.HardwareAddr{2, 0, 0, 0, 0, 0x99})
+		}},
+		{"address", "the address 10.86.23.7/24 is missing", func(l netlink.Link) error {
+			addr, _ := netlink.ParseAddr("10.86.23.7/24")
+			return netlink.AddrDel(l, addr)
+		}},
+		{"route", "the route to fd00:86::/48 is missing", func(l netlink.Link) error {
+			_, dst, _ := net.ParseCIDR("fd00:86::/48")
+			return netlink.RouteDel(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst})
+		}},
+		{"name", "it is named eth9", func(l netlink.Link) error {
+			return errors.Join(netlink.LinkSetDown(l), netlink.LinkSetName(l, "eth9"), netlink.LinkSetUp(l))
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			do(t, l.container, func() error {
+				link, err := netlink.LinkByName("eth1")
+				if err != nil {
+					return err
+				}
+				return tt.do(link)
+			})
+			if err := l.check(t.Context(), want); err == nil || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("error %v, want %q", err, tt.says)
+			}
+			if err := l.put(t.Context(), want); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.check(t.Context(), want); err != nil {
+				t.Errorf("mended: %v", err)
+			}
+		})
+	}
+}
+
+// What hangs on a physical link has no end on the host by which to tell that it
+// is there, so the daemon makes it again in vain.
+func TestPutMACVLAN(t *testing.T) {
+	l := newLab(t)
+	do(t, l.host, func() error {
+		pair := veth("lan0", "lan1")
+		pair.MTU = 1300
+		if err := netlink.LinkAdd(pair); err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(pair)
+	})
+	p, want := bridge()
+	p.Kind, p.Name, p.Parent = tun.PortMACVLAN, "", "lan0"
+	for range 3 {
+		if err := l.net.AddPort(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.put(t.Context(), want); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.check(t.Context(), want); err != nil {
+			t.Error(err)
+		}
+		if got := show(t, l.container); strings.Count(got, "link ") != 1 || !strings.HasPrefix(got, "link eth1 02:00:00:00:00:17 mtu 1300 up mc-one") {
+			t.Errorf("the container has\n%s", got)
+		}
+		if got := show(t, l.host); strings.Contains(got, "mc-one") {
+			t.Errorf("the host has\n%s", got)
+		}
+	}
+	if err := l.remove(t.Context(), "mc-one"); err != nil {
+		t.Fatal(err)
+	}
+	if got := show(t, l.container); got != "" {
+		t.Errorf("in the end the container has\n%s", got)
+	}
+}
+
+func (l *lab) remove(ctx context.Context, name string) error {
+	return l.host.Do(func() error { return inside.Remove(ctx, l.container.Path(), name) })
+}
+
+func TestRemove(t *testing.T) {
+	for _, name := range []string{"eth1", "mc-one"} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			l.foreign(t)
+			before := show(t, l.container)
+			p, want := bridge()
+			l.add(t, p, want.Gateways)
+			if err := l.put(t.Context(), want); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if err := l.remove(t.Context(), name); err != nil {
+					t.Error(err)
+				}
+			}
+			if got := show(t, l.container); got != before {
+				t.Errorf("the container has\n%s\nwant\n%s", got, before)
+			}
+			if got := show(t, l.host); strings.Contains(got, "mv-one") {
+				t.Errorf("the host has\n%s", got)
+			}
+			// Whoever has the name then is not ours.
+			if err := l.remove(t.Context(), "eth0"); err != nil || show(t, l.container) != before {
+				t.Errorf("remove somebody else's: %v", err)
+			}
+		})
+	}
+}
+
+func TestNoNamespace(t *testing.T) {
+	l := newLab(t)
+	p, want := bridge()
+	l.add(t, p, want.Gateways)
+	dir := t.TempDir()
+	file, fifo, gone := filepath.Join(dir, "file"), filepath.Join(dir, "fifo"), filepath.Join(dir, "gone")
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), unix.Mkfifo(fifo, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	other, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := other.Path()
+	other.Close()
+	for _, path := range []string{"", file, fifo, gone, file + "/x", dir, ended, "/proc/self/ns/mnt", "/dev/null", "/proc/0/ns/net"} {
+		do(t, l.host, func() error {
+			if err := inside.Put(t.Context(), path, want); !errors.Is(err, inside.ErrNoNamespace) {
+				t.Errorf("put into %q: %v", path, err)
+			}
+			if err := inside.Check(t.Context(), path, want); !errors.Is(err, inside.ErrNoNamespace) {
+				t.Errorf("check in %q: %v", path, err)
+			}
+			if err := inside.Remove(t.Context(), path, "eth1"); err != nil {
+				t.Errorf("remove from %q: %v", path, err)
+			}
+			return nil
+		})
+	}
+	do(t, l.host, func() error {
+		if err := inside.Put(t.Context(), l.host.Path(), want); !errors.Is(err, inside.ErrOwn) {
+			t.Errorf("put into the host's own: %v", err)
+		}
+		return nil
+	})
+	if got := show(t, l.host); !strings.Contains(got, "link mc-one ") {
+		t.Errorf("the host has\n%s", got)
+	}
+	want.Peer = "mc-two"
+	if err := l.put(t.Context(), want); !errors.Is(err, inside.ErrNoLink) {
+		t.Errorf("a link that is not there: %v", err)
+	}
+}
+
+func TestPutRefusesNonsense(t *testing.T) {
+	for name, spoil := range map[string]func(*inside.Link){
+		"peer":                   func(l *inside.Link) { l.Peer = "eth0" },
+		"peer with a slash":      func(l *inside.Link) { l.Peer = "mc-../x" },
+		"no name":                func(l *inside.Link) { l.Name = "" },
+		"name with a slash":      func(l *inside.Link) { l.Name = "../eth0" },
+		"a long name":            func(l *inside.Link) { l.Name = "sixteen-bytes-xx" },
+		"MAC":                    func(l *inside.Link) { l.MAC = "02:00" },
+		"no address":             func(l *inside.Link) { l.Addresses = []netip.Prefix{{}} },
+		"no gateway":             func(l *inside.Link) { l.Gateways = []netip.Addr{{}} },
+		"two gateways":           func(l *inside.Link) { l.Gateways = append(l.Gateways, netip.MustParseAddr("10.86.23.2")) },
+		"route without gateway":  func(l *inside.Link) { l.Gateways = l.Gateways[1:] },
+		"route with host's bits": func(l *inside.Link) { l.Routes = append(l.Routes, netip.MustParsePrefix("10.0.0.1/8")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, want := bridge()
+			spoil(&want)
+			if err := inside.Put(t.Context(), "/nowhere", want); err == nil || errors.Is(err, inside.ErrNoNamespace) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+// No thread that was in a container ever runs anything else.
+func TestNoThreadStays(t *testing.T) {
+	l := newLab(t)
+	of := func(path string) string {
+		name, _ := os.Readlink(path)
+		return name
+	}
+	container := of(l.container.Path())
+	var jobs sync.WaitGroup
+	for range 50 {
+		jobs.Go(func() {
+			if _, err := inside.List(t.Context(), l.container.Path()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	jobs.Wait()
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		tasks, err := filepath.Glob("/proc/self/task/*/ns/net")
+		if err != nil {
+			t.Fatal(err)
+		}
+		in := 0
+		for _, path := range tasks {
+			if of(path) == container {
+				in++
+			}
+		}
+		if in == 1 && of("/proc/self/ns/net") != container { // the test's own
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d threads of %d are in the container", in, len(tasks))
+		}
+		time.Sleep(time.Millisecond) // the kernel ends threads after their goroutines
+	}
 }

@@ -143,6 +143,9 @@ func check(ctx context.Context, k kernel, want Link) error {
 	if err != nil {
 		return err
 	}
+	if !have.up {
+		return errors.New("it is down") // which is why some of the rest is missing
+	}
 	for _, o := range diff(have, want, routes) {
 		if o.lacks != "" {
 			return errors.New(o.lacks)

@@ -31,8 +31,12 @@ func in(ns string, do func(host, there kernel) error) error {
 		return err
 	}
 	defer unix.Close(own)
-	if same, err := sameFile(target, own); err != nil || same {
-		return errors.Join(err, ErrOwn)
+	same, err := sameFile(target, own)
+	if err != nil {
+		return err
+	}
+	if same {
+		return ErrOwn
 	}
 	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
