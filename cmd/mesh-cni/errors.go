@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
+	"syscall"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -31,6 +33,9 @@ var codes = []struct {
 	code uint
 }{
 	{status.ErrNoDaemon, types.ErrTryAgainLater},
+	{io.EOF, types.ErrTryAgainLater}, // it has ended meanwhile
+	{syscall.ECONNRESET, types.ErrTryAgainLater},
+	{syscall.EPIPE, types.ErrTryAgainLater},
 	{attach.ErrNoLease, types.ErrTryAgainLater},
 	{context.DeadlineExceeded, types.ErrTryAgainLater},
 	{context.Canceled, types.ErrTryAgainLater},

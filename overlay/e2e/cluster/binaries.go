@@ -14,13 +14,13 @@ import (
 
 // Binaries are the programs of a mesh.
 type Binaries struct {
-	Meshd, Meshctl string // paths
+	Meshd, Meshctl, MeshCNI string // paths
 }
 
-// Find looks for both programs in a directory.
+// Find looks for the programs in a directory.
 func Find(dir string) (Binaries, error) {
-	b := Binaries{filepath.Join(dir, "meshd"), filepath.Join(dir, "meshctl")}
-	for _, p := range []string{b.Meshd, b.Meshctl} {
+	b := Binaries{filepath.Join(dir, "meshd"), filepath.Join(dir, "meshctl"), filepath.Join(dir, "mesh-cni")}
+	for _, p := range []string{b.Meshd, b.Meshctl, b.MeshCNI} {
 		if _, err := exec.LookPath(p); err != nil {
 			return Binaries{}, fmt.Errorf("find programs: %w: `make build` makes it", err)
 		}
@@ -28,7 +28,7 @@ func Find(dir string) (Binaries, error) {
 	return b, nil
 }
 
-// Build compiles both programs into a directory; with race, they look for data
+// Build compiles the programs into a directory; with race, they look for data
 // races at run time. The working directory is in our module.
 func Build(ctx context.Context, dir string, race bool) (Binaries, error) {
 	args := []string{"build", "-o", dir + string(filepath.Separator)}
@@ -36,7 +36,7 @@ func Build(ctx context.Context, dir string, race bool) (Binaries, error) {
 	if race {
 		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
 	}
-	cmd := exec.CommandContext(ctx, "go", append(args, "meshd/cmd/meshd", "meshd/cmd/meshctl")...)
+	cmd := exec.CommandContext(ctx, "go", append(args, "meshd/cmd/meshd", "meshd/cmd/meshctl", "meshd/cmd/mesh-cni")...)
 	cmd.Env = append(os.Environ(), cgo)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
