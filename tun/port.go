@@ -38,4 +38,7 @@ type Port struct {
 	// Addresses are those that the container will have: for ptp the host routes
 	// them to Name, and nothing else may be believed to come from there.
 	Addresses []netip.Addr
+	// Gateways are, for ptp, the host's own addresses by which the container finds
+	// it on the link, though no subnet is there.
+	Gateways []netip.Addr
 }

@@ -147,7 +147,23 @@ func (k kernel) addPair(p tun.Port) error {
 		return fmt.Errorf("set %s up: %w", p.Name, err)
 	}
 	if p.Kind == tun.PortPTP {
+		if err := k.answerFor(l, p.Gateways); err != nil {
+			return err
+		}
 		return k.routeTo(l, p.Addresses)
+	}
+	return nil
+}
+
+// answerFor makes the addresses of the host be found on the link. Other links have
+// them too: for IPv4 that would do, unless arp_ignore is set, while neighbours of
+// IPv6 are told only of what is on their own link.
+func (k kernel) answerFor(l netlink.Link, addrs []netip.Addr) error {
+	for _, a := range addrs {
+		add := addAddr{link{name: l.Attrs().Name, index: l.Attrs().Index}, netip.PrefixFrom(a, a.BitLen())}
+		if err := add.do(k); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("%s: %w", add, err)
+		}
 	}
 	return nil
 }
@@ -189,8 +205,11 @@ func (k kernel) limitPeer(p tun.Port) error {
 // says about routers and prefixes is not for its host.
 func (k kernel) quiet(p tun.Port) error {
 	settings := []string{"accept_ra=0", "autoconf=0"}
-	if p.Kind == tun.PortBridge {
+	switch {
+	case p.Kind == tun.PortBridge:
 		settings = append(settings, "disable_ipv6=1") // the bridge speaks for all
+	case slices.ContainsFunc(p.Addresses, netip.Addr.Is6):
+		settings = append(settings, "disable_ipv6=0") // distributions turn it off by default for new interfaces
 	}
 	return k.configure6(p.Name, settings...)
 }
