@@ -23,6 +23,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,9 +44,10 @@ type Lab struct {
 	sw    *netns.NS // fixed at construction; nil: two hosts on a cable
 	hosts []*Host   // fixed at construction
 
-	mu        sync.Mutex
-	processes []*Process // guarded by mu; every one that was started
-	closed    bool       // guarded by mu
+	mu         sync.Mutex
+	processes  []*Process // guarded by mu; every one that was started
+	namespaces []*Host    // guarded by mu; of containers
+	closed     bool       // guarded by mu
 }
 
 // New builds a lab with the named hosts, in that order.
@@ -275,9 +277,8 @@ func (l *Lab) Close() error {
 		<-p.Done()
 	}
 	var errs []error
-	for _, h := range l.hosts {
-		errs = append(errs, h.killStrays())
-		h.ns.Close()
+	for _, h := range slices.Concat(l.namespaces, l.hosts) {
+		errs = append(errs, h.end())
 	}
 	if l.sw != nil {
 		l.sw.Close()
