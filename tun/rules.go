@@ -28,6 +28,8 @@ const BridgePrefix = "mbr-"
 //     segment; what belongs to others of this host is not the mesh's.
 //   - With Masquerade, what leaves the mesh from behind our links takes the host's
 //     address. Without, whoever is outside must know the way back.
+//   - What was sent from such a segment to a port that Docker publishes on its
+//     docker_gwbridge takes the host's address there, and so comes back that way.
 type Rules struct {
 	Link       string // name of the TUN device
 	Segments   []Segment

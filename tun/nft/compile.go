@@ -39,6 +39,10 @@ var (
 // ours are the names of all links of containers.
 var ours = []string{tun.BridgePrefix + "*", tun.PortPrefix + "*"}
 
+// dockersGateway is the bridge by which Docker publishes ports of containers that
+// are on other drivers' networks.
+const dockersGateway = "docker_gwbridge"
+
 // compile says in tables of the kernel what is wanted.
 func compile(want tun.Rules) []ruleset {
 	want = want.Normal()
@@ -59,6 +63,7 @@ func compileHost(want tun.Rules) ruleset {
 	}}
 	forward := chain{name: "forward", hook: passing, rules: []rule{jump(toMesh, out(want.Link))}}
 	postrouting := chain{name: "postrouting", hook: leaving}
+	var comeBack []rule
 	others := chain{name: fromOthers}
 	segments := []chain{meshIn(want)}
 	all := ruleset{table: table}
@@ -74,6 +79,11 @@ func compileHost(want tun.Rules) ruleset {
 		prerouting.rules = append(prerouting.rules, jump(fromSegment+s.Name, member{expr.MetaKeyIIFNAME, linksOf + s.Name}))
 		forward.rules = append(forward.rules, jump(toSegment+s.Name, member{expr.MetaKeyOIFNAME, linksOf + s.Name}))
 		segments = append(segments, segmentIn(s, want), segmentOut(s))
+		for _, r := range s.Ranges {
+			// Else who is asked by way of Docker's bridge would answer the mesh by
+			// ours, with an address that it must not have there.
+			comeBack = append(comeBack, masquerade(out(dockersGateway), from(r), published))
+		}
 		for _, p := range s.Own {
 			if want.Masquerade {
 				postrouting.rules = append(postrouting.rules, masquerade(from(p)))
@@ -95,12 +105,8 @@ func compileHost(want tun.Rules) ruleset {
 	if want.HasLinks() {
 		// These have the kernel track each connection of the host, which costs much
 		// on some: no host pays for it that has no containers.
-		all.chains = append(all.chains, forward)
-		if len(postrouting.rules) > 0 {
-			postrouting.rules = append(stay, postrouting.rules...)
-			all.chains = append(all.chains, postrouting)
-		}
-		all.chains = append(all.chains, meshOut(want))
+		postrouting.rules = slices.Concat(comeBack, stay, postrouting.rules)
+		all.chains = append(all.chains, forward, postrouting, meshOut(want))
 	}
 	_, of4, of6 := held(want.Ports)
 	all.sets = append(all.sets, of4, of6)
