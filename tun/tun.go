@@ -17,6 +17,7 @@ type HostState struct {
 	Addresses  []netip.Prefix // on the TUN device
 	Routes     []Route
 	Bridges    []Bridge
+	LANs       []LAN
 	Forwarding bool // the kernel forwards packets between interfaces
 }
 
@@ -27,6 +28,21 @@ type Bridge struct {
 	// Addresses are the host's own, with the length of the subnet that is on the
 	// bridge: the kernel adds the route to that.
 	Addresses []netip.Prefix
+}
+
+// LAN is a physical link on which containers of a network have links of their own.
+// Those talk to the wire and to each other, but never to the host by the link that
+// they are on. So the host has one like theirs, and the mesh gets to them by it.
+//
+//	mesh ── host ── Name ──┐
+//	     container ─ Peer ─┴─ Parent ── wire
+type LAN struct {
+	Kind       PortKind     // PortMACVLAN or PortIPVLAN
+	Name       string       // of the host's link, starts with PortPrefix
+	Parent     string       // without it there is no link either, and that is no error
+	MTU        int          // in bytes; the link has no more than its parent
+	Addresses  []netip.Addr // the host's own, by which containers find it
+	Containers []netip.Addr // that are reached by the link
 }
 
 // Route is one of our routes. All carry our route protocol number, which is how
@@ -81,6 +97,14 @@ func (s HostState) Normal() HostState {
 		slices.SortFunc(b.Addresses, netip.Prefix.Compare)
 	}
 	slices.SortFunc(s.Bridges, func(a, b Bridge) int { return strings.Compare(a.Name, b.Name) })
+	s.LANs = slices.Clone(s.LANs)
+	for i := range s.LANs {
+		l := &s.LANs[i]
+		l.Addresses, l.Containers = slices.Clone(l.Addresses), slices.Clone(l.Containers)
+		slices.SortFunc(l.Addresses, netip.Addr.Compare)
+		slices.SortFunc(l.Containers, netip.Addr.Compare)
+	}
+	slices.SortFunc(s.LANs, func(a, b LAN) int { return strings.Compare(a.Name, b.Name) })
 	return s
 }
 
@@ -101,6 +125,15 @@ func (s HostState) String() string {
 		fmt.Fprintf(&b, "link set %s type bridge up mtu %d\n", br.Name, br.MTU)
 		for _, a := range br.Addresses {
 			fmt.Fprintf(&b, "addr add %s dev %s\n", a, br.Name)
+		}
+	}
+	for _, l := range s.LANs {
+		fmt.Fprintf(&b, "link set %s link %s type %s up mtu %d\n", l.Name, l.Parent, l.Kind, l.MTU)
+		for _, a := range l.Addresses {
+			fmt.Fprintf(&b, "addr add %s dev %s\n", a, l.Name)
+		}
+		for _, a := range l.Containers {
+			fmt.Fprintf(&b, "route add %s dev %s\n", a, l.Name)
 		}
 	}
 	if s.Forwarding {

@@ -44,18 +44,24 @@ func (k kernel) bridges(want []tun.Bridge) ([]bridge, error) {
 			}
 			b.ports = len(ports)
 		}
-		addrs, err := k.addrs(l)
-		if err != nil {
+		if b.addrs, err = k.fixedAddrs(l); err != nil {
 			return nil, err
-		}
-		for _, addr := range addrs {
-			if p := prefix(addr.IPNet); !p.Addr().IsLinkLocalUnicast() {
-				b.addrs = append(b.addrs, p)
-			}
 		}
 		all = append(all, b)
 	}
 	return all, nil
+}
+
+// fixedAddrs lists the addresses on a link but for those that the kernel gives it.
+func (k kernel) fixedAddrs(l netlink.Link) ([]netip.Prefix, error) {
+	addrs, err := k.addrs(l)
+	var all []netip.Prefix
+	for _, a := range addrs {
+		if p := prefix(a.IPNet); !p.Addr().IsLinkLocalUnicast() {
+			all = append(all, p)
+		}
+	}
+	return all, err
 }
 
 // bridgeDiff lists what makes the bridges as wanted, and what removes others. One

@@ -33,7 +33,9 @@ func diff(have state, want tun.HostState) ([]op, error) {
 	ops := sysctlOps(have, want)
 	ops = append(ops, linkOps(have, want)...)
 	bridgeOps, deletions := bridgeDiff(have, want)
-	ops = append(ops, bridgeOps...)
+	lanOps, lanDeletions, last := lanDiff(have, want)
+	ops = slices.Concat(ops, bridgeOps, lanOps)
+	deletions = append(deletions, lanDeletions...)
 
 	if have.link.name != "" {
 		for _, a := range want.Addresses {
@@ -53,8 +55,7 @@ func diff(have state, want tun.HostState) ([]op, error) {
 		there[r.key] = r
 	}
 	wanted := map[key]bool{}
-	for _, w := range want.Routes {
-		r := wantRoute(w, have.link)
+	for _, r := range wantRoutes(want, have) {
 		wanted[r.key] = true
 		if old, ok := there[r.key]; !ok {
 			ops = append(ops, addRoute{r})
@@ -67,7 +68,7 @@ func diff(have state, want tun.HostState) ([]op, error) {
 			deletions = append(deletions, delRoute{r})
 		}
 	}
-	return append(ops, deletions...), lacking
+	return slices.Concat(ops, deletions, last), lacking
 }
 
 // possible leaves out what the host has no means for, in canonical order.
@@ -79,12 +80,17 @@ func possible(have state, want tun.HostState) (tun.HostState, error) {
 		want.Addresses = nil
 		want.Routes = slices.DeleteFunc(want.Routes, func(r tun.Route) bool { return !r.Unreachable })
 	}
+	want.LANs = slices.DeleteFunc(want.LANs, func(l tun.LAN) bool { _, there := have.parents[l.Parent]; return !there })
 	_, ipv6 := have.sysctl[forward6]
 	off := conf("ipv6", have.link.name, "disable_ipv6")
 	if !ipv6 || have.sysctl[off] == "1" && have.stuck[off] {
 		before := len(want.Addresses) + len(want.Routes)
 		want.Addresses = slices.DeleteFunc(want.Addresses, func(p netip.Prefix) bool { return p.Addr().Is6() })
 		want.Routes = slices.DeleteFunc(want.Routes, func(r tun.Route) bool { return r.Dst.Addr().Is6() })
+		for i := range want.LANs {
+			l := &want.LANs[i]
+			l.Addresses, l.Containers = slices.DeleteFunc(l.Addresses, netip.Addr.Is6), slices.DeleteFunc(l.Containers, netip.Addr.Is6)
+		}
 		if len(want.Addresses)+len(want.Routes) != before {
 			errs = append(errs, ErrNoIPv6)
 		}
@@ -243,7 +249,15 @@ func (o delAddr) do(k kernel) error {
 }
 
 func (o addRoute) do(k kernel) error {
-	err := k.RouteAdd(o.route.netlink())
+	r := o.route.netlink()
+	if o.dev != "" && o.index == 0 { // it was made since
+		l, err := k.LinkByName(o.dev)
+		if err != nil {
+			return err
+		}
+		r.LinkIndex = l.Attrs().Index
+	}
+	err := k.RouteAdd(r)
 	if errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("%w; remove the other program's route", err)
 	}

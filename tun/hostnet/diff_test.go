@@ -69,7 +69,7 @@ func TestDiff(t *testing.T) {
 	}{
 		{
 			name: "all is well",
-			have: state{mesh0, want.Addresses, there, settled, nil, nil},
+			have: state{mesh0, want.Addresses, there, settled, nil, nil, nil, nil},
 			want: want,
 		},
 		{
@@ -113,15 +113,37 @@ func TestDiff(t *testing.T) {
 		},
 		{
 			name: "source address changed: additions before deletions",
-			have: state{mesh0, []netip.Prefix{pfx("10.86.80.1/32"), pfx("fdcc::17/128")}, []route{there[0], newSrc, there[2]}, settled, nil, nil},
+			have: state{mesh0, []netip.Prefix{pfx("10.86.80.1/32"), pfx("fdcc::17/128")}, []route{there[0], newSrc, there[2]}, settled, nil, nil, nil, nil},
 			want: want,
 			ops: `ip addr add 10.86.17.1/32 dev mesh0
 				ip route replace 10.86.0.0/16 dev mesh0 proto 109 metric 50 src 10.86.17.1
 				ip addr del 10.86.80.1/32 dev mesh0`,
 		},
 		{
+			name: "a link on a physical one comes, and another goes after its routes",
+			have: state{
+				link: mesh0, sysctl: settled, parents: map[string]parent{"eth0": {link: link{name: "eth0", index: 3, mtu: 1400}}},
+				lans:   []lan{{link: link{name: "mv-old", index: 8}}},
+				routes: []route{{key{pfx("10.86.17.9/32"), 254, metricLink}, unix.RTN_UNICAST, "mv-old", 8, netip.Addr{}}},
+			},
+			want: tun.HostState{Link: "mesh0", LANs: []tun.LAN{
+				{Kind: tun.PortMACVLAN, Name: "mv-gone", Parent: "eth9", Containers: []netip.Addr{netip.MustParseAddr("10.86.17.7")}},
+				{
+					Kind: tun.PortMACVLAN, Name: "mv-new", Parent: "eth0", MTU: 1420,
+					Addresses: []netip.Addr{netip.MustParseAddr("10.86.17.1")}, Containers: []netip.Addr{netip.MustParseAddr("10.86.17.5")},
+				},
+			}},
+			ops: `ip link add mv-new link eth0 type macvlan
+				ip link set mv-new mtu 1400
+				ip link set mv-new up
+				ip addr add 10.86.17.1/32 dev mv-new
+				ip route add 10.86.17.5/32 dev mv-new proto 109 metric 50
+				ip route del 10.86.17.9/32 dev mv-old proto 109 metric 50
+				ip link del mv-old`,
+		},
+		{
 			name: "nothing wanted",
-			have: state{link{}, nil, append([]route{foreignTable, blackhole}, there...), with(forward4 + "=0"), nil, nil},
+			have: state{link{}, nil, append([]route{foreignTable, blackhole}, there...), with(forward4 + "=0"), nil, nil, nil, nil},
 			ops: `ip route del 10.86.0.0/16 dev mesh0 table 77 proto 109 metric 50
 				ip route del blackhole 10.99.0.0/16 proto 109 metric 5
 				ip route del unreachable 10.86.0.0/16 proto 109 metric 2147483647
@@ -137,27 +159,27 @@ func TestDiff(t *testing.T) {
 				"net/ipv6/conf/eth0.100/accept_ra=1", "net/ipv6/conf/eth0.100/forwarding=0",
 				"net/ipv6/conf/eth1/accept_ra=0", "net/ipv6/conf/eth1/forwarding=0",
 				"net/ipv6/conf/eth2/accept_ra=1", "net/ipv6/conf/eth2/forwarding=1",
-			), nil, nil},
+			), nil, nil, nil, nil},
 			want: tun.HostState{Link: "mesh0", Forwarding: true},
 			ops: `sysctl -w net/ipv6/conf/eth0.100/accept_ra=2
 				sysctl -w net/ipv6/conf/all/forwarding=1`,
 		},
 		{
 			name: "forwarding off on our link alone",
-			have: state{mesh0, nil, nil, with("net/ipv4/conf/mesh0/forwarding=0", "net/ipv6/conf/mesh0/forwarding=0"), nil, nil},
+			have: state{mesh0, nil, nil, with("net/ipv4/conf/mesh0/forwarding=0", "net/ipv6/conf/mesh0/forwarding=0"), nil, nil, nil, nil},
 			want: tun.HostState{Link: "mesh0", Forwarding: true},
 			ops: `sysctl -w net/ipv4/conf/mesh0/forwarding=1
 				sysctl -w net/ipv6/conf/mesh0/forwarding=1`,
 		},
 		{
 			name: "sysctls that are not ours to change",
-			have: state{mesh0, want.Addresses, there, with(forward4+"=0", "net/ipv6/conf/mesh0/forwarding=0"), map[string]bool{forward4: true}, nil},
+			have: state{mesh0, want.Addresses, there, with(forward4+"=0", "net/ipv6/conf/mesh0/forwarding=0"), map[string]bool{forward4: true}, nil, nil, nil},
 			want: want,
 			ops:  `sysctl -w net/ipv6/conf/mesh0/forwarding=1`,
 		},
 		{
 			name: "IPv6 off on the link, and not ours to change",
-			have: state{mesh0, nil, nil, with("net/ipv6/conf/mesh0/disable_ipv6=1"), map[string]bool{"net/ipv6/conf/mesh0/disable_ipv6": true}, nil},
+			have: state{mesh0, nil, nil, with("net/ipv6/conf/mesh0/disable_ipv6=1"), map[string]bool{"net/ipv6/conf/mesh0/disable_ipv6": true}, nil, nil, nil},
 			want: tun.HostState{Link: "mesh0", Addresses: want.Addresses},
 			ops:  `ip addr add 10.86.17.1/32 dev mesh0`,
 			err:  ErrNoIPv6,

@@ -209,7 +209,9 @@ func (k kernel) quiet(p tun.Port) error {
 	case p.Kind == tun.PortBridge:
 		settings = append(settings, "disable_ipv6=1") // the bridge speaks for all
 	case slices.ContainsFunc(p.Addresses, netip.Addr.Is6):
-		settings = append(settings, "disable_ipv6=0") // distributions turn it off by default for new interfaces
+		// Distributions turn it off by default for new interfaces; and the container
+		// is asked for its MAC address with the link-local address, at once.
+		settings = append(settings, "accept_dad=0", "disable_ipv6=0")
 	}
 	return k.configure6(p.Name, settings...)
 }

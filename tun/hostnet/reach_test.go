@@ -7,14 +7,17 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"meshd/tun"
 	"meshd/tun/inside"
 	"meshd/tun/netns"
+	"meshd/tun/nft"
 )
 
 // machine is a namespace that sends and receives.
@@ -136,5 +139,186 @@ func TestReachPTP(t *testing.T) {
 				return nil
 			})
 		})
+	}
+}
+
+// withLAN is full, with containers that have links of their own on eth0.
+func withLAN(containers ...tun.Port) tun.HostState {
+	s := withBridge()
+	l := tun.LAN{Kind: tun.PortMACVLAN, Name: "mv-lan", Parent: "eth0", MTU: 1420, Addresses: gateways()}
+	for _, p := range containers {
+		l.Containers = append(l.Containers, p.Addresses...)
+	}
+	s.LANs = []tun.LAN{l}
+	return s
+}
+
+// rulesFor are those of a host with withLAN.
+func rulesFor(containers ...tun.Port) tun.Rules {
+	r := tun.Rules{Link: "mesh0", Masquerade: true, Segments: []tun.Segment{{
+		Name: "default", Ranges: prefixes("10.86.0.0/16", "fd12:3456:789a::/48"),
+		Own: prefixes("10.86.17.0/24", "fd12:3456:789a:11::/64"), Links: []string{"mbr-default", "mv-lan"},
+	}}}
+	for _, p := range containers {
+		if p.Kind == tun.PortMACVLAN {
+			p.Name = "mv-lan"
+		}
+		r.Ports = append(r.Ports, p)
+	}
+	return r
+}
+
+// joined is a host on a wire, by eth0, and in a mesh with another, by something
+// like a TUN device.
+func joined(t *testing.T) (h host, wire, member machine) {
+	h = newHost(t)
+	pair := func(name string, mac net.HardwareAddr) (other *netns.NS) {
+		other = netns.ForTest(t)
+		f, err := os.Open(other.Path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		h.in(func() error {
+			v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, HardwareAddr: mac}, PeerName: name, PeerHardwareAddr: mac, PeerNamespace: netlink.NsFd(f.Fd())}
+			return errors.Join(netlink.LinkAdd(v), netlink.LinkSetUp(v))
+		})
+		return other
+	}
+	set := func(in func(func() error) error, name string, addrs, routes []string) {
+		err := in(func() error {
+			l, err := netlink.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			err = netlink.LinkSetUp(l)
+			for _, a := range addrs {
+				parsed, parseErr := netlink.ParseAddr(a)
+				if parseErr != nil {
+					return parseErr
+				}
+				parsed.Flags = unix.IFA_F_NODAD
+				err = errors.Join(err, netlink.AddrAdd(l, parsed))
+			}
+			for _, r := range routes {
+				_, dst, parseErr := net.ParseCIDR(r)
+				err = errors.Join(err, parseErr, netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst}))
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	onWire, inMesh := pair("eth0", nil), pair("mesh0", net.HardwareAddr{2, 0, 0, 0, 0, 1})
+	for _, in := range []func(func() error) error{h.ns.Do, inMesh.Do} {
+		err := in(func() error {
+			l, err := netlink.LinkByName("mesh0")
+			return errors.Join(err, netlink.LinkSetARPOff(l))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(h.ns.Do, "eth0", []string{"192.0.2.1/24", "2001:db8::1/64"}, nil)
+	set(onWire.Do, "eth0", []string{"192.0.2.99/24", "2001:db8::99/64"}, nil)
+	set(inMesh.Do, "mesh0", []string{"10.86.80.1/32", "fd12:3456:789a:50::1/128"}, []string{"10.86.0.0/16", "fd12:3456:789a::/48"})
+	return h, machine{"the wire", onWire.Do}, machine{"a member", inMesh.Do}
+}
+
+// A container with a link of its own on a physical one is in the mesh all the
+// same, beside a bridge of the same network.
+func TestReachLAN(t *testing.T) {
+	h, wire, member := joined(t)
+	a, b := port("a", tun.PortMACVLAN, "eth0"), port("b", tun.PortMACVLAN, "eth0")
+	b.MAC, b.Addresses = "02:00:0a:56:11:06", []netip.Addr{addr("10.86.17.6"), addr("fd12:3456:789a:11::6")}
+	firewall := nft.New(nft.Options{Namespace: h.ns.Do})
+	if err := firewall.Apply(t.Context(), rulesFor(a, b)); err != nil {
+		t.Fatal(err)
+	}
+	h.apply(withLAN(a, b))
+	h.addPort(a)
+	h.addPort(b)
+	inA, inB := h.into(a, gateways()...), h.into(b, gateways()...)
+	there := []netip.Addr{addr("10.86.80.1"), addr("fd12:3456:789a:50::1")}
+	onWire, host := []netip.Addr{addr("192.0.2.99"), addr("2001:db8::99")}, []netip.Addr{addr("192.0.2.1"), addr("2001:db8::1")}
+	all := func() {
+		t.Helper()
+		for i, gateway := range gateways() {
+			h.wantEcho(member, there[i], inA, a.Addresses[i])
+			h.wantEcho(inB, b.Addresses[i], member, there[i])
+			h.wantEcho(inA, a.Addresses[i], h.itself(), gateway)
+			h.wantEcho(h.itself(), gateway, inB, b.Addresses[i])
+			h.wantEcho(inA, a.Addresses[i], inB, b.Addresses[i])
+			h.wantEcho(wire, onWire[i], h.itself(), host[i])
+			h.wantEcho(h.itself(), host[i], wire, onWire[i])
+		}
+	}
+	all()
+	before := h.show()
+	h.apply(withLAN(a, b))
+	if again := h.show(); again != before {
+		t.Errorf("applied again it is\n%swas\n%s", again, before)
+	}
+	// Who is on the wire finds the host by its own link, however often it asks: the
+	// other one takes nothing but what comes from containers.
+	eth0 := h.find("eth0").Attrs().HardwareAddr.String()
+	for range 5 {
+		err := wire.in(func() error {
+			all, err := netlink.NeighList(0, netlink.FAMILY_ALL)
+			for _, n := range all {
+				if (n.IP.Equal(host[0].AsSlice()) || n.IP.Equal(host[1].AsSlice())) && n.HardwareAddr.String() != eth0 {
+					t.Errorf("on the wire %s is at %s, want %s", n.IP, n.HardwareAddr, eth0)
+				}
+				err = errors.Join(err, netlink.NeighDel(&n))
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.wantEcho(wire, onWire[0], h.itself(), host[0])
+	}
+	// What others undo is repaired.
+	h.in(func() error {
+		l, err := netlink.LinkByName("mv-lan")
+		return errors.Join(err, netlink.LinkSetDown(l))
+	})
+	h.apply(withLAN(a, b))
+	all()
+	if err := netlinkDel(h, "mv-lan"); err != nil {
+		t.Fatal(err)
+	}
+	h.apply(withLAN(a, b))
+	all()
+
+	h.apply(withBridge())
+	if h.find("mv-lan") != nil {
+		t.Error("a link stays that nobody wants")
+	}
+	h.apply(withLAN(a, b))
+	removed := h.cleanup()
+	if !slices.Contains(removed, "ip link del mv-lan") || h.find("mv-lan") != nil || h.find("eth0") == nil {
+		t.Errorf("cleanup removed %q", removed)
+	}
+}
+
+func netlinkDel(h host, name string) error {
+	return h.ns.Do(func() error {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(l)
+	})
+}
+
+// A parent that is not there is no reason to leave the rest.
+func TestLANWithoutParent(t *testing.T) {
+	h := newHost(t)
+	h.addTUN("mesh0")
+	h.apply(withLAN(port("a", tun.PortMACVLAN, "eth0")))
+	if h.find("mv-lan") != nil || h.find("mbr-default") == nil {
+		t.Error("not the link alone is missing")
 	}
 }

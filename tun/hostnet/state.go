@@ -21,7 +21,9 @@ type state struct {
 	sysctl sysctls
 	stuck  map[string]bool // the keys of sysctl that are not ours to change
 
-	bridges []bridge // all that are ours
+	bridges []bridge          // all that are ours
+	lans    []lan             // all that are ours
+	parents map[string]parent // of the wanted LANs, by name
 }
 
 // link is the TUN device; zero: not there.
@@ -82,6 +84,21 @@ func (r route) netlink() *netlink.Route {
 	return n
 }
 
+// wantRoutes are all that should be there.
+func wantRoutes(want tun.HostState, have state) []route {
+	var all []route
+	for _, r := range want.Routes {
+		all = append(all, wantRoute(r, have.link))
+	}
+	for _, l := range want.LANs {
+		on := link{name: l.Name, index: have.lan(l.Name).index}
+		for _, a := range l.Containers {
+			all = append(all, wantRoute(tun.Route{Dst: netip.PrefixFrom(a, a.BitLen())}, on))
+		}
+	}
+	return all
+}
+
 func wantRoute(r tun.Route, l link) route {
 	if r.Unreachable {
 		return route{
@@ -130,6 +147,12 @@ func (k kernel) read(want tun.HostState) (state, error) {
 		s.routes = append(s.routes, fromNetlink(r, names))
 	}
 	if s.bridges, err = k.bridges(want.Bridges); err != nil {
+		return s, err
+	}
+	if s.lans, err = k.lans(); err != nil {
+		return s, err
+	}
+	if s.parents, err = k.parents(want.LANs); err != nil {
 		return s, err
 	}
 	if s.sysctl, err = k.sysctl.read(s.link.name); err != nil {
