@@ -53,6 +53,7 @@ var (
 	ErrInUse          = errors.New("the id is in use for something else")
 	ErrUnknown        = errors.New("nothing is attached by that id")
 	ErrBadAsk         = errors.New("the request makes no sense")
+	ErrDelegated      = errors.New("others give out its addresses on this host")
 	ErrDamaged        = errors.New("the record of attachments is damaged")
 )
 
@@ -131,6 +132,8 @@ type Network struct {
 	Ports  []tun.Port     // of the containers, by Peer
 	Subnet []netip.Prefix // from which addresses are given, held or quarantined; empty: none now
 	State  State          // of Subnet
+	// Delegated: others give out the addresses of Subnet, behind links of theirs.
+	Delegated bool
 	// Stale are subnets that this node no longer has and some container still
 	// does. They may be another node's: the host must have neither an address nor
 	// a route there.

@@ -26,6 +26,9 @@ type Options struct {
 	// as far as this can be without a lease, so that no container sends before
 	// the rules for it are in force. nil: nothing to do.
 	Changed func(ctx context.Context) error
+	// Delegated names a network whose addresses others give out on this host: it is
+	// in use, and nothing can be attached to it. Empty: there is none.
+	Delegated string
 	// Grace is how long what seems to be left over stays; 0: a minute.
 	Grace time.Duration
 	// Wait is how long an ask waits for a lease, if its context does not end
@@ -65,10 +68,14 @@ func New(opt Options) *Manager {
 	if opt.Changed == nil {
 		opt.Changed = func(context.Context) error { return nil }
 	}
-	return &Manager{
+	m := &Manager{
 		opt: opt, tell: make(chan struct{}, 1), networks: map[string]*network{}, ids: map[string]*network{},
 		busy: map[string]chan struct{}{}, moved: make(chan struct{}),
 	}
+	if opt.Delegated != "" {
+		m.networkLocked(opt.Delegated).delegated = true
+	}
+	return m
 }
 
 // Load reads what was stored and removes links that are not in it. A network
@@ -347,7 +354,7 @@ func (m *Manager) Networks() []Network {
 	defer m.mu.Unlock()
 	var all []Network
 	for _, name := range slices.Sorted(maps.Keys(m.networks)) {
-		if n := m.networks[name]; !n.empty() || n.waiting > 0 {
+		if n := m.networks[name]; !n.empty() || n.waiting > 0 || n.delegated {
 			all = append(all, n.summary())
 		}
 	}
@@ -429,6 +436,8 @@ func (m *Manager) lackLocked(name string) error {
 	switch {
 	case n == nil, n.ranges == nil:
 		return fmt.Errorf("%w: %s", ErrUnknownNetwork, name)
+	case n.delegated:
+		return fmt.Errorf("%w: see subnet_env in the config file", ErrDelegated)
 	case n.broken != nil:
 		return n.broken
 	case n.pools != nil:

@@ -809,3 +809,19 @@ func TestKilled(t *testing.T) {
 		starts()
 	})
 }
+
+// Whose addresses others give out is in use, and no door gets one of them.
+func TestDelegatedNetwork(t *testing.T) {
+	r := newRig(t)
+	r.restart(t, attach.Options{Delegated: "default"})
+	if n := r.Networks(); len(n) != 1 || n[0].Name != "default" || !n[0].InUse || !n[0].Delegated || len(n[0].Subnet) == 0 {
+		t.Errorf("networks %+v, want the delegated one in use", n)
+	}
+	if _, err := r.Attach(t.Context(), attach.Ask{ID: "ctl/a"}); !errors.Is(err, attach.ErrDelegated) || !strings.Contains(err.Error(), "subnet_env") {
+		t.Errorf("attach: %v", err)
+	}
+	if _, err := r.Use(t.Context(), "docker/network/a", "default"); !errors.Is(err, attach.ErrDelegated) {
+		t.Errorf("use: %v", err)
+	}
+	r.attach(t, attach.Ask{ID: "ctl/a", Network: "web"})
+}

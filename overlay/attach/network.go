@@ -16,7 +16,8 @@ import (
 // network is what a manager knows of one. What no other lock guards, the
 // manager's does.
 type network struct {
-	name string // fixed at construction
+	name      string // fixed at construction
+	delegated bool   // fixed at construction
 
 	saving sync.Mutex // held while the document is written
 	saved  uint64     // guarded by saving: the changes that are on disk
@@ -350,7 +351,8 @@ func (n *network) state() State {
 
 // summary is what the rest of the node has to know.
 func (n *network) summary() Network {
-	s := Network{Name: n.name, InUse: len(n.holder) > 0 || len(n.reserved) > 0, Subnet: n.subnet(), State: n.state()}
+	s := Network{Name: n.name, Subnet: n.subnet(), State: n.state(), Delegated: n.delegated}
+	s.InUse = n.delegated || len(n.holder) > 0 || len(n.reserved) > 0
 	former := func(a netip.Prefix) {
 		if !slices.Contains(s.Subnet, a.Masked()) {
 			s.Stale = append(s.Stale, a.Masked())

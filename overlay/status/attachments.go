@@ -39,6 +39,7 @@ var attachErrors = []struct {
 	{"in_use", http.StatusConflict, attach.ErrInUse},
 	{"exhausted", http.StatusConflict, attach.ErrExhausted},
 	{"no_lease", http.StatusServiceUnavailable, attach.ErrNoLease},
+	{"delegated", http.StatusConflict, attach.ErrDelegated},
 	{"damaged", http.StatusInternalServerError, attach.ErrDamaged},
 }
 
