@@ -94,6 +94,8 @@ type Options struct {
 	// Containers are those of this host; nil: it has none. Their owner calls
 	// ContainersChanged.
 	Containers Containers
+	// NoMasquerade: what containers send out of the mesh keeps their addresses.
+	NoMasquerade bool
 
 	Link       string           // name of the TUN device
 	MTU        int              // until SetMTU; 0: from the underlay
@@ -335,7 +337,7 @@ func (n *Node) replan(ctx context.Context) error {
 			n.opt.Log.Warn("uses of the mesh's ranges not read, will be tried again", "err", err)
 		}
 	}
-	opt := plan.Options{Link: n.opt.Link, MTU: n.mtu(), NoIPv6: n.underlay.Load().NoIPv6}
+	opt := plan.Options{Link: n.opt.Link, MTU: n.mtu(), NoIPv6: n.underlay.Load().NoIPv6, NoMasquerade: n.opt.NoMasquerade}
 	opt.Containers = n.contain(view, opt)
 	p := plan.Build(view, opt)
 	p.Health = append(append(p.Health, left...), plan.Stranded(view)...)

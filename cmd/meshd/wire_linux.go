@@ -71,7 +71,7 @@ func assemble(ctx context.Context, cfg *config.Config, log *slog.Logger) (*parts
 	p := &parts{core: core, dir: dir}
 	kernel := hostnet.New(hostnet.Options{Log: log})
 	p.containers = attach.New(attach.Options{
-		Host: kernel, Store: dir, Changed: func(ctx context.Context) error { return p.node.ContainersChanged(ctx) },
+		Host: kernel, Store: dir, Delegated: delegated(cfg), Changed: func(ctx context.Context) error { return p.node.ContainersChanged(ctx) },
 	})
 	if err := loadContainers(ctx, p.containers, core, log); err != nil {
 		return nil, err
@@ -86,14 +86,23 @@ func assemble(ctx context.Context, cfg *config.Config, log *slog.Logger) (*parts
 	p.node = overlay.New(overlay.Options{
 		Self: core.ID(), Name: core.Name(), Version: version, Log: log,
 		Mesh: p.gossip, Host: kernel, Firewall: firewall(ctx, log), Containers: p.containers,
-		NewEngine:  func() (overlay.Engine, error) { return newEngine(cfg, dir, log) },
-		Link:       cfg.Interface.Name,
-		MTU:        cfg.Interface.MTU,
-		TunnelPort: cfg.Listen.Tunnel.Port(),
-		GossipPort: cfg.Listen.Gossip.Port(),
-		Advertise:  cfg.Advertise,
+		NoMasquerade: !cfg.Masquerade,
+		NewEngine:    func() (overlay.Engine, error) { return newEngine(cfg, dir, log) },
+		Link:         cfg.Interface.Name,
+		MTU:          cfg.Interface.MTU,
+		TunnelPort:   cfg.Listen.Tunnel.Port(),
+		GossipPort:   cfg.Listen.Gossip.Port(),
+		Advertise:    cfg.Advertise,
 	})
 	return p, nil
+}
+
+// delegated is the network whose addresses are for programs that read flannel's file.
+func delegated(cfg *config.Config) string {
+	if cfg.SubnetEnv == "" {
+		return ""
+	}
+	return mesh.DefaultNetwork
 }
 
 // loadContainers takes up the containers of the last run, and the leases that they

@@ -120,7 +120,7 @@ func TestAttachErrors(t *testing.T) {
 	reasons := map[string]error{
 		"unknown_network": attach.ErrUnknownNetwork, "no_lease": attach.ErrNoLease, "taken": attach.ErrTaken, "outside": attach.ErrOutside,
 		"exhausted": attach.ErrExhausted, "in_use": attach.ErrInUse, "unknown": attach.ErrUnknown, "bad_ask": attach.ErrBadAsk,
-		"damaged": attach.ErrDamaged, "": errors.New("disk full"),
+		"damaged": attach.ErrDamaged, "delegated": attach.ErrDelegated, "": errors.New("disk full"),
 	}
 	for code, reason := range reasons {
 		t.Run(code, func(t *testing.T) {
