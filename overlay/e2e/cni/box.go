@@ -22,6 +22,7 @@ import (
 	"sync"
 
 	"meshd/overlay/e2e/cluster"
+	"meshd/overlay/e2e/debian"
 )
 
 // plugins is where Debian's package containernetworking-plugins puts them.
@@ -29,25 +30,13 @@ const plugins = "/usr/lib/cni"
 
 // Possible says what is missing here.
 func Possible() error {
-	for _, name := range []string{"containerd", "ctr", "runc", "busybox", "iptables", "unshare", "nsenter", "mount"} {
-		if tool(name) == "" {
-			return fmt.Errorf("there is no %s: make test-deps installs it", name)
-		}
+	if err := debian.Lacks("containerd", "ctr", "runc", "busybox", "iptables", "unshare", "nsenter", "mount"); err != nil {
+		return err
 	}
 	if _, err := exec.LookPath(filepath.Join(plugins, "portmap")); err != nil {
 		return fmt.Errorf("%w: make test-deps installs it", err)
 	}
 	return nil
-}
-
-// tool finds a program of the distribution. Others of that name may be in PATH.
-func tool(name string) string {
-	for _, dir := range []string{"/usr/bin", "/usr/sbin", "/bin", "/sbin"} {
-		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
-			return path
-		}
-	}
-	return ""
 }
 
 // buildTool builds cnitool as pinned, unless go has it already.
@@ -144,7 +133,7 @@ exec "$@"`
 // command runs a program in the box. The first arguments are those of unshare.
 func (b *Box) command(ctx context.Context, unshare []string, args ...string) *exec.Cmd {
 	all := append(unshare, "--mount", "--propagation", "private", "sh", "-c", enter, "sh", b.dir)
-	cmd := exec.CommandContext(ctx, tool("unshare"), append(all, args...)...)
+	cmd := exec.CommandContext(ctx, debian.Tool("unshare"), append(all, args...)...)
 	cmd.Env = append(os.Environ(), "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
 	return cmd
 }

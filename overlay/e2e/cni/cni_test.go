@@ -23,6 +23,7 @@ import (
 
 	"meshd/overlay/attach"
 	"meshd/overlay/e2e/cluster"
+	"meshd/overlay/e2e/debian"
 	"meshd/overlay/status"
 	"meshd/tun/netns"
 )
@@ -145,7 +146,7 @@ func addresses(r types100.Result) []netip.Addr {
 // reaches pings an address from a namespace.
 func reaches(t *testing.T, from *netns.NS, to netip.Addr) {
 	t.Helper()
-	cmd := exec.CommandContext(cluster.Bounded(t), tool("nsenter"), "--net="+from.Path(), tool("busybox"), "ping", "-c", "1", "-W", "5", to.String())
+	cmd := exec.CommandContext(cluster.Bounded(t), debian.Tool("nsenter"), "--net="+from.Path(), debian.Tool("busybox"), "ping", "-c", "1", "-W", "5", to.String())
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%s is not reached: %v\n%s", to, err, out)
 	}
@@ -383,7 +384,11 @@ func TestContainerd(t *testing.T) {
 	for _, b := range boxes {
 		c, err := b.Containerd(cluster.Bounded(t))
 		must(t, err)
-		t.Cleanup(c.Kill)
+		t.Cleanup(func() {
+			if err := c.Kill(); err != nil {
+				t.Error(err)
+			}
+		})
 		runtimes = append(runtimes, c)
 		_, err = c.Run(cluster.Bounded(t), true, "web", "sleep", "600")
 		must(t, err)

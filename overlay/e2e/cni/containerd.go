@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"meshd/overlay/e2e/debian"
 	"meshd/overlay/e2e/lab"
 )
 
@@ -51,7 +52,7 @@ func (b *Box) containerd(ctx context.Context) (*Containerd, error) {
 		return nil, err
 	}
 	defer log.Close()
-	cmd := b.command(context.WithoutCancel(ctx), []string{"--pid", "--fork", "--kill-child", "--mount-proc"}, tool("containerd"), "--config", "/etc/containerd.toml")
+	cmd := b.command(context.WithoutCancel(ctx), []string{"--pid", "--fork", "--kill-child", "--mount-proc"}, debian.Tool("containerd"), "--config", "/etc/containerd.toml")
 	cmd.Stdout, cmd.Stderr = log, log
 	c := &Containerd{box: b}
 	if c.process, err = b.Node.Host.Start(cmd); err != nil {
@@ -62,9 +63,8 @@ func (b *Box) containerd(ctx context.Context) (*Containerd, error) {
 		err = c.load(ctx)
 	}
 	if err != nil {
-		c.Kill()
 		raw, _ := os.ReadFile(logFile)
-		return nil, errors.Join(err, errors.New(string(raw)))
+		return nil, errors.Join(err, errors.New(string(raw)), c.Kill())
 	}
 	return c, nil
 }
@@ -107,8 +107,8 @@ func (c *Containerd) load(ctx context.Context) error {
 
 // ctr builds a command that sees what containerd does.
 func (c *Containerd) ctr(ctx context.Context, args ...string) *exec.Cmd {
-	all := append([]string{"--target", fmt.Sprint(c.pid), "--mount", "--pid", tool("ctr")}, args...)
-	cmd := exec.CommandContext(ctx, tool("nsenter"), all...)
+	all := append([]string{"--target", fmt.Sprint(c.pid), "--mount", "--pid", debian.Tool("ctr")}, args...)
+	cmd := exec.CommandContext(ctx, debian.Tool("nsenter"), all...)
 	cmd.Env = append(os.Environ(), "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
 	return cmd
 }
@@ -127,7 +127,7 @@ func (c *Containerd) Run(ctx context.Context, detached bool, name string, args .
 	if detached {
 		how = "--detach"
 	}
-	return c.Ctr(ctx, append([]string{"run", how, "--cni", "--snapshotter", "native", "--cgroup", "", Image, name}, args...)...)
+	return c.Ctr(ctx, append([]string{"run", how, "--cni", "--snapshotter", "native", "--cgroup", "/" + c.cgroup() + "/" + name, Image, name}, args...)...)
 }
 
 // Exec runs a program in a container.
@@ -135,11 +135,20 @@ func (c *Containerd) Exec(ctx context.Context, name string, args ...string) (str
 	return c.Ctr(ctx, append([]string{"task", "exec", "--exec-id", fmt.Sprint(time.Now().UnixNano()), name}, args...)...)
 }
 
-// Kill ends containerd and its containers at once.
-func (c *Containerd) Kill() {
+// cgroup is that of all its containers.
+func (c *Containerd) cgroup() string {
+	return fmt.Sprintf("meshd-cni-%d-%s", os.Getpid(), c.box.Node.Name)
+}
+
+// Kill ends containerd and its containers at once. A crash of the test leaves at
+// most empty control groups behind.
+func (c *Containerd) Kill() error {
 	if c.pid != 0 {
 		_ = unix.Kill(c.pid, unix.SIGKILL) // the first of its processes: all the others end with it
 	}
 	c.process.Kill()
 	<-c.process.Done()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	return debian.RemoveCgroups(ctx, c.cgroup())
 }
