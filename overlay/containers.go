@@ -76,17 +76,22 @@ func (n *Node) contain(view *mesh.View, opt plan.Options) map[string]plan.Contai
 	return all
 }
 
-// tend looks after the containers, until ctx is done.
+// tend looks after the containers, from the first view on, until ctx is done.
 func (n *Node) tend(ctx context.Context) error {
-	ticker := time.NewTicker(collectEvery)
-	defer ticker.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	var said string
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-ticker.C:
+		case <-timer.C:
 		}
+		if n.view.Load() == nil {
+			timer.Reset(50 * time.Millisecond)
+			continue
+		}
+		timer.Reset(collectEvery)
 		err := n.collect(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -95,7 +100,7 @@ func (n *Node) tend(ctx context.Context) error {
 			said = ""
 		case err.Error() != said:
 			said = err.Error()
-			n.opt.Log.Warn("containers that have gone not taken back, will be tried again", "err", err)
+			n.opt.Log.Warn("containers not looked after, will be tried again", "err", err)
 		}
 	}
 }

@@ -149,8 +149,8 @@ type Host interface {
 	// fine. Only Name and Peer matter, and one of them will do.
 	DelPort(ctx context.Context, p tun.Port) error
 	// Ports lists what there is of ours, by tun.PortPrefix and tun.PeerPrefix:
-	// Name where the host end is there, Peer where that is in the host's namespace
-	// yet. Nothing else is filled in.
+	// Name where the host end is there, with the Parent that it is on, and Peer where
+	// that is in the host's namespace yet. Nothing else is filled in.
 	Ports(ctx context.Context) ([]tun.Port, error)
 }
 

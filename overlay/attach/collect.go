@@ -10,8 +10,8 @@ import (
 	"meshd/tun"
 )
 
-// Collect undoes what is half-made, removes links that nothing is known of, and
-// takes back what has been left over for the grace: attachments whose link went
+// Collect undoes what is half-made, removes links that nothing is known of, puts
+// those back on their bridge that somebody has taken off, and takes back what has been left over for the grace: attachments whose link went
 // with its container or was never moved into one, and reservations that nothing
 // was attached with. It gives the attachments that it has ended. Call it every
 // few seconds; the grace counts from the first call that sees what is left over.
@@ -25,7 +25,12 @@ func (m *Manager) Collect(ctx context.Context, now time.Time) ([]Attachment, err
 	for _, n := range m.lapse(now) {
 		errs = append(errs, m.commit(n))
 	}
-	errs = append(errs, m.sweep(ctx, ports), m.follow(ctx))
+	errs = append(errs, m.sweep(ctx, ports))
+	if err := m.follow(ctx); err != nil {
+		errs = append(errs, err)
+	} else {
+		errs = append(errs, m.mend(ctx, ports))
+	}
 	if err := errors.Join(errs...); err != nil {
 		return ended, fmt.Errorf("collect attachments: %w", err)
 	}
@@ -137,6 +142,56 @@ func (m *Manager) lapse(now time.Time) []*network {
 		}
 	}
 	return out
+}
+
+// mend puts links of containers back on their bridge: that was removed with
+// everything that is ours, or by somebody else.
+func (m *Manager) mend(ctx context.Context, ports []tun.Port) error {
+	var errs []error
+	for id, name := range m.astray(ports) {
+		err := m.mendOne(ctx, id)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("put %s back: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// astray gives the links that are not on their bridge, by attachment.
+func (m *Manager) astray(ports []tun.Port) map[string]string {
+	on := map[string]string{}
+	for _, p := range ports {
+		on[p.Name] = p.Parent
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := map[string]string{}
+	for id, n := range m.ids {
+		e := n.entries[id]
+		if e == nil || e.making || e.Mode != Bridge {
+			continue
+		}
+		want := e.port(n.name)
+		if have, there := on[want.Name]; there && have != want.Parent {
+			out[id] = want.Name
+		}
+	}
+	return out
+}
+
+func (m *Manager) mendOne(ctx context.Context, id string) error {
+	done, err := m.begin(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer done()
+	n, e, _ := m.find(id)
+	if e == nil {
+		return nil // it has been detached meanwhile
+	}
+	m.links.RLock()
+	defer m.links.RUnlock()
+	return m.opt.Host.AddPort(ctx, e.port(n.name))
 }
 
 // sweep removes links that no attachment has: a document was deleted, or a

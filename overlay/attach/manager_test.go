@@ -825,3 +825,17 @@ func TestDelegatedNetwork(t *testing.T) {
 	}
 	r.attach(t, attach.Ask{ID: "ctl/a", Network: "web"})
 }
+
+// What hung on a bridge that somebody has removed hangs there again.
+func TestStrayLinksAreMended(t *testing.T) {
+	r := newRig(t)
+	a := r.attach(t, attach.Ask{ID: "ctl/a"})
+	r.host.Move(a.Peer)
+	b := r.attach(t, attach.Ask{ID: "ctl/b", Mode: attach.PTP})
+	r.host.Move(b.Peer)
+	r.host.Stray(a.HostLink)
+	r.collect(t, start)
+	if all := r.host.Astray(); len(all) > 0 {
+		t.Errorf("%s is on no bridge", all)
+	}
+}

@@ -72,9 +72,9 @@ func (n *Net) DelPort(ctx context.Context, p tun.Port) error {
 	})
 }
 
-// Ports lists all ports: Name where the host end is there, Peer where the other
-// one is here as well, since nobody has moved it into a container. Nothing else is
-// filled in.
+// Ports lists all ports: Name where the host end is there, with the Parent that it
+// is on, and Peer where the other one is here as well, since nobody has moved it
+// into a container. Nothing else is filled in.
 func (n *Net) Ports(ctx context.Context) (ports []tun.Port, err error) {
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -82,10 +82,14 @@ func (n *Net) Ports(ctx context.Context) (ports []tun.Port, err error) {
 	err = n.with(func(k kernel) error {
 		links, err := k.links()
 		byEnd := map[int]int{} // by index of the host end, where it is in ports
+		names := map[int]string{}
 		for _, l := range links {
-			if isPort(l) {
-				byEnd[l.Attrs().Index] = len(ports)
-				ports = append(ports, tun.Port{Name: l.Attrs().Name})
+			names[l.Attrs().Index] = l.Attrs().Name
+		}
+		for _, l := range links {
+			if a := l.Attrs(); isPort(l) {
+				byEnd[a.Index] = len(ports)
+				ports = append(ports, tun.Port{Name: a.Name, Parent: names[a.MasterIndex]})
 			}
 		}
 		for _, l := range links {

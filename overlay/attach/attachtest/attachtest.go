@@ -37,7 +37,8 @@ type Host struct {
 
 type port struct {
 	tun.Port
-	moved bool // into a container
+	moved  bool // into a container
+	astray bool // not on its bridge
 }
 
 func key(p tun.Port) string { return cmp.Or(p.Name, p.Peer) }
@@ -62,7 +63,7 @@ func (h *Host) AddPort(ctx context.Context, p tun.Port) error {
 	if h.ports == nil {
 		h.ports = map[string]port{}
 	}
-	h.ports[key(p)] = port{p, h.ports[key(p)].moved}
+	h.ports[key(p)] = port{p, h.ports[key(p)].moved, false}
 	return nil
 }
 
@@ -85,6 +86,9 @@ func (h *Host) Ports(ctx context.Context) ([]tun.Port, error) {
 	var out []tun.Port
 	for _, name := range slices.Sorted(maps.Keys(h.ports)) {
 		p := tun.Port{Name: h.ports[name].Name}
+		if h.ports[name].Kind == tun.PortBridge && !h.ports[name].astray {
+			p.Parent = h.ports[name].Parent
+		}
 		if !h.ports[name].moved {
 			p.Peer = h.ports[name].Peer
 		}
@@ -105,6 +109,29 @@ func (h *Host) Move(peer string) {
 			h.ports[name] = p
 		}
 	}
+}
+
+// Stray takes a link off its bridge, as when somebody removes that.
+func (h *Host) Stray(name string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := h.ports[name]
+	p.astray = true
+	h.ports[name] = p
+}
+
+// Astray lists the links that are not on their bridge.
+func (h *Host) Astray() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var out []string
+	for name, p := range h.ports {
+		if p.astray {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // Lose takes a link away, by its name, as when its container ends.

@@ -1,7 +1,7 @@
 // Package docker is Docker's door to the mesh: libnetwork's remote network driver
 // and remote IPAM driver, on a unix socket.
 //
-//	docker network create -d meshd --ipam-driver meshd --subnet 10.87.0.0/16 web
+//	docker network create -d meshd --ipam-driver meshd -o network=web web
 //
 //	dockerd ── POST /IpamDriver.RequestAddress ──────► Core.Reserve
 //	        ── POST /NetworkDriver.CreateEndpoint ───► Core.Attach    veth, bridge
@@ -27,9 +27,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -60,10 +57,9 @@ type Core interface {
 
 // Options of a [Server].
 type Options struct {
-	Socket  string // path of the unix socket
-	State   string // path of the state file
-	SpecDir string // Docker's folder of plugins; empty, or not ours to write: no spec file there
-	Core    Core
+	Socket string // path of the unix socket; Docker finds it by the spec file that is installed
+	State  string // path of the state file
+	Core   Core
 	// Networks lists the networks of the mesh. It is called from many goroutines.
 	Networks func() []mesh.Network
 	Log      *slog.Logger
@@ -106,15 +102,6 @@ func (s *Server) Run(ctx context.Context) error {
 		return fmt.Errorf("open socket for Docker: %w", err)
 	}
 	defer listener.Close() // removes the socket, unless a successor put its own there
-	if s.opt.SpecDir != "" {
-		wrote, err := writeSpec(s.opt.SpecDir, s.opt.Socket)
-		if err != nil {
-			s.opt.Log.Info("Docker has to be told of the socket by other means", "err", err)
-		}
-		if wrote != "" {
-			defer os.Remove(wrote)
-		}
-	}
 
 	srv := &http.Server{
 		Handler:     newHandler(newDriver(s.opt.Core, s.opt.Networks, store), s.opt.Log),
@@ -138,25 +125,6 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	serving.Wait()
 	return err
-}
-
-// specFile has Docker find us under the name meshd.
-const specFile = "meshd.spec"
-
-// writeSpec points Docker to the socket. It gives the file's path if there was
-// none, so that the package's own file outlives us.
-func writeSpec(dir, socket string) (wrote string, err error) {
-	path, content := filepath.Join(dir, specFile), []byte("unix://"+socket+"\n")
-	if have, err := os.ReadFile(path); err == nil {
-		if string(have) != string(content) {
-			return "", fmt.Errorf("%s points to %.200q, not to %s", path, strings.TrimSpace(string(have)), socket)
-		}
-		return "", nil
-	}
-	if err := os.WriteFile(path, content, 0o644); err != nil {
-		return "", fmt.Errorf("tell Docker of the socket: %w", err)
-	}
-	return path, nil
 }
 
 // newHandler serves both drivers.

@@ -14,6 +14,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -29,6 +31,12 @@ import (
 // newCore gives a core on a node that has the third subnet of two networks.
 func newCore(t testing.TB) (*attach.Manager, func() []mesh.Network) {
 	t.Helper()
+	return newCoreAt(t, 3, 3)
+}
+
+// newCoreAt is newCore with other subnets: of default, and of web.
+func newCoreAt(t testing.TB, slots ...int) (*attach.Manager, func() []mesh.Network) {
+	t.Helper()
 	var networks []mesh.Network
 	self := mesh.Node{ID: mesh.ID{1}}
 	for i, name := range []string{"default", "web"} {
@@ -37,7 +45,7 @@ func newCore(t testing.TB) (*attach.Manager, func() []mesh.Network) {
 			IPv6: netip.MustParsePrefix(fmt.Sprintf("fd00:%d::/48", 86+i)), IPv6Len: 64,
 		}
 		networks = append(networks, n)
-		self.Leases = append(self.Leases, mesh.Lease{Network: name, Prefixes: n.Slot(3), State: mesh.Held})
+		self.Leases = append(self.Leases, mesh.Lease{Network: name, Prefixes: n.Slot(slots[i]), State: mesh.Held})
 	}
 	core := attach.New(attach.Options{Host: new(attachtest.Host), Store: new(attachtest.Store)})
 	if err := core.Load(t.Context()); err != nil {
@@ -98,7 +106,8 @@ func TestRecorded(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			d, _ := testDriver(t)
+			core, networks := newCoreAt(t, recordedSlot(t, raw, 86), recordedSlot(t, raw, 87))
+			d := openDriver(t, core, networks, filepath.Join(t.TempDir(), "docker.json"))
 			const refusal = `{"Err":`
 			var renamed []string // names of pools, then and now
 			for i, step := range strings.Split(strings.TrimSpace(string(raw)), "\n\n") {
@@ -124,6 +133,20 @@ func TestRecorded(t *testing.T) {
 			}
 		})
 	}
+}
+
+// recordedSlot finds which subnet of 10.RANGE.0.0/16 the node had.
+func recordedSlot(t *testing.T, raw []byte, network int) int {
+	t.Helper()
+	at := regexp.MustCompile(fmt.Sprintf(`"NextHop":"10\.%d\.([0-9]+)\.1"`, network)).FindSubmatch(raw)
+	if at == nil {
+		t.Fatalf("the recording has no container in 10.%d.0.0/16", network)
+	}
+	slot, err := strconv.Atoi(string(at[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slot
 }
 
 // poolName finds the name of an unnamed pool in an answer.
@@ -177,7 +200,11 @@ func TestRefused(t *testing.T) {
 		{"an address of others", "/NetworkDriver.CreateEndpoint", endpoint(`,"Interface":{"Address":"10.87.4.9/24"}`), 200, "not one for containers"},
 		{"joins nothing", "/NetworkDriver.Join", endpoint(""), 200, "nothing is attached"},
 		{"info of nothing", "/NetworkDriver.EndpointOperInfo", endpoint(""), 200, "nothing is attached"},
-		{"ports", "/NetworkDriver.ProgramExternalConnectivity", endpoint(`,"Options":{"com.docker.network.portmap":[{"Port":80}]}`), 200, "-o gateway=docker"},
+		{"ports", "/NetworkDriver.ProgramExternalConnectivity", endpoint(`,"Options":{"com.docker.network.portmap":[{"Port":80}]}`), 200, "connect it again"},
+		{"unknown mode", "/NetworkDriver.CreateNetwork", network(`,"Options":{"com.docker.network.generic":{"mode":"x"}}`), 400, "bridge, ptp, macvlan or ipvlan"},
+		{"macvlan of nothing", "/NetworkDriver.CreateNetwork", network(`,"Options":{"com.docker.network.generic":{"mode":"macvlan"}}`), 400, "-o parent=LINK"},
+		{"parent of a bridge", "/NetworkDriver.CreateNetwork", network(`,"Options":{"com.docker.network.generic":{"parent":"eth0"}}`), 400, "goes with -o mode=macvlan"},
+		{"a path for a link", "/NetworkDriver.CreateNetwork", network(`,"Options":{"com.docker.network.generic":{"mode":"ipvlan","parent":"../eth0"}}`), 400, "no name of a network link"},
 		{"range", "/IpamDriver.RequestPool", `{"Pool":"10.87.0.0/16","SubPool":"10.87.3.0/28"}`, 400, "--ip-range"},
 		{"foreign pool", "/IpamDriver.RequestPool", `{"Pool":"192.0.2.0/24"}`, 200, "not in a network"},
 		{"pool with host bits", "/IpamDriver.RequestPool", `{"Pool":"10.87.3.1/24"}`, 400, "not a subnet"},
@@ -265,21 +292,44 @@ func TestRepeated(t *testing.T) {
 	}
 }
 
-// Containers of such a network have Docker's own way out, or none.
-func TestGateways(t *testing.T) {
-	for name, tt := range map[string]struct{ options, want string }{
-		"docker":   {`{"com.docker.network.generic":{"gateway":"docker"}}`, `"StaticRoutes":[{"Destination":"10.86.0.0/16","RouteType":0,"NextHop":"10.86.3.1"}]}`},
-		"internal": {`{"com.docker.network.internal":true}`, `"DisableGatewayService":true}`},
+// What a container hears of its way out, and of its neighbours.
+func TestJoin(t *testing.T) {
+	const ports = `,"Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostPort":8080,"HostPortEnd":8080}]}`
+	const byMesh = `{"Destination":"10.86.0.0/16","RouteType":0,"NextHop":"10.86.3.1"}]`
+	for name, tt := range map[string]struct{ options, join, want, not string }{
+		"mesh":           {`{}`, ``, `"Gateway":"10.86.3.1","StaticRoutes":[` + byMesh + `}`, "Disable"},
+		"no ports":       {`{}`, `,"Options":{"com.docker.network.portmap":[]}`, `"Gateway":"10.86.3.1","StaticRoutes":[` + byMesh + `}`, "Disable"},
+		"ports":          {`{}`, ports, `"StaticRoutes":[` + byMesh + `}`, `"Gateway"`},
+		"docker":         {`{"com.docker.network.generic":{"gateway":"docker"}}`, ``, `"StaticRoutes":[` + byMesh + `}`, `"Gateway"`},
+		"internal":       {`{"com.docker.network.internal":true}`, ``, byMesh + `,"DisableGatewayService":true}`, `"Gateway"`},
+		"internal ports": {`{"com.docker.network.internal":true}`, ports, byMesh + `,"DisableGatewayService":true}`, `"Gateway"`},
+		"ptp": {
+			`{"com.docker.network.generic":{"mode":"ptp"}}`, ``,
+			`"Gateway":"10.86.3.1","StaticRoutes":[{"Destination":"10.86.3.1/32","RouteType":1},` +
+				`{"Destination":"10.86.3.0/25","RouteType":0,"NextHop":"10.86.3.1"},{"Destination":"10.86.3.128/25","RouteType":0,"NextHop":"10.86.3.1"},` +
+				byMesh + `}`, "Disable",
+		},
+		"macvlan": {`{"com.docker.network.generic":{"mode":"macvlan","parent":"eth0"}}`, ``, byMesh + `}`, "/25"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d, _ := testDriver(t)
-			endpoint := `{"NetworkID":"` + nid + `","EndpointID":"` + eid + `"}`
-			says(t, d, "/NetworkDriver.CreateNetwork", `{"NetworkID":"`+nid+`","Options":`+tt.options+`}`, `{}`)
-			post(d, "/NetworkDriver.CreateEndpoint", endpoint)
-			if _, got := post(d, "/NetworkDriver.Join", endpoint); !strings.HasSuffix(got, tt.want) || strings.Contains(got, `"Gateway"`) {
-				t.Errorf("join: %s, want ...%s", got, tt.want)
+			d, path := testDriver(t)
+			endpoint := func(rest string) string {
+				return `{"NetworkID":"` + nid + `","EndpointID":"` + eid + `"` + rest + `}`
 			}
-			says(t, d, "/NetworkDriver.ProgramExternalConnectivity", endpoint, `{}`)
+			says(t, d, "/NetworkDriver.CreateNetwork", `{"NetworkID":"`+nid+`","Options":`+tt.options+`}`, `{}`)
+			d = openDriver(t, d.core, d.networks, path) // it is remembered
+			post(d, "/NetworkDriver.CreateEndpoint", endpoint(""))
+			if _, got := post(d, "/NetworkDriver.Join", endpoint(tt.join)); !strings.HasSuffix(got, tt.want) || strings.Contains(got, tt.not) {
+				t.Errorf("join: %s, want ...%s without %s", got, tt.want, tt.not)
+			}
+			says(t, d, "/NetworkDriver.ProgramExternalConnectivity", endpoint(""), `{}`)
+			mode := attach.Mode("bridge")
+			if name == "ptp" || name == "macvlan" {
+				mode = attach.Mode(name)
+			}
+			if got := d.core.(*attach.Manager).List(); len(got) != 1 || got[0].Mode != mode {
+				t.Errorf("attached: %+v, want mode %s", got, mode)
+			}
 		})
 	}
 }
@@ -355,7 +405,7 @@ func TestServer(t *testing.T) {
 	dir := t.TempDir()
 	core, networks := newCore(t)
 	opt := Options{
-		Socket: filepath.Join(dir, "run", "docker.sock"), State: filepath.Join(dir, "docker.json"), SpecDir: dir,
+		Socket: filepath.Join(dir, "run", "docker.sock"), State: filepath.Join(dir, "docker.json"),
 		Core: core, Networks: networks,
 	}
 	run := func(t *testing.T) (stop func() error) {
@@ -389,10 +439,6 @@ func TestServer(t *testing.T) {
 	if info, err := os.Stat(opt.Socket); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("socket: %v, %v; want mode 0600", info, err)
 	}
-	spec := filepath.Join(dir, specFile)
-	if text, err := os.ReadFile(spec); err != nil || string(text) != "unix://"+opt.Socket+"\n" {
-		t.Errorf("spec file: %q, %v", text, err)
-	}
 	answer, err := client.Post("http://meshd/Plugin.Activate", "", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -409,22 +455,11 @@ func TestServer(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
-	for _, path := range []string{opt.Socket, spec} {
-		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("%s is left: %v", path, err)
-		}
+	if _, err := os.Lstat(opt.Socket); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is left: %v", opt.Socket, err)
 	}
 
-	// Somebody else's spec file, and a file in the socket's place, stay.
-	if err := os.WriteFile(spec, []byte("unix:///elsewhere\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := run(t)(); err != nil {
-		t.Error(err)
-	}
-	if text, err := os.ReadFile(spec); err != nil || string(text) != "unix:///elsewhere\n" {
-		t.Errorf("somebody's spec file: %q, %v", text, err)
-	}
+	// A file in the socket's place stays.
 	if err := os.WriteFile(opt.Socket, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -438,6 +473,7 @@ func TestDamagedState(t *testing.T) {
 	for _, text := range []string{
 		"", "{", "null", `{"version":2}`, `{"version":1,"networks":{"a/b":{"network":"web"}}}`,
 		`{"version":1,"networks":{"a":{"network":"../web"}}}`, `{"version":1,"networks":{"a":{"network":"web","gateway":"x"}}}`,
+		`{"version":1,"networks":{"a":{"network":"web","mode":"x"}}}`, `{"version":1,"networks":{"a":{"network":"web","parent":"eth0"}}}`,
 		`{"version":1,"pools":{"named":"web"}}`, `{"version":1,"pools":{"+1":"We b"}}`,
 	} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

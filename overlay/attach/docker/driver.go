@@ -131,7 +131,10 @@ func (d *driver) createNetwork(ctx context.Context, r createNetworkRequest) (any
 	if _, err := d.core.Use(ctx, useOfNetwork(r.NetworkID), name); err != nil {
 		return nil, err
 	}
-	n := network{Network: name, Internal: r.Options.Internal}
+	n := network{
+		Network: name, Internal: r.Options.Internal,
+		Mode: attach.Mode(r.Options.Generic[modeOption]), Parent: r.Options.Generic[parentOption],
+	}
 	if r.Options.Generic[gatewayOption] == gatewayDocker {
 		n.Gateway = gatewayDocker
 	}
@@ -212,7 +215,9 @@ func (d *driver) createEndpoint(ctx context.Context, r createEndpointRequest) (a
 	if err != nil {
 		return nil, err
 	}
-	ask := attach.Ask{ID: attachment(r.EndpointID), Network: n.Network, Addresses: addresses, MAC: have.MacAddress}
+	ask := attach.Ask{
+		ID: attachment(r.EndpointID), Network: n.Network, Mode: n.Mode, Parent: n.Parent, Addresses: addresses, MAC: have.MacAddress,
+	}
 	if len(addresses) == 0 { // another IPAM driver, without addresses of its own
 		ask.Addresses = []netip.Addr{netip.IPv4Unspecified()}
 	}
@@ -247,8 +252,10 @@ func (d *driver) deleteEndpoint(ctx context.Context, r endpointRequest) (any, er
 }
 
 // join tells Docker which link to move. The mesh's ranges get routes of their
-// own: a container may have its default route elsewhere.
-func (d *driver) join(_ context.Context, r joinRequest) (any, error) {
+// own: a container may have its default route elsewhere. One whose ports are
+// published has: Docker publishes them on its own bridge, and puts a container
+// there that has no gateway yet.
+func (d *driver) join(_ context.Context, r connectedRequest) (any, error) {
 	n, err := d.network(r.NetworkID)
 	if err != nil {
 		return nil, err
@@ -258,41 +265,66 @@ func (d *driver) join(_ context.Context, r joinRequest) (any, error) {
 		return nil, err
 	}
 	answer := joinResponse{InterfaceName: interfaceName{got.Peer, "eth"}}
-	for _, route := range got.Routes {
-		for _, gateway := range got.Gateways {
-			if route.Addr().Is4() == gateway.Is4() && hasFamily(got.Addresses, gateway) {
+	byDocker := n.Internal || n.Gateway == gatewayDocker || r.publishes()
+	answer.DisableGatewayService = n.Internal
+	for _, gateway := range got.Gateways {
+		if !hasFamily(got.Addresses, gateway) {
+			continue
+		}
+		if got.Mode == attach.PTP {
+			answer.StaticRoutes = append(answer.StaticRoutes, d.neighbours(got.Network, gateway)...)
+		}
+		for _, route := range got.Routes {
+			if route.Addr().Is4() == gateway.Is4() {
 				answer.StaticRoutes = append(answer.StaticRoutes, staticRoute{Destination: route.String(), NextHop: gateway.String()})
 			}
 		}
-	}
-	switch {
-	case n.Internal:
-		answer.DisableGatewayService = true
-	case n.Gateway == gatewayDocker:
-	default:
-		for _, gateway := range got.Gateways {
-			if !hasFamily(got.Addresses, gateway) {
-				continue
-			}
-			if gateway.Is4() {
-				answer.Gateway = gateway.String()
-			} else {
-				answer.GatewayIPv6 = gateway.String()
-			}
+		switch {
+		case byDocker:
+		case gateway.Is4():
+			answer.Gateway = gateway.String()
+		default:
+			answer.GatewayIPv6 = gateway.String()
 		}
 	}
 	return answer, nil
+}
+
+// neighbours routes by the gateway whoever else of the subnet is on this host.
+// Docker gives each container its address with the subnet's length, as if they
+// shared a link, and where each has one of its own they do not.
+func (d *driver) neighbours(network string, gateway netip.Addr) []staticRoute {
+	n, err := d.named(network)
+	if err != nil {
+		return nil // it was deleted: nobody is to be reached
+	}
+	bits := n.IPv4Len
+	if gateway.Is6() {
+		bits = n.IPv6Len
+	}
+	half, err := gateway.Prefix(bits + 1) // more precise than the route that the address makes
+	if err != nil {
+		return nil
+	}
+	other := half.Addr().AsSlice()
+	other[bits/8] ^= 0x80 >> (bits % 8)
+	upper, _ := netip.AddrFromSlice(other)
+	return []staticRoute{
+		{Destination: netip.PrefixFrom(gateway, gateway.BitLen()).String(), RouteType: onLink},
+		{Destination: half.String(), NextHop: gateway.String()},
+		{Destination: netip.PrefixFrom(upper, half.Bits()).String(), NextHop: gateway.String()},
+	}
 }
 
 func hasFamily(addresses []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(addresses, func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() })
 }
 
-// publish refuses ports that nobody would forward.
-func (d *driver) publish(_ context.Context, r connectivityRequest) (any, error) {
+// publish refuses ports that nobody would forward. Docker asks it of whoever is the
+// container's gateway.
+func (d *driver) publish(_ context.Context, r connectedRequest) (any, error) {
 	if r.publishes() {
-		return nil, errors.New("a port of this network cannot be published with -p: members of the mesh reach the container at its own address; " +
-			"for all others make the network with -o gateway=docker")
+		return nil, errors.New("the container came into this network without ports to publish: disconnect it and connect it again")
 	}
 	return nothing, nil
 }

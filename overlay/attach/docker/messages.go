@@ -9,6 +9,9 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"meshd/mesh"
+	"meshd/overlay/attach"
 )
 
 // The messages of Docker's remote network and IPAM drivers, with the field names
@@ -27,6 +30,10 @@ const (
 	gatewayOption   = "gateway"                    // -o: who leads containers out of the mesh
 	gatewayMesh     = "mesh"                       // this host, by the mesh's own bridge
 	gatewayDocker   = "docker"                     // Docker's docker_gwbridge, as with its overlay driver
+	modeOption      = "mode"                       // -o: how containers hang on this host; see attach.Mode
+	parentOption    = "parent"                     // -o: the link below a macvlan or an ipvlan
+
+	maxLink = 15 // bytes of the name of a link, as the kernel has it
 )
 
 // request is a decoded message that can say what is wrong with it.
@@ -57,7 +64,10 @@ func (r createNetworkRequest) check() error {
 	if err := checkID("NetworkID", r.NetworkID); err != nil {
 		return err
 	}
-	if err := checkOptions(r.Options.Generic, networkOption, gatewayOption); err != nil {
+	if err := checkOptions(r.Options.Generic, networkOption, gatewayOption, modeOption, parentOption); err != nil {
+		return err
+	}
+	if err := checkMode(attach.Mode(r.Options.Generic[modeOption]), r.Options.Generic[parentOption]); err != nil {
 		return err
 	}
 	if g := r.Options.Generic[gatewayOption]; g != "" && g != gatewayMesh && g != gatewayDocker {
@@ -81,6 +91,27 @@ func (r createNetworkRequest) check() error {
 				return fmt.Errorf("gateway %.60q is not an address with a length", d.Gateway)
 			}
 		}
+	}
+	return nil
+}
+
+// checkMode verifies how containers are to hang on this host, as far as can be
+// told before there is one.
+func checkMode(mode attach.Mode, parent string) error {
+	switch mode {
+	case "", attach.Bridge, attach.PTP:
+		if parent != "" {
+			return errors.New("option parent: it goes with -o mode=macvlan or -o mode=ipvlan")
+		}
+	case attach.MACVLAN, attach.IPVLAN:
+		if parent == "" {
+			return fmt.Errorf("option mode=%s: add -o parent=LINK, a network card of this host", mode)
+		}
+		if len(parent) > maxLink || !mesh.IsWord(parent) || strings.Contains(parent, "/") {
+			return fmt.Errorf("option parent=%.40q is no name of a network link", parent)
+		}
+	default:
+		return fmt.Errorf("option mode=%.40q: it is bridge, ptp, macvlan or ipvlan", mode)
 	}
 	return nil
 }
@@ -141,18 +172,30 @@ func (i *endpointInterface) addresses() ([]netip.Addr, error) {
 
 type createEndpointResponse struct{ Interface endpointInterface }
 
-type joinRequest struct {
+// connectedRequest comes with what is said of the container as a whole.
+type connectedRequest struct {
 	endpointRequest
-	SandboxKey string
+	Options map[string]json.RawMessage
+}
+
+// publishes tells whether ports of the container are published, as docker run -p
+// and -P do.
+func (r connectedRequest) publishes() bool {
+	var ports []json.RawMessage
+	raw, ok := r.Options[portMapOption]
+	return ok && (json.Unmarshal(raw, &ports) != nil || len(ports) > 0)
 }
 
 type interfaceName struct{ SrcName, DstPrefix string }
 
 type staticRoute struct {
 	Destination string
-	RouteType   int // 0: by NextHop
-	NextHop     string
+	RouteType   int    // 0: by NextHop; 1: on the link
+	NextHop     string `json:",omitempty"`
 }
+
+// onLink is the RouteType of what needs no next hop.
+const onLink = 1
 
 type joinResponse struct {
 	InterfaceName         interfaceName
@@ -160,18 +203,6 @@ type joinResponse struct {
 	GatewayIPv6           string        `json:",omitempty"`
 	StaticRoutes          []staticRoute `json:",omitempty"`
 	DisableGatewayService bool          `json:",omitempty"`
-}
-
-type connectivityRequest struct {
-	endpointRequest
-	Options map[string]json.RawMessage
-}
-
-// publishes tells whether ports were asked for, as docker run -p does.
-func (r connectivityRequest) publishes() bool {
-	var ports []json.RawMessage
-	raw, ok := r.Options[portMapOption]
-	return ok && (json.Unmarshal(raw, &ports) != nil || len(ports) > 0)
 }
 
 type requestPoolRequest struct {

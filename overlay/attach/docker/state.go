@@ -12,14 +12,17 @@ import (
 	"sync"
 
 	"meshd/mesh"
+	"meshd/overlay/attach"
 )
 
 // network is what Docker told us of one of its networks when it made it. It does
 // so once, so this has to survive our restarts.
 type network struct {
-	Network  string `json:"network"`           // of the mesh
-	Gateway  string `json:"gateway,omitempty"` // [gatewayDocker] or none
-	Internal bool   `json:"internal,omitempty"`
+	Network  string      `json:"network"`           // of the mesh
+	Gateway  string      `json:"gateway,omitempty"` // [gatewayDocker] or none
+	Internal bool        `json:"internal,omitempty"`
+	Mode     attach.Mode `json:"mode,omitempty"`
+	Parent   string      `json:"parent,omitempty"` // of macvlan and ipvlan
 }
 
 // memory is the content of the state file.
@@ -75,7 +78,7 @@ func decodeMemory(raw []byte) (memory, error) {
 		return memory{}, fmt.Errorf("version %d, want %d", m.Version, stateVersion)
 	}
 	for id, n := range m.Networks {
-		err := errors.Join(checkID("network", id), mesh.CheckName(n.Network))
+		err := errors.Join(checkID("network", id), mesh.CheckName(n.Network), checkMode(n.Mode, n.Parent))
 		if err == nil && n.Gateway != "" && n.Gateway != gatewayDocker {
 			err = fmt.Errorf("gateway %.40q", n.Gateway)
 		}
