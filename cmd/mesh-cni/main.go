@@ -48,7 +48,7 @@ func main() {
 // run is the whole program but for the exit code. What a command prints is in CNI's
 // form, and so is the error.
 func run(ctx context.Context, p plugin) *types.Error {
-	if os.Getenv("CNI_COMMAND") != "" {
+	if command := os.Getenv("CNI_COMMAND"); command != "" && command != "VERSION" {
 		if err := boundInput(); err != nil {
 			return err
 		}

@@ -128,8 +128,8 @@ func checkNamespace(args *skel.CmdArgs) error {
 }
 
 // del detaches a container, whatever is left of it. Without a daemon it takes the
-// interface away all the same: when that is back, it finds the address without a
-// link, and takes it back.
+// interface away all the same: when the daemon is back, it finds the host's end gone,
+// and takes the address back. Where the host has no end, the runtime is to tell it.
 func (p plugin) del(ctx context.Context, args *skel.CmdArgs) error {
 	c, err := parse(args)
 	if err != nil {
@@ -142,11 +142,15 @@ func (p plugin) del(ctx context.Context, args *skel.CmdArgs) error {
 			return failed("remove the interface in the container", err)
 		}
 	}
-	err = p.daemon(c.Socket).Detach(ctx, id)
-	if errors.Is(err, status.ErrNoDaemon) || errors.Is(err, attach.ErrBadAsk) { // nothing can have such an ID
+	hasHostEnd := c.Mode != attach.MACVLAN && c.Mode != attach.IPVLAN
+	switch err := p.daemon(c.Socket).Detach(ctx, id); {
+	case errors.Is(err, status.ErrNoDaemon) && hasHostEnd:
 		return nil
+	case errors.Is(err, attach.ErrBadAsk): // nothing can have such an ID
+		return nil
+	default:
+		return failed("detach the container", err)
 	}
-	return failed("detach the container", err)
 }
 
 // check compares what ADD has said with what the daemon knows and with what the

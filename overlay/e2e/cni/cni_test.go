@@ -422,7 +422,7 @@ func TestContainerd(t *testing.T) {
 // when they end: each has addresses of its own, and none is lost.
 func TestKilled(t *testing.T) {
 	const n = 100
-	alpha := newMesh(t, "alpha", "beta")[0]
+	alpha := newMesh(t, "alpha")[0]
 	conf := fmt.Sprintf(`{"cniVersion": "1.1.0", "name": "many", "type": "mesh-cni", "socket": %q}`, alpha.Node.Socket())
 	names := make([]string, n)
 	spaces := make([]*netns.NS, n)
