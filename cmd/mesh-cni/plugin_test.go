@@ -255,6 +255,82 @@ func TestResults(t *testing.T) {
 	}
 }
 
+// What runtimes really say, as TestContainerd and TestCnitool in overlay/e2e/cni have
+// recorded it, and what is attached after each call.
+func TestRecorded(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		slot int // of the host that it was recorded on
+		want string
+	}{
+		{"containerd-1.6.20", 54, `
+ADD: default-web [10.86.54.2/24 fd00:86:0:36::2/64]
+ADD: default-once [10.86.54.3/24 fd00:86:0:36::3/64], default-web [10.86.54.2/24 fd00:86:0:36::2/64]
+DEL: default-web [10.86.54.2/24 fd00:86:0:36::2/64]
+`},
+		{"cnitool-1.3.1", 182, `
+STATUS:
+ADD: cnitool-6d99e056d18e558f63ec [10.86.182.2/24 fd00:86:0:b6::2/64]
+CHECK: cnitool-6d99e056d18e558f63ec [10.86.182.2/24 fd00:86:0:b6::2/64]
+DEL:
+DEL:
+GC:
+`},
+		{"cnitool-1.3.1-wishes", 100, `
+ADD: cnitool-a210a645f33690a6393b [10.86.100.77/24]
+CHECK: cnitool-a210a645f33690a6393b [10.86.100.77/24]
+DEL:
+`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t)
+			r.sync(attachtest.Lease("default", tt.slot, mesh.Held))
+			raw, err := os.ReadFile(filepath.Join("testdata", "recorded", tt.name+".txt"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := "\n"
+			env := map[string]string{}
+			for line := range strings.Lines(string(raw)) {
+				line = strings.TrimSpace(line)
+				if key, value, ok := strings.Cut(line, "="); ok && line[0] != '{' {
+					env[key] = value
+				}
+				if !strings.HasPrefix(line, "{") {
+					continue
+				}
+				command := env["CNI_COMMAND"]
+				if err := r.call(t, env, line); err != nil {
+					t.Errorf("%s: %v", command, err)
+				}
+				var all []string
+				for _, a := range r.List() {
+					all = append(all, fmt.Sprintf("%s %v", a.Container, a.Addresses))
+				}
+				got += strings.TrimSpace(command+": "+strings.Join(all, ", ")) + "\n"
+			}
+			if got != tt.want {
+				t.Errorf("attached was%swant%s", got, tt.want)
+			}
+		})
+	}
+}
+
+// call carries a recorded call out. Each container has a namespace here.
+func (r *rig) call(t *testing.T, env map[string]string, stdin string) error {
+	t.Helper()
+	args := &skel.CmdArgs{ContainerID: env["CNI_CONTAINERID"], IfName: env["CNI_IFNAME"], Args: env["CNI_ARGS"], StdinData: []byte(stdin)}
+	if env["CNI_NETNS"] != "" {
+		args.Netns = filepath.Join(r.ns, args.ContainerID)
+		if err := os.MkdirAll(args.Netns, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return map[string]func(context.Context, *skel.CmdArgs) error{
+		"ADD": r.add, "DEL": r.del, "CHECK": r.check, "GC": r.gc, "STATUS": r.status,
+	}[env["CNI_COMMAND"]](t.Context(), args)
+}
+
 func TestContainersName(t *testing.T) {
 	r := newRig(t)
 	args := r.args("")

@@ -5,11 +5,14 @@ package cni
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -30,6 +33,23 @@ import (
 
 func TestMain(m *testing.M) { cluster.Main(m) }
 
+// recording makes files for cmd/mesh-cni/testdata/recorded.
+var recording = flag.String("record", "", "folder for what runtimes say to mesh-cni, a file for each call")
+
+// recorder stands in for mesh-cni: it notes what it is called with.
+const recorder = `#!/bin/sh
+note=$(mktemp "%s/$(date +%%s%%N)-$CNI_COMMAND.XXXX")
+env | grep '^CNI_' | grep -v '^CNI_PATH=' | sort >"$note"
+echo >>"$note"
+tee -a "$note" | exec "$0.real"
+`
+
+// record puts the recorder into a box.
+func record(b *Box) error {
+	program := filepath.Join(b.dir, "opt/cni/bin/mesh-cni")
+	return errors.Join(os.Rename(program, program+".real"), os.WriteFile(program, fmt.Appendf(nil, recorder, *recording), 0o755))
+}
+
 // example is the configuration list that people copy.
 const example = "../../../examples/cni/10-meshd.conflist"
 
@@ -45,7 +65,7 @@ func newMesh(t *testing.T, names ...string) []*Box {
 		t.Skip(err)
 	}
 	c := bin.ForTest(t, names, `docker: {socket: ""}`)
-	must(t, c.Init(t.Context()))
+	must(t, c.Init(t.Context(), "--ipv6", "fd00:86::/48"))
 	must(t, c.Start())
 	must(t, c.WaitAllPairs(cluster.Bounded(t)))
 	var boxes []*Box
@@ -54,6 +74,9 @@ func newMesh(t *testing.T, names ...string) []*Box {
 		must(t, err)
 		boxes = append(boxes, b)
 		configure(t, b, nil)
+		if *recording != "" {
+			must(t, record(b))
+		}
 	}
 	return boxes
 }
