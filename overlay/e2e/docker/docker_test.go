@@ -10,273 +10,270 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"meshd/overlay/attach/attachtest"
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+
+	"meshd/overlay/e2e/cluster"
 	"meshd/overlay/e2e/lab"
-	"meshd/tun/netns"
 )
 
-var recording = flag.String("record", "", "file for what Docker and the door say to each other in TestDocker")
+var recording = flag.String("record", "", "file for what Docker and the door of alpha say to each other in TestDocker")
 
-// needDocker skips where there is no engine; in CI that is a failure.
-func needDocker(t *testing.T) {
-	t.Helper()
-	netns.RequireRoot(t)
-	err := Possible()
-	switch {
-	case err == nil:
-	case os.Getenv("MESHD_REQUIRE_ROOT") == "1":
-		t.Fatal(err)
-	default:
-		t.Skip(err)
-	}
-}
-
-func newLab(t *testing.T) *lab.Lab {
-	t.Helper()
-	l, err := lab.New(t.Context(), "alpha")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return l
-}
-
-// engine is an engine of the test, whose commands must succeed.
-type engine struct {
-	*Engine
-	t *testing.T
-}
-
-func startEngine(t *testing.T, d *daemon, plugin string) engine {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	e, err := Start(ctx, d.host, d.dir, plugin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := e.Stop(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			t.Log(e.Log())
-		}
-	})
-	// As the daemon does when the firewall has changed.
-	if err := d.follow(ctx); err != nil {
-		t.Fatal(err)
-	}
-	return engine{e, t}
-}
-
-// run gives what docker printed, and fails the test if it failed.
-func (e engine) run(args ...string) string {
-	e.t.Helper()
-	out, err := e.try(args...)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	return out
-}
-
-func (e engine) try(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(e.t.Context(), 40*time.Second)
-	defer cancel()
-	return e.Docker(ctx, args...)
-}
-
-// sleeper starts a container that does nothing.
-func (e engine) sleeper(name string, args ...string) {
-	e.t.Helper()
-	e.run(slices.Concat([]string{"run", "--detach", "--init", "--name", name}, args, []string{Image, "sleep", "600"})...)
-}
-
-// want compares what docker inspect says.
-func (e engine) want(want, format string, of ...string) {
-	e.t.Helper()
-	if got := e.run(append([]string{"inspect", "--format", format}, of...)...); got != want {
-		e.t.Errorf("inspect %s of %s: %q, want %q", format, of, got, want)
-	}
-}
-
-// await waits for what docker inspect says, each object in a line.
-func (e engine) await(want, format string, of ...string) {
-	e.t.Helper()
-	end := time.Now().Add(20 * time.Second)
-	for {
-		got, err := e.try(append([]string{"inspect", "--format", format}, of...)...)
-		if got = strings.Join(strings.Fields(got), " "); err == nil && got == want {
-			return
-		}
-		if time.Now().After(end) {
-			e.t.Fatalf("inspect %s of %s: %q, %v; want %q", format, of, got, err, want)
-		}
-		time.Sleep(100 * time.Millisecond) // the tool itself takes as long
-	}
-}
-
-func (e engine) reaches(from, to string) {
-	e.t.Helper()
-	if out, err := e.try("exec", from, "ping", "-c", "1", "-W", "5", to); err != nil {
-		e.t.Errorf("%s does not reach %s: %v\n%s", from, to, err, out)
-	}
-}
-
-// refused runs what must fail and say why.
-func (e engine) refused(want string, args ...string) {
-	e.t.Helper()
-	if out, err := e.try(args...); err == nil || !strings.Contains(err.Error(), want) {
-		e.t.Errorf("docker %s: %q, %v; want an error with %q", strings.Join(args, " "), out, err, want)
-	}
-}
-
-// A real engine uses the door for all that people do with networks.
+// Two hosts with real daemons and real engines, for all that people do with
+// networks.
 func TestDocker(t *testing.T) {
-	needDocker(t)
-	l := newLab(t)
-	dir, store := t.TempDir(), new(attachtest.Store)
-	d := startDaemon(t, l.Host("alpha"), dir, store)
-	plugin := d.socket
-	if *recording != "" {
-		plugin = record(t, d, *recording)
-	}
-	e := startEngine(t, d, plugin)
-	if err := e.LoadImage(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	create := func(name string, args ...string) []string {
-		return slices.Concat([]string{"network", "create", "-d", "meshd", "--ipam-driver", "meshd"}, args, []string{name})
-	}
-
-	e.run(create("web", "--subnet", "10.87.0.0/16", "-o", "network=web")...)
-	e.want("10.87.0.0/16", "{{range .IPAM.Config}}{{.Subnet}}{{end}}", "web")
-	address := func(network string) string {
-		return fmt.Sprintf("{{with index .NetworkSettings.Networks %q}}{{.IPAddress}}/{{.IPPrefixLen}} by {{.Gateway}}{{end}}", network)
-	}
-
-	e.sleeper("one", "--network", "web")
-	e.want("10.87.3.2/24 by 10.87.3.1", address("web"), "one")
-	e.sleeper("two", "--network", "web", "--ip", "10.87.3.77")
-	e.want("10.87.3.77/24 by 10.87.3.1", address("web"), "two")
-	e.reaches("one", "10.87.3.1")
-	e.reaches("one", "10.87.3.77")
-	e.reaches("two", "one") // by name: Docker's own
-	if got := e.run("exec", "one", "cat", "/sys/class/net/eth0/mtu"); got != "1420" {
-		t.Errorf("the MTU in a container is %s, want 1420", got)
-	}
-	a, err := d.core.Get("docker/" + e.run("inspect", "--format", `{{.NetworkSettings.Networks.web.EndpointID}}`, "one"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	e.want(a.MAC, `{{.NetworkSettings.Networks.web.MacAddress}}`, "one")
-	routes := e.run("exec", "one", "ip", "route")
-	for _, want := range []string{"default via 10.87.3.1", "10.87.0.0/16 via 10.87.3.1", "10.87.3.0/24 dev eth0"} {
-		if !strings.Contains(routes, want) {
-			t.Errorf("no route %s in:\n%s", want, routes)
+	c := newMesh(t, []string{"alpha", "beta"})
+	var recorded func()
+	sites := newSites(t, c, func(n *cluster.Node) Options {
+		o := Options{Plugin: n.DockerSocket(), LiveRestore: true}
+		if *recording != "" && n.Name == "alpha" {
+			o.Plugin, recorded = record(t, n)
 		}
+		return o
+	})
+	alpha, beta := sites[0], sites[1]
+	part := func(name string, do func(t *testing.T, alpha, beta *site)) {
+		if t.Failed() {
+			return // one mistake makes many
+		}
+		t.Run(name, func(t *testing.T) {
+			on(t, sites...)
+			do(t, alpha, beta)
+		})
 	}
+	part("networks", testNetworks)
+	part("ports", testPorts)
+	part("modes", testModes)
+	if recorded != nil { // what is the same each time
+		recorded()
+		return
+	}
+	part("at once", testAtOnce)
+	part("strangers", testStrangers)
+	part("daemon killed", testDaemonKilled)
+	part("engine restarted", testEngineRestarted)
+	part("host restarted", testHostRestarted)
+	part("compose", testCompose)
+	part("nothing left", func(_ *testing.T, alpha, beta *site) {
+		alpha.nothingLeft()
+		beta.nothingLeft()
+	})
+}
+
+// Networks and containers, as the documentation has them.
+func testNetworks(t *testing.T, alpha, beta *site) {
+	// The second one takes a lease in web, the first one has it by then.
+	alpha.run("network", "create", "-d", "meshd", "--ipam-driver", "meshd", "-o", "network=web", "web")
+	beta.run("network", "create", "-d", "meshd", "--ipam-driver", "meshd", "-o", "network=web", "web")
+
+	alpha.sleeper("one", "--network", "web")
+	alpha.inspectsTrue("web", "one")
+	alpha.sleeper("beside", "--network", "web")
+	alpha.reaches("one", "beside", alpha.host("web")) // by name: Docker's own
+	alpha.run("rm", "--force", "beside")
+
+	// A fixed address. Docker wants a subnet by which it can see that it fits.
+	fixed := alpha.nth("web", 77)
+	alpha.refused("user configured subnets", "run", "--rm", "--network", "web", "--ip", fixed, Image, "true")
+	alpha.create("static", "--subnet", "10.87.0.0/16")
+	alpha.sleeper("two", "--network", "static", "--ip", fixed)
+	if got := alpha.address("static", "two"); got != fixed {
+		t.Errorf("asked for %s, got %s", fixed, got)
+	}
+	alpha.inspectsTrue("static", "two")
+	alpha.reaches("one", fixed)
+
+	// The other host.
+	beta.server("far", "--network", "web")
+	far := beta.address("web", "far")
+	alpha.soon(func() error { return alpha.ping("one", far) })
+	alpha.fetches("one", far, "I am far")
+	beta.reaches("far", fixed, alpha.host("web"))
 
 	// What cannot be is said, and leaves nothing.
-	e.refused("taken", "run", "--rm", "--network", "web", "--ip", "10.87.3.77", Image, "true")
-	e.refused("not one for containers", "run", "--rm", "--network", "web", "--ip", "10.87.9.9", Image, "true")
-	e.refused("-o gateway=docker", "run", "--rm", "--network", "web", "-p", "8080:80", Image, "true")
-	e.refused("no such network", create("dmz", "-o", "network=dmz")...)
-	e.refused("not in a network of the mesh", create("dmz", "--subnet", "192.0.2.0/24")...)
-	e.refused("not of", create("dmz", "--subnet", "10.86.0.0/16", "-o", "network=web")...)
-	e.refused("unknown option", create("dmz", "-o", "colour=red")...)
-	if got := len(d.core.List()); got != 2 {
-		t.Errorf("%d attachments, want 2: %v", got, d.core.List())
+	alpha.refused("taken", "run", "--rm", "--network", "static", "--ip", fixed, Image, "true")
+	alpha.refused("not one for containers", "run", "--rm", "--network", "static", "--ip", far, Image, "true")
+	alpha.refused("no such network", create("dmz", "-o", "network=dmz")...)
+	alpha.refused("not in a network of the mesh", create("dmz", "--subnet", "192.0.2.0/24")...)
+	alpha.refused("not of", create("dmz", "--subnet", "10.86.0.0/16", "-o", "network=web")...)
+	alpha.refused("unknown option", create("dmz", "-o", "colour=red")...)
+	alpha.refused("-o parent=LINK", create("dmz", "-o", "mode=macvlan")...)
+	if got := alpha.attached(); len(got) != 2 {
+		t.Errorf("%d attachments, want 2: %v", len(got), got)
 	}
 
-	// Another network, for one that runs. The network has no --subnet, and no word
-	// of the mesh but -o.
-	e.run(create("plain", "-o", "network=default")...)
-	e.sleeper("three", "--network", "plain")
-	e.want("10.86.3.2/24 by 10.86.3.1", address("plain"), "three")
-	e.run("network", "connect", "plain", "one")
-	e.want("10.86.3.3/24 by 10.86.3.1", address("plain"), "one")
-	e.reaches("one", "10.86.3.2")
-	e.reaches("one", "10.87.3.77")
-	if out, err := e.try("exec", "two", "ping", "-c", "1", "-W", "1", "10.86.3.2"); err == nil {
-		t.Errorf("a container of one network reaches one of another:\n%s", out)
+	// Another network, for one that runs. The two do not mix.
+	alpha.create("plain")
+	beta.create("plain")
+	alpha.sleeper("three", "--network", "plain")
+	alpha.inspectsTrue("plain", "three")
+	beta.sleeper("afar", "--network", "plain")
+	alpha.run("network", "connect", "plain", "one")
+	three, afar := alpha.address("plain", "three"), beta.address("plain", "afar")
+	alpha.reaches("one", three, afar, fixed, far)
+	alpha.reaches("three", afar)
+	alpha.reachesNot("two", three, afar, beta.host("default"))
+	alpha.reachesNot("three", fixed, far)
+	beta.reachesNot("far", three, afar, alpha.host("default"))
+	alpha.run("network", "disconnect", "plain", "one")
+	if got := alpha.in("plain", "one"); got != (endpoint{}) {
+		t.Errorf("disconnected, and inspect says %+v", got)
 	}
-	e.run("network", "disconnect", "plain", "one")
-	e.want("", address("plain"), "one")
-	e.reaches("one", "10.87.3.77")
+	alpha.reaches("one", fixed, far)
+	alpha.reachesNot("one", three)
 
 	// Both families.
-	e.run(create("both", "--ipv6", "--subnet", "10.86.0.0/16", "--subnet", "fd00:86::/48")...)
-	e.sleeper("four", "--network", "both")
-	e.want("fd00:86:0:3::2/64", `{{with .NetworkSettings.Networks.both}}{{.GlobalIPv6Address}}/{{.GlobalIPv6PrefixLen}}{{end}}`, "four")
-	e.reaches("four", "fd00:86:0:3::1")
+	alpha.create("both", "--ipv6", "--subnet", "10.86.0.0/16", "--subnet", "fd00:86::/48")
+	if got := alpha.run("network", "inspect", "--format", "{{range .IPAM.Config}}{{.Subnet}} {{end}}", "both"); got != "10.86.0.0/16 fd00:86::/48" {
+		t.Errorf("inspect says of the subnets %q", got)
+	}
+	alpha.sleeper("four", "--network", "both")
+	v6, err := netip.ParsePrefix(alpha.in("both", "four").IPv6)
+	if subnet := alpha.lease("default")[1]; err != nil || v6.Masked() != subnet {
+		t.Errorf("its address is %s, want one of %s", v6, subnet)
+	}
+	alpha.reaches("four", alpha.lease("default")[1].Addr().Next().String(), beta.lease("default")[1].Addr().Next().String())
 
 	// No way out.
-	e.run(create("inside", "--internal", "--ipam-opt", "network=web")...)
-	e.sleeper("five", "--network", "inside")
-	e.reaches("five", "10.87.3.77")
-	if routes := e.run("exec", "five", "ip", "route"); strings.Contains(routes, "default") {
+	alpha.create("inside", "--internal", "--ipam-opt", "network=web")
+	alpha.sleeper("five", "--network", "inside", "--publish", "8081:80") // ignored, as by Docker's own drivers
+	alpha.reaches("five", fixed, far)
+	if routes := alpha.run("exec", "five", "ip", "route"); strings.Contains(routes, "default") {
 		t.Errorf("a container of an internal network has a default route:\n%s", routes)
 	}
 
-	// Docker's own way out, by which ports can be published.
-	e.run(create("out", "--subnet", "10.87.0.0/16", "-o", "gateway=docker")...)
-	e.run("run", "--detach", "--init", "--name", "site", "--network", "out", "--publish", "8080:80", Image,
-		"sh", "-c", "echo hello >/tmp/index.html; exec httpd -f -h /tmp")
-	e.reaches("site", "10.87.3.77")
-	if got := get(t, l.Host("alpha"), l.Host("alpha").IPv4.String()+":8080"); got != "hello\n" {
-		t.Errorf("the published port says %q", got)
+	alpha.run("rm", "--force", "one", "two", "three", "four", "five")
+	beta.run("rm", "--force", "far", "afar")
+	if got := alpha.attached(); len(got) != 0 {
+		t.Errorf("removed, and %v are left", got)
 	}
-	if routes := e.run("exec", "site", "ip", "route"); strings.Contains(routes, "default via 10.87") {
-		t.Errorf("the default route does not go by Docker's bridge:\n%s", routes)
-	}
-
-	if *recording == "" { // what is the same each time
-		testParallel(t, e, d, create)
-
-		// Our side starts again while containers run.
-		d.stop()
-		d = startDaemon(t, l.Host("alpha"), dir, store)
-		e.reaches("one", "10.87.3.77")
-		e.run("restart", "--time", "0", "one")
-		e.reaches("one", "10.87.3.77")
-		e.sleeper("six", "--network", "web")
-		e.reaches("six", "10.87.3.77")
-		e.run("rm", "--force", "six")
-	}
-
-	e.run("rm", "--force", "one", "two", "three", "four", "five", "site")
-	e.run("network", "rm", "web", "plain", "both", "inside", "out")
-	nothingLeft(t, d)
+	alpha.run("network", "rm", "web", "static", "plain", "both", "inside")
+	beta.run("network", "rm", "web", "plain")
 }
 
-// testParallel does what a compose file does: networks and containers at once.
-func testParallel(t *testing.T, e engine, d *daemon, create func(name string, args ...string) []string) {
+// Published ports are reached from everywhere, and the mesh goes by the mesh.
+func testPorts(t *testing.T, alpha, beta *site) {
+	for _, s := range []*site{alpha, beta} {
+		s.create("web", "-o", "network=web")
+	}
+	beta.server("far", "--network", "web")
+	far := beta.address("web", "far")
+	alpha.server("site", "--network", "web", "--publish", "8080:80")
+	alpha.server("any", "--network", "web", "--expose", "80", "--publish-all")
+	alpha.create("out", "--subnet", "10.87.0.0/16", "-o", "gateway=docker")
+	alpha.server("out", "--network", "out", "--publish", "8082:80")
+	_, port, _ := strings.Cut(alpha.run("port", "any", "80"), ":")
+	port, _, _ = strings.Cut(port, "\n")
+
+	for name, port := range map[string]string{"site": "8080", "any": port, "out": "8082"} {
+		want := "I am " + name
+		for _, from := range []*lab.Host{alpha.Host, beta.Host} {
+			get(t, from, alpha.Host.IPv4.String()+":"+port, want) // outside of the mesh
+			get(t, from, alpha.host("web")+":"+port, want)
+			get(t, from, alpha.host("default")+":"+port, want)
+		}
+		get(t, alpha.Host, "127.0.0.1:"+port, want)
+		beta.fetches("far", alpha.host("web")+":"+port, want)
+		beta.fetches("far", alpha.address(map[bool]string{true: "out", false: "web"}[name == "out"], name), want)
+		alpha.reaches(name, far)
+		alpha.fetches(name, far, "I am far")
+		if route := alpha.run("exec", name, "ip", "route", "get", far); !strings.Contains(route, "via "+alpha.host("web")) {
+			t.Errorf("%s sends to the mesh by %s", name, route)
+		}
+		if route := alpha.run("exec", name, "ip", "route"); strings.Contains(route, "default via 10.87") {
+			t.Errorf("the default route of %s does not go by Docker's bridge:\n%s", name, route)
+		}
+	}
+	// From beside it, on the same host.
+	alpha.fetches("any", alpha.host("web")+":8080", "I am site")
+
+	// One that has ports comes into another network, and goes again.
+	alpha.create("plain", "-o", "network=default")
+	alpha.run("network", "connect", "plain", "site")
+	get(t, beta.Host, alpha.address("plain", "site"), "I am site")
+	get(t, beta.Host, alpha.Host.IPv4.String()+":8080", "I am site")
+	alpha.run("network", "disconnect", "plain", "site")
+	get(t, beta.Host, alpha.Host.IPv4.String()+":8080", "I am site")
+
+	alpha.run("rm", "--force", "site", "any", "out")
+	beta.run("rm", "--force", "far")
+	alpha.run("network", "rm", "web", "out", "plain")
+	beta.run("network", "rm", "web")
+}
+
+// get asks a web server once it is there.
+func get(t *testing.T, from *lab.Host, address, want string) {
 	t.Helper()
-	before := len(d.core.List())
+	if !strings.Contains(address, ":") {
+		address += ":80"
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: from.Dial}}
+	var got string
+	err := cluster.Poll(ctx, func() (bool, error) {
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address, nil)
+		if err != nil {
+			return false, err
+		}
+		answer, err := client.Do(r)
+		if err != nil {
+			return false, err
+		}
+		defer answer.Body.Close()
+		text, err := io.ReadAll(answer.Body)
+		got = strings.TrimSpace(string(text))
+		return true, err
+	})
+	if err != nil || got != want {
+		t.Errorf("%s asks %s: %q, %v; want %q", from.Name, address, got, err, want)
+	}
+}
+
+// Containers with a link of their own, and with one below the host's card.
+func testModes(t *testing.T, alpha, beta *site) {
+	beta.create("web", "-o", "network=web")
+	beta.sleeper("far", "--network", "web")
+	far := beta.address("web", "far")
+
+	alpha.create("own", "-o", "network=web", "-o", "mode=ptp")
+	alpha.sleeper("one", "--network", "own")
+	alpha.sleeper("two", "--network", "own")
+	one, two := alpha.address("own", "one"), alpha.address("own", "two")
+	alpha.reaches("one", alpha.host("web"), two)
+	alpha.soon(func() error { return alpha.ping("one", far) })
+	beta.reaches("far", one, two)
+
+	alpha.create("lan", "-o", "network=default", "-o", "mode=macvlan", "-o", "parent=eth0")
+	alpha.sleeper("four", "--network", "lan")
+	alpha.sleeper("five", "--network", "lan")
+	alpha.reaches("four", alpha.address("lan", "five"))
+	alpha.reachesNot("four", one)
+	if got := len(alpha.attached()); got != 4 {
+		t.Errorf("%d attachments, want 4: %v", got, alpha.attached())
+	}
+	alpha.run("rm", "--force", "one", "two", "four", "five")
+	beta.run("rm", "--force", "far")
+	alpha.run("network", "rm", "own", "lan")
+	beta.run("network", "rm", "web")
+}
+
+// What a compose file does: networks and containers at once.
+func testAtOnce(t *testing.T, alpha, _ *site) {
 	all := func(n int, args func(i int) []string) {
 		t.Helper()
 		var errs [8]error
 		var wait sync.WaitGroup
 		for i := range n {
-			wait.Go(func() { _, errs[i] = e.try(args(i)...) })
+			wait.Go(func() { _, errs[i] = alpha.try(args(i)...) })
 		}
 		wait.Wait()
-		if err := errors.Join(errs[:]...); err != nil {
-			t.Fatal(err)
-		}
+		must(t, errors.Join(errs[:]...))
 	}
 	networks := []string{"default", "web", "web"}
 	network := func(i int) string { return fmt.Sprint("p", i%3) }
@@ -286,7 +283,7 @@ func testParallel(t *testing.T, e engine, d *daemon, create func(name string, ar
 		return []string{"run", "--detach", "--init", "--name", container(i), "--network", network(i), Image, "sleep", "600"}
 	})
 	seen := map[netip.Addr]bool{}
-	for _, a := range d.core.List() {
+	for _, a := range alpha.attached() {
 		for _, p := range a.Addresses {
 			if seen[p.Addr()] {
 				t.Errorf("two containers have %s", p.Addr())
@@ -295,101 +292,154 @@ func testParallel(t *testing.T, e engine, d *daemon, create func(name string, ar
 		}
 	}
 	for i := range 3 {
-		e.want(fmt.Sprint("10.", map[string]int{"default": 86, "web": 87}[networks[i]], ".3.1"), "{{range .NetworkSettings.Networks}}{{.Gateway}}{{end}}", container(i))
+		if got, want := alpha.in(network(i), container(i)).Gateway, alpha.host(networks[i]); got != want {
+			t.Errorf("the gateway of %s is %s, want %s", network(i), got, want)
+		}
 	}
 	all(8, func(i int) []string { return []string{"rm", "--force", container(i)} })
 	all(3, func(i int) []string { return []string{"network", "rm", network(i)} })
-	if got := len(d.core.List()); got != before {
-		t.Errorf("%d attachments, want %d as before: %v", got, before, d.core.List())
+	if got := alpha.attached(); len(got) != 0 {
+		t.Errorf("removed, and %v are left", got)
 	}
 }
 
-// nothingLeft looks whether our side has forgotten everything.
-func nothingLeft(t *testing.T, d *daemon) {
-	t.Helper()
-	if got := d.core.List(); len(got) != 0 {
-		t.Errorf("attachments are left: %v", got)
-	}
-	if got := d.core.Networks(); len(got) != 0 {
-		t.Errorf("networks are left in use: %v", got)
-	}
-	state, err := os.ReadFile(filepath.Join(d.dir, "docker.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := `{"version":1,"networks":{},"pools":{}}`; strings.Join(strings.Fields(string(state)), "") != want {
-		t.Errorf("the state is not empty:\n%s", state)
-	}
-	ports, err := d.ports()
-	if err != nil || len(ports) != 0 {
-		t.Errorf("links are left: %v, %v", ports, err)
-	}
+// Containers of other networks of Docker's have no part in the mesh, and those in
+// the host's network have the host's.
+func testStrangers(_ *testing.T, alpha, beta *site) {
+	alpha.create("web", "-o", "network=web")
+	alpha.sleeper("one", "--network", "web")
+	alpha.create("plain")
+	alpha.sleeper("two", "--network", "plain")
+	alpha.run("network", "create", "other")
+	alpha.sleeper("stranger", "--network", "other")
+	one, two := alpha.address("web", "one"), alpha.address("plain", "two")
+	alpha.reachesNot("stranger", one, two, beta.host("default"))
+
+	alpha.sleeper("guest", "--network", "host")
+	alpha.reaches("guest", one, two, beta.host("default"), beta.Host.IPv4.String())
+
+	alpha.run("rm", "--force", "one", "two", "stranger", "guest")
+	alpha.run("network", "rm", "web", "plain", "other")
 }
 
-// get asks a web server once it is there.
-func get(t *testing.T, from *lab.Host, address string) string {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: from.Dial}}
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		answer, err := client.Do(r)
-		if err == nil {
-			defer answer.Body.Close()
-			text, err := io.ReadAll(answer.Body)
-			if err != nil {
-				t.Error(err)
-			}
-			return string(text)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatal(err)
-		}
+// pair starts two containers on alpha and one on beta, all in web, and gives the
+// addresses of the first, which is a fixed one, and the last.
+func pair(alpha, beta *site, args ...string) (one, far string) {
+	for _, s := range []*site{alpha, beta} {
+		s.create("web", "--subnet", "10.87.0.0/16")
 	}
+	one = alpha.nth("web", 77)
+	alpha.sleeper("one", append(args, "--network", "web", "--ip", one)...)
+	alpha.sleeper("two", append(args, "--network", "web")...)
+	beta.sleeper("far", "--network", "web")
+	far = beta.address("web", "far")
+	alpha.soon(func() error { return alpha.ping("two", far) })
+	return one, far
 }
 
-// Containers come back with their networks and addresses when the host does: the
-// engine was stopped, or the power failed.
-func TestHostRestarts(t *testing.T) {
-	needDocker(t)
-	l := newLab(t)
-	dir, store := t.TempDir(), new(attachtest.Store)
-	d := startDaemon(t, l.Host("alpha"), dir, store)
-	e := startEngine(t, d, d.socket)
-	if err := e.LoadImage(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	e.run("network", "create", "-d", "meshd", "--ipam-driver", "meshd", "--subnet", "10.87.0.0/16", "web")
-	e.sleeper("one", "--network", "web", "--ip", "10.87.3.77", "--restart", "always")
-	e.sleeper("two", "--network", "web", "--restart", "always")
+func unpair(alpha, beta *site) {
+	alpha.run("rm", "--force", "one", "two")
+	beta.run("rm", "--force", "far")
+	alpha.run("network", "rm", "web")
+	beta.run("network", "rm", "web")
+}
 
-	for name, end := range map[string]func() error{
-		"stopped": func() error { return e.Stop(t.Context()) },
-		"killed":  func() error { return errors.Join(e.Kill(), e.Stop(t.Context())) },
+// Containers keep their addresses and each other while there is no daemon, and the
+// others when there is one again.
+func testDaemonKilled(t *testing.T, alpha, beta *site) {
+	one, far := pair(alpha, beta)
+	before := alpha.in("web", "two")
+	alpha.Node.Kill()
+	alpha.reaches("two", one)
+	started := make(chan error, 1)
+	go func() { // in the meantime, and so it waits
+		_, err := alpha.try("run", "--detach", "--init", "--name", "three", "--network", "web", Image, "sleep", "600")
+		started <- err
+	}()
+	must(t, alpha.Node.Start())
+	must(t, alpha.WaitReady(cluster.Bounded(t)))
+	alpha.soon(func() error { return alpha.ping("two", far) })
+	if got := alpha.in("web", "two"); got != before {
+		t.Errorf("two was %+v and is %+v", before, got)
+	}
+	alpha.inspectsTrue("web", "two")
+	must(t, <-started)
+	if got := alpha.attached(); len(got) != 3 {
+		t.Errorf("%d attachments, want 3: %v", len(got), got)
+	}
+	alpha.run("restart", "--time", "0", "one")
+	alpha.reaches("one", alpha.address("web", "two"), far)
+	alpha.reaches("three", one, far)
+	alpha.run("rm", "--force", "three")
+	unpair(alpha, beta)
+}
+
+// Containers go on while there is no engine, and belong to the next one.
+func testEngineRestarted(t *testing.T, alpha, beta *site) {
+	one, far := pair(alpha, beta)
+	alpha.server("site", "--network", "web", "--publish", "8080:80")
+	for name, killed := range map[string]bool{"in order": false, "killed": true} {
+		before := alpha.in("web", "one")
+		must(t, alpha.Restart(cluster.Bounded(t), killed))
+		alpha.await("true true true", "{{.State.Running}}", "one", "two", "site")
+		if got := alpha.in("web", "one"); got != before {
+			t.Errorf("%s: one was %+v and is %+v", name, before, got)
+		}
+		alpha.reaches("two", one, far)
+		get(t, beta.Host, alpha.Host.IPv4.String()+":8080", "I am site")
+		if got := alpha.attached(); len(got) != 3 {
+			t.Errorf("%s: %d attachments, want 3: %v", name, len(got), got)
+		}
+		alpha.sleeper("three", "--network", "web")
+		alpha.reaches("three", far)
+		alpha.run("rm", "--force", "three")
+	}
+	alpha.run("network", "disconnect", "web", "two")
+	alpha.run("network", "connect", "web", "two")
+	alpha.reaches("two", far)
+	alpha.run("rm", "--force", "site")
+	unpair(alpha, beta)
+}
+
+// Containers come back with their networks and addresses when the host does: it
+// went down in order, or the power failed.
+func testHostRestarted(t *testing.T, alpha, beta *site) {
+	one, far := pair(alpha, beta, "--restart", "always")
+	for name, down := range map[string]func() error{
+		"in order": func() error { return errors.Join(alpha.Engine.Stop(t.Context()), alpha.Node.Stop(t.Context())) },
+		"power failed": func() error {
+			err := alpha.Engine.Kill()
+			alpha.Node.Kill()
+			return errors.Join(err, alpha.Engine.Stop(t.Context()))
+		},
 	} {
-		if err := end(); err != nil {
-			t.Fatal(err)
+		must(t, down())
+		must(t, forget(alpha.Host))
+		must(t, alpha.Node.Start())
+		must(t, alpha.start())
+		alpha.await("true true", "{{.State.Running}}", "one", "two")
+		alpha.soon(func() error { return alpha.ping("two", far) })
+		if err := alpha.ping("two", one); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
-		d.stop()
-		d = startDaemon(t, l.Host("alpha"), dir, store)
-		e = startEngine(t, d, d.socket)
-		e.await("true true", "{{.State.Running}}", "one", "two")
-		if out, err := e.try("exec", "two", "ping", "-c", "1", "-W", "5", "10.87.3.77"); err != nil {
-			t.Errorf("%s: two does not reach one: %v\n%s", name, err, out)
-		}
-		if got := d.core.List(); len(got) != 2 {
+		if got := alpha.attached(); len(got) != 2 {
 			t.Errorf("%s: %d attachments, want 2: %v", name, len(got), got)
 		}
 	}
-	e.run("rm", "--force", "one", "two")
-	e.run("network", "rm", "web")
-	nothingLeft(t, d)
+	unpair(alpha, beta)
+}
+
+// forget removes what a kernel has no longer when it starts anew.
+func forget(h *lab.Host) error {
+	return h.Do(func() error {
+		links, err := netlink.LinkList()
+		for _, l := range links {
+			if name := l.Attrs().Name; name != "lo" && name != "eth0" {
+				err = errors.Join(err, netlink.LinkDel(l))
+			}
+		}
+		c := new(nftables.Conn)
+		c.FlushRuleset()
+		return errors.Join(err, c.Flush())
+	})
 }

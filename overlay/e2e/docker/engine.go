@@ -28,6 +28,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -69,7 +70,8 @@ func tool(name string) string {
 }
 
 // prepare gives the engine a /run of its own, in which it finds the plugin, and
-// whatever else it would write to outside of its directory.
+// whatever else it would write to outside of its directory. Then it is the first
+// process there, which starts the engine again when USR1 or USR2 has ended it.
 const prepare = `set -e
 for dir in /run /etc/docker /opt; do
 	if [ -d "$dir" ]; then mount -t tmpfs tmpfs "$dir"; fi
@@ -77,20 +79,52 @@ done
 mkdir -p /run/docker/plugins
 ln -s "$1" /run/docker/plugins/meshd.sock
 shift
-exec "$@"`
+set +e
+trap 'kill -TERM $engine' TERM
+trap 'again=1; kill -TERM $engine' USR1
+trap 'again=1; kill -KILL $engine' USR2
+again=1
+while [ "$again" ]; do
+	again=
+	"$@" &
+	engine=$!
+	while kill -0 $engine 2>/dev/null; do wait $engine; done
+done`
+
+// Options for [Start].
+type Options struct {
+	Plugin string // socket of the plugin meshd
+	// LiveRestore keeps containers running while there is no engine.
+	LiveRestore bool
+	// Bridge is the engine's own, docker0; the zero value: it has none.
+	Bridge Bridge
+}
+
+// Bridge is what people say of docker0, as dockerd's flags.
+type Bridge struct {
+	BIP, MTU string
+	Masq     string // --ip-masq
+}
+
+func (o Options) flags() []string {
+	all := []string{"--live-restore=" + strconv.FormatBool(o.LiveRestore)}
+	if o.Bridge == (Bridge{}) {
+		return append(all, "--bridge", "none")
+	}
+	return append(all, "--bip", o.Bridge.BIP, "--mtu", o.Bridge.MTU, "--ip-masq="+o.Bridge.Masq)
+}
 
 // Start starts an engine on a host and waits until it answers. It keeps its data
-// in dir, also for the next engine there, and finds the plugin meshd at the
-// socket plugin.
-func Start(ctx context.Context, host *lab.Host, dir, plugin string) (*Engine, error) {
-	e, err := start(ctx, host, dir, plugin)
+// in dir, also for the next engine there.
+func Start(ctx context.Context, host *lab.Host, dir string, opt Options) (*Engine, error) {
+	e, err := start(ctx, host, dir, opt)
 	if err != nil {
 		return nil, fmt.Errorf("start Docker on %s: %w", host.Name, err)
 	}
 	return e, nil
 }
 
-func start(ctx context.Context, host *lab.Host, dir, plugin string) (*Engine, error) {
+func start(ctx context.Context, host *lab.Host, dir string, opt Options) (*Engine, error) {
 	log, err := os.OpenFile(filepath.Join(dir, "dockerd.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
@@ -105,11 +139,11 @@ func start(ctx context.Context, host *lab.Host, dir, plugin string) (*Engine, er
 	}
 	cmd := exec.Command(tool("unshare"),
 		"--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
-		"sh", "-c", prepare, "sh", plugin,
+		"sh", "-c", prepare, "sh", opt.Plugin,
 		tool("dockerd"), "--config-file", config, "--host", "unix://"+e.socket(),
 		"--data-root", filepath.Join(dir, "data"), "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid",
-		"--storage-driver", "vfs", "--cgroup-parent", "/"+e.cgroup, "--exec-opt", "native.cgroupdriver=cgroupfs",
-		"--bridge", "none", "--live-restore=false")
+		"--storage-driver", "vfs", "--cgroup-parent", "/"+e.cgroup, "--exec-opt", "native.cgroupdriver=cgroupfs")
+	cmd.Args = append(cmd.Args, opt.flags()...)
 	cmd.Env = append(os.Environ(), "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
 	cmd.Stdout, cmd.Stderr = log, log
 	if e.process, err = host.Start(cmd); err != nil {
@@ -245,30 +279,82 @@ func (e *Engine) Stop(ctx context.Context) error {
 	return nil
 }
 
-// end sends dockerd a signal and waits until nothing of it runs. dockerd is the
-// first process of a namespace: whatever else is there ends before it does.
-func (e *Engine) end(ctx context.Context, s unix.Signal) error {
-	// Its parent takes no signals on its behalf.
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", e.process.Pid()))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // it has ended
+// Restart ends the engine alone and starts it again: in order, or at once as when
+// it was killed.
+func (e *Engine) Restart(ctx context.Context, killed bool) error {
+	signal := unix.SIGUSR1
+	if killed {
+		signal = unix.SIGUSR2
+	}
+	first, before := e.first()
+	if first == 0 {
+		return fmt.Errorf("restart Docker on %s: it does not run", e.host.Name)
+	}
+	err := unix.Kill(first, signal)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for err == nil {
+		if _, now := e.first(); now != before && now != 0 {
+			err = e.await(ctx)
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("restart Docker on %s: %w", e.host.Name, err)
 	}
-	var pid int
-	if _, err := fmt.Sscan(string(children), &pid); err != nil {
-		return nil // it is about to end
+	return nil
+}
+
+// first finds the first process of the engine's namespace, and the engine, which
+// is its child; 0: there is none.
+func (e *Engine) first() (first, engine int) {
+	for _, pid := range children(e.process.Pid()) {
+		first = pid
 	}
-	_ = unix.Kill(pid, s) // it may have ended
+	for _, pid := range children(first) {
+		if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && strings.TrimSpace(string(name)) == "dockerd" {
+			engine = pid
+		}
+	}
+	return first, engine
+}
+
+// children lists those of a process; one that has ended has none.
+func children(pid int) []int {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
+	if err != nil {
+		return nil
+	}
+	var all []int
+	for word := range strings.FieldsSeq(string(text)) {
+		if child, err := strconv.Atoi(word); err == nil {
+			all = append(all, child)
+		}
+	}
+	return all
+}
+
+// end signals the first process and waits until nothing of the engine runs:
+// whatever else is in its namespace ends with it.
+func (e *Engine) end(ctx context.Context, s unix.Signal) error {
+	pid, _ := e.first()
+	if pid == 0 {
+		return nil // it has ended, or is about to
+	}
+	_ = unix.Kill(pid, s)
 	select {
 	case <-e.process.Done():
 	case <-ctx.Done():
-		err = errors.New("it does not end")
 		_ = unix.Kill(pid, unix.SIGKILL)
 		<-e.process.Done()
+		return errors.New("it does not end")
 	}
-	return err
+	return nil
 }
 
 // removeCgroups removes those of containers that were killed.
