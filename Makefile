@@ -48,7 +48,7 @@ GIVE_BACK = @if [ -n "$$SUDO_UID" ] && [ "$$(id -u)" = 0 ]; then chown -R "$$SUD
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: build
 build: ## bin/meshd, bin/meshctl and bin/mesh-cni, static
@@ -135,6 +135,15 @@ bench: build ## meshd and others side by side: ROUNDS=5 SECONDS=5 LAYOUT=both SY
 	@MESHD_BIN='$(abspath $(BIN))' $(BIN)/bench -rounds '$(ROUNDS)' -seconds '$(SECONDS)' -layout '$(LAYOUT)' -systems '$(SYSTEMS)' -only '$(ONLY)' \
 		-commit '$(VERSION)' $(if $(OUT),-out '$(OUT)') $(if $(filter docs/benchmarks,$(OUT)),-readme README.md)
 	@if [ -n "$$SUDO_UID" ] && [ -n '$(OUT)' ]; then chown -R "$$SUDO_UID:$$SUDO_GID" '$(OUT)' README.md; fi
+
+.PHONY: bench-containers
+bench-containers: build ## what containers take, meshd beside Docker's Swarm: ROUNDS=5 SECONDS=5 SYSTEMS= ONLY= OUT=docs/benchmarks (root)
+	$(BUILD) -o $(BIN)/ ./overlay/e2e/bench
+	$(GIVE_BACK)
+	@if [ "$$(id -u)" != 0 ]; then echo "make bench-containers: needs root: sudo make bench-containers" >&2; exit 77; fi
+	@MESHD_BIN='$(abspath $(BIN))' $(BIN)/bench -containers -rounds '$(ROUNDS)' -seconds '$(SECONDS)' -systems '$(SYSTEMS)' -only '$(ONLY)' \
+		-commit '$(VERSION)' $(if $(OUT),-out '$(OUT)')
+	@if [ -n "$$SUDO_UID" ] && [ -n '$(OUT)' ]; then chown -R "$$SUDO_UID:$$SUDO_GID" '$(OUT)'; fi
 
 .PHONY: microbench
 microbench: ## benchmarks of single functions, BENCH=regexp for some

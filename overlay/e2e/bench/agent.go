@@ -68,7 +68,7 @@ func agentMain() {
 
 // agent is the owner's end.
 type agent struct {
-	host *lab.Host
+	end  end
 	proc *lab.Process
 
 	mu  sync.Mutex // guards what follows: one order at a time
@@ -76,7 +76,7 @@ type agent struct {
 	out *json.Decoder
 }
 
-func startAgent(h *lab.Host) (*agent, error) {
+func startAgent(at end) (*agent, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -94,7 +94,7 @@ func startAgent(h *lab.Host) (*agent, error) {
 		return nil, err
 	}
 	cmd.Stdout = w
-	p, err := h.Start(cmd)
+	p, err := at.start(cmd)
 	w.Close()
 	if err != nil {
 		r.Close()
@@ -105,7 +105,7 @@ func startAgent(h *lab.Host) (*agent, error) {
 		// What is in the pipe can still be read; a read that waits ends.
 		_ = r.SetReadDeadline(time.Now().Add(time.Second))
 	}()
-	return &agent{host: h, proc: p, in: ours, out: json.NewDecoder(r)}, nil
+	return &agent{end: at, proc: p, in: ours, out: json.NewDecoder(r)}, nil
 }
 
 // ask gives an order and waits for the answer. When ctx ends, so does the agent.
@@ -125,7 +125,7 @@ func (a *agent) ask(ctx context.Context, o order) (answer, error) {
 		err = errors.New(got.Error)
 	}
 	if err != nil {
-		return got, fmt.Errorf("%s on %s: %w", o.Do, a.host.Name, cmp.Or(ctx.Err(), err))
+		return got, fmt.Errorf("%s on %s: %w", o.Do, a.end.host.Name, cmp.Or(ctx.Err(), err))
 	}
 	return got, nil
 }

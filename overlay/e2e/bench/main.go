@@ -55,17 +55,19 @@ type options struct {
 	Only    *regexp.Regexp // of names of measurements; nil: all
 	Bin     string         // directory of meshd and meshctl
 	Peers   string         // directory of programs of others
-	Out     string         // directory of latest.json, .svg and .md; empty: none
+	Out     string         // directory of the files to write; empty: none
 	README  string         // file whose table is to be replaced; empty: none
 	Render  string         // a latest.json to render instead of measuring
 	Commit  string
 	Steal   float64 // limit of stolen time
 	Verbose bool
+	// Containers: what containers take and cost, instead of systems side by side.
+	Containers bool
 }
 
 func parse(args []string, stderr io.Writer) (options, error) {
 	var o options
-	var systems, layout, only string
+	var chosen, layout, only string
 	exe, err := os.Executable()
 	if err != nil {
 		return o, err
@@ -74,16 +76,17 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.SetOutput(stderr)
 	flags.IntVar(&o.Rounds, "rounds", 5, "`number` of rounds; the median counts")
 	flags.Float64Var(&o.Seconds, "seconds", 5, "`length` of each measurement")
-	flags.StringVar(&systems, "systems", "", "`names` of what to measure, separated by commas or spaces; empty: all of "+strings.Join(names(), " "))
+	flags.StringVar(&chosen, "systems", "", "`names` of what to measure, separated by commas or spaces; empty: all of "+strings.Join(names(systems), " ")+", or with -containers of "+strings.Join(names(containerSystems), " "))
 	flags.StringVar(&layout, "layout", "both", "`plain`, nic (segmentation forced on the underlay) or both")
 	flags.StringVar(&only, "only", "", "`regexp` of what to measure, such as '^RTT' or 'TCP, 1 stream$'; empty: everything")
 	flags.StringVar(&o.Bin, "bin", cmp.Or(os.Getenv("MESHD_BIN"), filepath.Dir(exe)), "`directory` of meshd and meshctl; also in MESHD_BIN")
 	flags.StringVar(&o.Peers, "peers", os.Getenv("PEERS_DIR"), "`directory` of nebula and nebula-cert; also in PEERS_DIR")
-	flags.StringVar(&o.Out, "out", "", "`directory` to write latest.json, latest.svg and latest.md to")
+	flags.StringVar(&o.Out, "out", "", "`directory` to write latest.json, latest.svg and latest.md to, or containers.json and containers.md")
 	flags.StringVar(&o.README, "readme", "", "`file` whose table between the two markers is replaced")
 	flags.StringVar(&o.Render, "render", "", "measure nothing: take the figures from this `file`, an earlier latest.json")
 	flags.StringVar(&o.Commit, "commit", "unknown", "`name` of what is measured, for the report")
 	flags.Float64Var(&o.Steal, "steal", stealLimit, "`part` of the time that the hypervisor may take during a measurement that counts")
+	flags.BoolVar(&o.Containers, "containers", false, "measure containers on two hosts with meshd and Docker")
 	flags.BoolVar(&o.Verbose, "v", false, "tell of every trial in the search for a rate")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -96,10 +99,14 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	case o.Seconds <= 0 || o.Seconds > 60:
 		return o, fmt.Errorf("-seconds %g: more than 0, at most 60", o.Seconds)
 	}
-	o.Systems = strings.FieldsFunc(systems, func(r rune) bool { return r == ',' || r == ' ' })
+	all := systems
+	if o.Containers {
+		all = containerSystems
+	}
+	o.Systems = strings.FieldsFunc(chosen, func(r rune) bool { return r == ',' || r == ' ' })
 	for _, name := range o.Systems {
-		if !slices.Contains(names(), name) {
-			return o, fmt.Errorf("-systems: there is no %q; there are %s", name, strings.Join(names(), " "))
+		if !slices.Contains(names(all), name) {
+			return o, fmt.Errorf("-systems: there is no %q; there are %s", name, strings.Join(names(all), " "))
 		}
 	}
 	if only != "" && o.README != "" {
@@ -111,7 +118,14 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		}
 	}
 	if len(o.Systems) == 0 {
-		o.Systems = names()
+		o.Systems = names(all)
+	}
+	if o.Containers {
+		if layout != "both" || o.README != "" {
+			return o, errors.New("-containers: it has neither layouts nor a table in README: leave -layout and -readme out")
+		}
+		o.Layouts = layoutsOf(o.Systems)
+		return o, nil
 	}
 	switch layout {
 	case "both":
@@ -139,7 +153,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := possible(); err != nil {
 		return err
 	}
-	r, err := measureAll(ctx, o, stderr)
+	measure := measureAll
+	if o.Containers {
+		measure = measureContainers
+	}
+	r, err := measure(ctx, o, stderr)
 	if err != nil {
 		return err
 	}

@@ -87,10 +87,7 @@ func measureAll(ctx context.Context, o options, progress io.Writer) (*Report, er
 				}
 			}
 		}
-		took := time.Since(start)
-		if left := o.Rounds - round - 1; left > 0 {
-			b.say("%v so far; about %v to go", took.Round(time.Second), (took / time.Duration(round+1) * time.Duration(left)).Round(time.Second))
-		}
+		b.sayLeft(start, round)
 	}
 	b.report.finish()
 	return b.report, nil
@@ -98,6 +95,14 @@ func measureAll(ctx context.Context, o options, progress io.Writer) (*Report, er
 
 func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(b.progress, format+"\n", args...)
+}
+
+// sayLeft tells how long it will go on, after a round.
+func (b *bench) sayLeft(start time.Time, round int) {
+	took := time.Since(start)
+	if left := b.o.Rounds - round - 1; left > 0 {
+		b.say("%v so far; about %v to go", took.Round(time.Second), (took / time.Duration(round+1) * time.Duration(left)).Round(time.Second))
+	}
 }
 
 // detail tells what only -v asks for.
@@ -111,6 +116,7 @@ func (b *bench) detail(format string, args ...any) {
 type place struct {
 	lab    *lab.Lab
 	net    *network
+	ends   []end // of traffic, in the order of the network's addresses
 	agents []*agent
 	iperf  *iperf // nil: none yet
 }
@@ -148,7 +154,8 @@ func (b *bench) set(ctx context.Context, layout string, s system, hosts ...strin
 
 func (p *place) join(ctx context.Context) error {
 	for i, h := range p.lab.Hosts() {
-		a, err := startAgent(h)
+		p.ends = append(p.ends, end{host: h})
+		a, err := startAgent(p.ends[i])
 		if err != nil {
 			return err
 		}
@@ -218,9 +225,7 @@ func (b *bench) onTwo(ctx context.Context, layout string, s system) {
 			if err != nil {
 				return nil, err
 			}
-			slices.Sort(rtts)
-			us := func(part float64) float64 { return float64(percentile(rtts, part)) / 1e3 }
-			return values{p50: us(0.5), p99: us(0.99)}, nil
+			return percentiles(rtts, time.Microsecond, map[string]float64{p50: 0.5, p99: 0.99}), nil
 		}
 	}
 	for _, m := range []struct {
@@ -296,10 +301,10 @@ func (b *bench) length() time.Duration { return time.Duration(b.o.Seconds * floa
 // wants tells whether a measurement was asked for.
 func (b *bench) wants(name string) bool { return b.o.Only == nil || b.o.Only.MatchString(name) }
 
-// take makes one measurement and writes down what comes of it.
-func (b *bench) take(ctx context.Context, layout string, s system, name string, measure func(context.Context) (values, error), keys ...string) {
+// take makes one measurement, writes down what comes of it and gives that.
+func (b *bench) take(ctx context.Context, layout string, s system, name string, measure func(context.Context) (values, error), keys ...string) values {
 	if ctx.Err() != nil || !b.wants(name) {
-		return
+		return nil
 	}
 	got, dropped, err := steady(ctx, b.o.Steal, machineTime, func() (values, error) {
 		// The longest is the search for a rate.
@@ -311,10 +316,11 @@ func (b *bench) take(ctx context.Context, layout string, s system, name string, 
 	if err != nil {
 		b.report.fail(layout, s.name, name, err, keys...)
 		b.say("  %s: %v", name, err)
-		return
+		return nil
 	}
 	b.report.add(layout, s.name, got)
 	b.say("  %s: %v", name, got)
+	return got
 }
 
 // steady repeats a measurement until at most that part of the time was stolen
@@ -339,6 +345,16 @@ func steady(ctx context.Context, limit float64, clock func() (cpuTime, error), m
 		dropped++
 	}
 	return nil, dropped, fmt.Errorf("dropped %d times: the hypervisor took more than %g %% of the time", dropped, limit*100)
+}
+
+// percentiles of durations, in units, by key.
+func percentiles(of []time.Duration, unit time.Duration, parts map[string]float64) values {
+	slices.Sort(of)
+	v := values{}
+	for key, part := range parts {
+		v[key] = float64(percentile(of, part)) / float64(unit)
+	}
+	return v
 }
 
 // percentile of sorted durations; 0 for none.

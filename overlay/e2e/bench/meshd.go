@@ -53,46 +53,52 @@ func (e engine) prepare(ctx context.Context, t *tools) (string, error) {
 }
 
 func (e engine) start(ctx context.Context, t *tools, l *lab.Lab) (*network, error) {
+	_, n, err := e.mesh(ctx, t, l)
+	return n, err
+}
+
+// mesh starts a mesh. The arguments are those of meshctl init.
+func (e engine) mesh(ctx context.Context, t *tools, l *lab.Lab, args ...string) (*cluster.Cluster, *network, error) {
 	n := &network{}
 	b, err := cluster.Find(t.bin)
 	if err != nil {
-		return n, err
+		return nil, n, err
 	}
 	c, err := cluster.On(l, b, e.lines...)
 	if err != nil {
-		return n, err
+		return nil, n, err
 	}
 	n.close = c.Close
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	if err := errors.Join(c.Init(ctx), c.Start()); err != nil {
-		return n, err
+	if err := errors.Join(c.Init(ctx, args...), c.Start()); err != nil {
+		return c, n, err
 	}
 	for _, node := range c.Nodes {
 		n.daemons = append(n.daemons, node.Process())
 	}
 	if err := c.WaitReady(ctx); err != nil {
-		return n, fmt.Errorf("%w\n%s", err, c.Logs(10))
+		return c, n, fmt.Errorf("%w\n%s", err, c.Logs(10))
 	}
 	for _, node := range c.Nodes {
 		addrs, err := node.Addresses(ctx)
 		if err != nil {
-			return n, err
+			return c, n, err
 		}
 		n.addrs = append(n.addrs, addrs[0])
 	}
 	d, err := c.Nodes[0].Document(ctx)
 	if err != nil {
-		return n, err
+		return c, n, err
 	}
 	n.mtu = d.Engine.MTU
 	if d.Engine.Name != e.name {
-		return n, fmt.Errorf("meshd runs %q, not %q", d.Engine.Name, e.name)
+		return c, n, fmt.Errorf("meshd runs %q, not %q", d.Engine.Name, e.name)
 	}
 	for _, p := range d.Peers {
 		if p.Suite != e.suite {
-			return n, fmt.Errorf("meshd speaks %q to %s, not %q", p.Suite, p.Name, e.suite)
+			return c, n, fmt.Errorf("meshd speaks %q to %s, not %q", p.Suite, p.Name, e.suite)
 		}
 	}
-	return n, nil
+	return c, n, nil
 }

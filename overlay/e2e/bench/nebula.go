@@ -71,13 +71,13 @@ func startNebula(cipher string) func(context.Context, *tools, *lab.Lab) (*networ
 			var others []string
 			for j, o := range l.Hosts() {
 				if o != h {
-					others = append(others, fmt.Sprintf(`"%s": ["%s:4242"]`, inside(j).Addr(), o.IPv4))
+					others = append(others, fmt.Sprintf(`"%s": ["%s:4242"]`, ours(j).Addr(), o.IPv4))
 				}
 			}
 			file := filepath.Join(dir, fmt.Sprintf("%d.yaml", i))
 			text := fmt.Sprintf(nebulaConfig, dir, i, strings.Join(others, ", "), cipher, n.mtu)
 			err := errors.Join(
-				cert("sign", "-name", h.Name, "-networks", inside(i).String(), "-out-crt", fmt.Sprintf("%d.crt", i), "-out-key", fmt.Sprintf("%d.key", i)),
+				cert("sign", "-name", h.Name, "-networks", ours(i).String(), "-out-crt", fmt.Sprintf("%d.crt", i), "-out-key", fmt.Sprintf("%d.key", i)),
 				os.WriteFile(file, []byte(text), 0o600))
 			if err != nil {
 				return n, err
@@ -89,7 +89,7 @@ func startNebula(cipher string) func(context.Context, *tools, *lab.Lab) (*networ
 				return n, err
 			}
 			n.daemons = append(n.daemons, p)
-			n.addrs = append(n.addrs, inside(i).Addr())
+			n.addrs = append(n.addrs, ours(i).Addr())
 		}
 		return n, nil
 	}

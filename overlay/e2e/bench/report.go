@@ -5,6 +5,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -69,23 +70,33 @@ var metrics = []metric{
 	{keyPeak, "|peak", true},
 }
 
+// columns are those of a layout's table.
+func columns(layout string) []metric {
+	switch layout {
+	case twoHosts:
+		return hostsMetrics
+	case crowd:
+		return crowdMetrics
+	}
+	return metrics
+}
+
 // values are measured at one time, by key.
 type values map[string]float64
 
 // String is for progress.
 func (v values) String() string {
 	var out []string
-	for _, m := range metrics {
-		if x, ok := v[m.key]; ok {
-			out = append(out, m.key+" "+number(x))
-		}
+	for _, key := range slices.Sorted(maps.Keys(v)) {
+		out = append(out, key+" "+number(v[key]))
 	}
 	return strings.Join(out, ", ")
 }
 
-// Report is what a run has found. It is what latest.json holds.
+// Report is what a run has found. It is what latest.json and containers.json hold.
 type Report struct {
 	Format  int       `json:"format"`
+	Kind    string    `json:"kind,omitempty"` // containers, or empty
 	Date    time.Time `json:"date"`
 	Commit  string    `json:"commit"`
 	Command string    `json:"command"`
@@ -107,6 +118,7 @@ type SystemInfo struct {
 	Title       string `json:"title"`
 	Version     string `json:"version,omitempty"`
 	NotMeasured string `json:"not_measured,omitempty"` // why
+	Layout      string `json:"layout,omitempty"`       // the only one that has it
 }
 
 // Layout is what was measured on one underlay.
@@ -135,6 +147,9 @@ func newReport(o options) *Report {
 		Format: fileFormat, Date: time.Now().UTC().Truncate(time.Second), Commit: o.Commit, Machine: thisMachine(),
 		Rounds: o.Rounds, Seconds: o.Seconds, StealLimit: o.Steal, Command: command(o),
 	}
+	if o.Containers {
+		r.Kind = kindContainers
+	}
 	for _, l := range o.Layouts {
 		r.Layouts = append(r.Layouts, Layout{Name: l})
 	}
@@ -143,12 +158,15 @@ func newReport(o options) *Report {
 
 // command is how to measure the same again.
 func command(o options) string {
-	layout := "both"
+	layout, all := "both", systems
 	if len(o.Layouts) == 1 {
 		layout = o.Layouts[0]
 	}
 	c := fmt.Sprintf("make bench ROUNDS=%d SECONDS=%g LAYOUT=%s", o.Rounds, o.Seconds, layout)
-	if !slices.Equal(o.Systems, names()) {
+	if o.Containers {
+		c, all = fmt.Sprintf("make bench-containers ROUNDS=%d SECONDS=%g", o.Rounds, o.Seconds), containerSystems
+	}
+	if !slices.Equal(o.Systems, names(all)) {
 		c += " SYSTEMS=" + strings.Join(o.Systems, ",")
 	}
 	if o.Only != nil {
@@ -158,16 +176,20 @@ func command(o options) string {
 }
 
 func (r *Report) addSystem(s system, version string, err error) {
-	i := SystemInfo{Name: s.name, Title: s.title, Version: version}
+	i := SystemInfo{Name: s.name, Title: s.title, Version: version, Layout: s.layout}
 	if err != nil {
 		i.NotMeasured = err.Error()
-	} else {
-		for j := range r.Layouts {
+	}
+	for j := range r.Layouts {
+		if err == nil && i.on(r.Layouts[j].Name) {
 			r.Layouts[j].Rows = append(r.Layouts[j].Rows, Row{System: s.name, Values: map[string]Value{}})
 		}
 	}
 	r.Systems = append(r.Systems, i)
 }
+
+// on tells whether a layout has the system.
+func (s SystemInfo) on(layout string) bool { return s.Layout == "" || s.Layout == layout }
 
 // row finds a system's results; nil if it was not measured.
 func (r *Report) row(layout, system string) *Row {
@@ -203,8 +225,8 @@ func (r *Report) missing() int {
 	n := 0
 	for _, l := range r.Layouts {
 		for _, row := range l.Rows {
-			for _, m := range metrics {
-				if _, ok := row.Values[m.key]; !ok && slices.Contains(row.Failed, m.key) {
+			for _, key := range row.Failed {
+				if _, ok := row.Values[key]; !ok {
 					n++
 				}
 			}
@@ -263,7 +285,22 @@ func readReport(path string) (*Report, error) {
 	return &r, nil
 }
 
-// write makes latest.json, latest.svg and latest.md.
+// page is what distinguishes what is written of a kind of report.
+type page struct {
+	name        string // of files
+	title, lead string
+	chart       bool
+}
+
+var pages = map[string]page{
+	"": {"latest", "Benchmarks",
+		"[How it is measured](README.md). `make bench OUT=docs/benchmarks` writes this page.\n\n![The same as a chart](latest.svg)", true},
+	kindContainers: {"containers", "Benchmarks of containers",
+		"[How it is measured](README.md#containers). `make bench-containers OUT=docs/benchmarks` writes this page.", false},
+}
+
+// write makes latest.json, latest.svg and latest.md, or the same of containers
+// without a chart.
 func (r *Report) write(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -272,10 +309,13 @@ func (r *Report) write(dir string) error {
 	if err != nil {
 		return err
 	}
-	for name, text := range map[string]string{
-		"latest.json": string(text) + "\n", "latest.svg": r.SVG(), "latest.md": r.Markdown(),
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+	p := pages[r.Kind]
+	files := map[string]string{".json": string(text) + "\n", ".md": r.Markdown()}
+	if p.chart {
+		files[".svg"] = r.SVG()
+	}
+	for suffix, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, p.name+suffix), []byte(text), 0o644); err != nil {
 			return err
 		}
 	}

@@ -20,6 +20,8 @@ import (
 type system struct {
 	name  string // on the command line and in reports
 	title string // in tables
+	// layout is the only one that has it; empty: all have.
+	layout string
 	// prepare makes the programs ready and tells their version. Its error is why
 	// the system is not measured.
 	prepare func(ctx context.Context, t *tools) (version string, err error)
@@ -59,19 +61,19 @@ const (
 // systems are all there are, in the order of the tables. The last one is what a
 // user gets who configures nothing, on processors with AES instructions.
 var systems = []system{
-	{sysRaw, "raw veth", kernelHas(), startRaw},
-	{sysVXLAN, "kernel VXLAN, not encrypted", kernelHas(), startVXLAN},
-	{sysWG, "wireguard-go", prepareWG, startWG},
-	{sysNebula, "nebula, AES-256-GCM", prepareNebula, startNebula("aes")},
-	{sysNebulaC, "nebula, ChaCha20-Poly1305", prepareNebula, startNebula("chachapoly")},
-	{sysMeshWG, "meshd on wireguard-go", engineWG.prepare, engineWG.start},
-	{sysMeshC, "meshd, ChaCha20-Poly1305", engineChaCha.prepare, engineChaCha.start},
-	{sysMesh, "meshd, AES-256-GCM", engineAES.prepare, engineAES.start},
+	{name: sysRaw, title: "raw veth", prepare: kernelHas(), start: startRaw},
+	{name: sysVXLAN, title: "kernel VXLAN, not encrypted", prepare: kernelHas(), start: startVXLAN},
+	{name: sysWG, title: "wireguard-go", prepare: prepareWG, start: startWG},
+	{name: sysNebula, title: "nebula, AES-256-GCM", prepare: prepareNebula, start: startNebula("aes")},
+	{name: sysNebulaC, title: "nebula, ChaCha20-Poly1305", prepare: prepareNebula, start: startNebula("chachapoly")},
+	{name: sysMeshWG, title: "meshd on wireguard-go", prepare: engineWG.prepare, start: engineWG.start},
+	{name: sysMeshC, title: "meshd, ChaCha20-Poly1305", prepare: engineChaCha.prepare, start: engineChaCha.start},
+	{name: sysMesh, title: "meshd, AES-256-GCM", prepare: engineAES.prepare, start: engineAES.start},
 }
 
-func names() []string {
+func names(of []system) []string {
 	var out []string
-	for _, s := range systems {
+	for _, s := range of {
 		out = append(out, s.name)
 	}
 	return out
@@ -89,8 +91,8 @@ func startRaw(_ context.Context, _ *tools, l *lab.Lab) (*network, error) {
 	return n, nil
 }
 
-// inside is the address of host i in networks that we configure ourselves.
-func inside(i int) netip.Prefix {
+// ours is the address of host i in networks that we configure ourselves.
+func ours(i int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 99, 0, byte(i + 1)}), 24)
 }
 
@@ -98,7 +100,7 @@ func inside(i int) netip.Prefix {
 func startVXLAN(_ context.Context, _ *tools, l *lab.Lab) (*network, error) {
 	n := &network{mtu: 1450}
 	for i, h := range l.Hosts() {
-		n.addrs = append(n.addrs, inside(i).Addr())
+		n.addrs = append(n.addrs, ours(i).Addr())
 		err := h.Do(func() error {
 			v := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vxlan0", MTU: n.mtu}, VxlanId: 1, Port: 4789, SrcAddr: h.IPv4.AsSlice(), Learning: true}
 			if err := netlink.LinkAdd(v); err != nil {
@@ -116,7 +118,7 @@ func startVXLAN(_ context.Context, _ *tools, l *lab.Lab) (*network, error) {
 					return err
 				}
 			}
-			return up("vxlan0", inside(i), 0)
+			return up("vxlan0", ours(i), 0)
 		})
 		if err != nil {
 			return nil, fmt.Errorf("make VXLAN on %s: %w", h.Name, err)

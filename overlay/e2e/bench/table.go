@@ -13,24 +13,29 @@ import (
 
 // layoutTitles are headings.
 var layoutTitles = map[string]string{
-	plain:   "veth",
-	nicLike: "veth with segmentation forced, nearer to a real network card",
+	plain:    "veth",
+	nicLike:  "veth with segmentation forced, nearer to a real network card",
+	twoHosts: "two hosts, joined by a veth pair",
+	crowd:    fmt.Sprintf("a host to which %d containers are attached", crowdSize),
 }
 
 // table is a head and rows of cells; the first column is text, the others numbers.
 type table [][]string
 
 // results is the table of one layout, with the given columns.
-func (r *Report) results(l Layout, columns []metric) table {
+func (r *Report) results(l Layout, of []metric) table {
 	head := []string{"system"}
-	for _, m := range columns {
+	for _, m := range of {
 		head = append(head, m.title)
 	}
 	t := table{head}
 	for _, s := range r.Systems {
+		if !s.on(l.Name) {
+			continue
+		}
 		line := []string{s.Title}
 		row := r.row(l.Name, s.Name)
-		for i, m := range columns {
+		for i, m := range of {
 			switch {
 			case row == nil && i == 0:
 				line = append(line, "not measured")
@@ -154,7 +159,7 @@ func (r *Report) Text() string {
 	fmt.Fprintln(&b, r.origin())
 	for _, l := range r.Layouts {
 		fmt.Fprintf(&b, "\n%s; %s\n\n", layoutTitles[l.Name], r.medians())
-		b.WriteString(r.results(l, metrics).text())
+		b.WriteString(r.results(l, columns(l.Name)).text())
 	}
 	if len(r.Bars) > 0 {
 		b.WriteString("\n" + r.comparison().text())
@@ -228,11 +233,10 @@ func (t table) markdown() string {
 // Markdown is latest.md.
 func (r *Report) Markdown() string {
 	var b strings.Builder
-	b.WriteString("# Benchmarks\n\n")
-	fmt.Fprintf(&b, "%s.\n\n%s.\n\n", r.origin(), r.versions())
-	b.WriteString("[How it is measured](README.md). `make bench OUT=docs/benchmarks` writes this page.\n\n![The same as a chart](latest.svg)\n\n")
+	p := pages[r.Kind]
+	fmt.Fprintf(&b, "# %s\n\n%s.\n\n%s.\n\n%s\n\n", p.title, r.origin(), r.versions(), p.lead)
 	for _, l := range r.Layouts {
-		fmt.Fprintf(&b, "## On %s\n\n%s.\n\n%s\n", layoutTitles[l.Name], r.medians(), r.results(l, metrics).markdown())
+		fmt.Fprintf(&b, "## On %s\n\n%s.\n\n%s\n", layoutTitles[l.Name], r.medians(), r.results(l, columns(l.Name)).markdown())
 	}
 	if len(r.Bars) > 0 {
 		b.WriteString("## What is to be reached\n\n" + r.comparison().markdown())
@@ -257,21 +261,21 @@ var short = []string{keyTCP1, keyCPU, keyUDP64, keyRTT50, keyPeak}
 
 // Short is the README's table.
 func (r *Report) Short() string {
-	var columns []metric
+	var few []metric
 	for _, m := range metrics {
 		for _, key := range short {
 			if m.key == key {
 				if key == keyPeak {
 					m.title = "RSS peak, MB"
 				}
-				columns = append(columns, m)
+				few = append(few, m)
 			}
 		}
 	}
 	if len(r.Layouts) == 0 {
 		return ""
 	}
-	return r.results(r.Layouts[0], columns).markdown() + "\n" + r.origin() + "; " + r.medians() + ".\n"
+	return r.results(r.Layouts[0], few).markdown() + "\n" + r.origin() + "; " + r.medians() + ".\n"
 }
 
 // replaceTable puts the short table into a file, between the markers.

@@ -41,7 +41,7 @@ const bytesPerShortSecond = 100e6
 func (p *place) client(ctx context.Context, streams int, reverse bool, length time.Duration) (*exec.Cmd, error) {
 	if p.iperf == nil {
 		cmd := exec.Command("iperf3", "-s", "-B", p.net.addrs[1].String(), "--forceflush")
-		proc, err := p.lab.Hosts()[1].Start(cmd)
+		proc, err := p.ends[1].start(cmd)
 		if err != nil {
 			return nil, err
 		}
@@ -66,7 +66,7 @@ func (p *place) tcp(ctx context.Context, streams int, reverse bool, length time.
 		if err != nil {
 			return throughput{}, err
 		}
-		out, runErr := p.lab.Hosts()[0].Run(cmd)
+		out, runErr := p.ends[0].run(cmd)
 		var r iperfReport
 		err = json.Unmarshal(out, &r)
 		switch {
@@ -121,7 +121,7 @@ func (p *place) tryBulk(ctx context.Context) (stop func(), err error) {
 	}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	proc, err := p.lab.Hosts()[0].Start(cmd)
+	proc, err := p.ends[0].start(cmd)
 	if err != nil {
 		return nil, err
 	}

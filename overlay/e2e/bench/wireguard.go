@@ -86,20 +86,20 @@ func startWG(ctx context.Context, t *tools, l *lab.Lab) (*network, error) {
 			return n, err
 		}
 		n.daemons = append(n.daemons, p)
-		n.addrs = append(n.addrs, inside(i).Addr())
+		n.addrs = append(n.addrs, ours(i).Addr())
 		sockets = append(sockets, "/var/run/wireguard/"+name+".sock")
 
 		var set strings.Builder
 		fmt.Fprintf(&set, "set=1\nprivate_key=%x\nlisten_port=%d\n", keys[i].Bytes(), wgPort)
 		for j, other := range l.Hosts() {
 			if other != h {
-				fmt.Fprintf(&set, "public_key=%x\nendpoint=%s:%d\nallowed_ip=%s/32\n", keys[j].PublicKey().Bytes(), other.IPv4, wgPort, inside(j).Addr())
+				fmt.Fprintf(&set, "public_key=%x\nendpoint=%s:%d\nallowed_ip=%s/32\n", keys[j].PublicKey().Bytes(), other.IPv4, wgPort, ours(j).Addr())
 			}
 		}
 		if err := configureWG(ctx, sockets[i], set.String()); err != nil {
 			return n, fmt.Errorf("configure wireguard-go on %s: %w", h.Name, err)
 		}
-		if err := h.Do(func() error { return up(name, inside(i), wgMTU) }); err != nil {
+		if err := h.Do(func() error { return up(name, ours(i), wgMTU) }); err != nil {
 			return n, fmt.Errorf("set up wireguard-go on %s: %w", h.Name, err)
 		}
 	}
