@@ -262,6 +262,9 @@ func TestReachLAN(t *testing.T) {
 	}
 	// Who is on the wire finds the host by its own link, however often it asks: the
 	// other one takes nothing but what comes from containers.
+	if v := h.sysctl("net/ipv4/conf/mv-lan/arp_ignore"); v != "1" {
+		t.Errorf("arp_ignore = %s", v)
+	}
 	eth0 := h.find("eth0").Attrs().HardwareAddr.String()
 	for range 5 {
 		err := wire.in(func() error {

@@ -112,7 +112,7 @@ func (k kernel) wantListing(want tun.Rules) {
 	// How nft calls fields for which it has no name, and what it leaves out since
 	// the rest implies it.
 	names := strings.NewReplacer(
-		"meta protocol ip iifname", "iifname", "meta l4proto ipv6-icmp ", "",
+		"meta protocol ip iifname", "iifname", "meta l4proto ipv6-icmp ", "", "meta l4proto udp ", "", "@nh,192,32", "arp daddr ip",
 		"@nh,112,32 0x0", "arp saddr ip 0.0.0.0", "@nh,64,16 0xfe80", "ip6 saddr fe80::/16",
 		"@nh,64,128 0x0", "ip6 saddr ::", "@th,64,16 0xfe80", "icmpv6 taddr fe80::/16",
 		"@ll,48,48", "ether saddr", "@nh,96,32", "ip saddr", "@nh,64,48", "arp saddr ether", "@nh,112,32", "arp saddr ip",

@@ -55,8 +55,8 @@ type (
 	protocol uint16
 	// carries compares what an IP packet carries.
 	carries byte
-	// both is two matches.
-	both [2]match
+	// all is some matches as one.
+	all []match
 )
 
 func in(name string) match      { return iface{expr.MetaKeyIIFNAME, name} }
@@ -84,9 +84,16 @@ func (m ct) String() string       { return m.text }
 func (m holder) String() string   { return "iifname . " + m.text + " @" + m.set }
 func (m is) String() string       { return m.field.text + " " + m.text }
 func (m protocol) String() string { return "meta protocol " + protocols[m] }
-func (m both) String() string     { return m[0].String() + " " + m[1].String() }
-func (m carries) String() string  { return "meta l4proto ipv6-icmp" }
+func (m carries) String() string  { return "meta l4proto " + transports[m] }
 func (m member) String() string   { return direction[m.key] + " @" + m.set }
+
+func (m all) String() string {
+	var words []string
+	for _, one := range m {
+		words = append(words, one.String())
+	}
+	return strings.Join(words, " ")
+}
 
 func (m address) String() string {
 	family, side := "ip", "daddr"
@@ -178,7 +185,13 @@ func (m protocol) exprs() []expr.Any {
 	}
 }
 
-func (m both) exprs() []expr.Any { return append(m[0].exprs(), m[1].exprs()...) }
+func (m all) exprs() []expr.Any {
+	var exprs []expr.Any
+	for _, one := range m {
+		exprs = append(exprs, one.exprs()...)
+	}
+	return exprs
+}
 
 func (m carries) exprs() []expr.Any {
 	return []expr.Any{

@@ -23,22 +23,42 @@ const macs, addresses4, addresses6 = "macs", "addresses4", "addresses6"
 // 8200; RFC 4861.
 var (
 	etherSource = field{expr.PayloadBaseLLHeader, 6, 6, "ether saddr"}
+	etherType   = field{expr.PayloadBaseLLHeader, 12, 2, "ether type"}
 	ipSource    = field{expr.PayloadBaseNetworkHeader, 12, 4, "ip saddr"}
 	arpMAC      = field{expr.PayloadBaseNetworkHeader, 8, 6, "arp saddr ether"}
 	arpIP       = field{expr.PayloadBaseNetworkHeader, 14, 4, "arp saddr ip"}
+	arpTarget   = field{expr.PayloadBaseNetworkHeader, 24, 4, "arp daddr ip"}
 	ip6Source   = field{expr.PayloadBaseNetworkHeader, 8, 16, "ip6 saddr"}
 	icmp6Type   = field{expr.PayloadBaseTransportHeader, 0, 1, "icmpv6 type"}
 	icmp6Target = field{expr.PayloadBaseTransportHeader, 8, 16, "icmpv6 taddr"}
+	ports       = field{expr.PayloadBaseTransportHeader, 0, 4, "udp"} // source and destination
 )
 
 const (
 	overIP   = protocol(unix.ETH_P_IP)
-	overARP  = protocol(unix.ETH_P_ARP)
 	overIPv6 = protocol(unix.ETH_P_IPV6)
+	udp      = carries(unix.IPPROTO_UDP)
 	icmp6    = carries(unix.IPPROTO_ICMPV6)
 )
 
-var protocols = map[protocol]string{overIP: "ip", overARP: "arp", overIPv6: "ip6"}
+var (
+	protocols  = map[protocol]string{overIP: "ip", overIPv6: "ip6"}
+	transports = map[carries]string{udp: "udp", icmp6: "ipv6-icmp"}
+)
+
+// What a frame carries, by its own word. The kernel's, which is protocol, is that
+// of what a VLAN tag covers.
+var (
+	frameOfIP   = is{etherType, []byte{0x08, 0x00}, "ip"}
+	frameOfARP  = is{etherType, []byte{0x08, 0x06}, "arp"}
+	frameOfIPv6 = is{etherType, []byte{0x86, 0xdd}, "ip6"}
+)
+
+// What servers send to clients that ask for an address; RFC 2131, RFC 9915.
+var (
+	fromDHCP  = is{ports, []byte{0, 67, 0, 68}, "sport 67 udp dport 68"}
+	fromDHCP6 = is{ports, []byte{2, 35, 2, 34}, "sport 547 udp dport 546"}
+)
 
 var arrivingAtBridge = &hook{nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -300, "dstnat"}
 
@@ -90,27 +110,32 @@ func compileBridge(want tun.Rules) ruleset {
 	}
 	mac, of4, of6 := held(want.Ports)
 	kind := func(code byte, name string) match { return is{icmp6Type, []byte{code}, name} }
+	nobody4, nobody6 := is{arpIP, make([]byte, 4), "0.0.0.0"}, is{ip6Source, make([]byte, 16), "::"}
 	return ruleset{table: bridged, sets: []set{mac, of4, of6}, chains: []chain{
 		{name: "prerouting", hook: arrivingAtBridge, rules: []rule{jump(fromPort, in(tun.PortPrefix+"*"))}},
 		{name: fromPort, rules: []rule{
 			jump("ethernet", holder{etherSource, macs}), drop(),
 		}},
 		{name: "ethernet", rules: []rule{
-			accept(overIP, holder{ipSource, addresses4}),
-			jump("arp", overARP), jump("ip6", overIPv6), drop(),
+			jump("ip", frameOfIP), jump("arp", frameOfARP), jump("ip6", frameOfIPv6), drop(),
+		}},
+		{name: "ip", rules: []rule{
+			drop(udp, fromDHCP), // nobody is to learn a way from a neighbour
+			accept(holder{ipSource, addresses4}), drop(),
 		}},
 		{name: "arp", rules: []rule{
 			jump("arp_ip", holder{arpMAC, macs}), drop(),
 		}},
 		{name: "arp_ip", rules: []rule{
 			accept(holder{arpIP, addresses4}),
-			accept(is{arpIP, make([]byte, 4), "0.0.0.0"}), // who asks whether an address is free; RFC 5227
+			accept(nobody4, holder{arpTarget, addresses4}), // who asks whether its address is free; RFC 5227
 			drop(),
 		}},
 		{name: "ip6", rules: []rule{
-			drop(icmp6, kind(134, "nd-router-advert")), drop(icmp6, kind(137, "nd-redirect")),
-			jump("neighbour", both{icmp6, kind(136, "nd-neighbor-advert")}),
-			accept(holder{ip6Source, addresses6}), accept(isLinkLocal(ip6Source)), accept(is{ip6Source, make([]byte, 16), "::"}), drop(),
+			drop(icmp6, kind(134, "nd-router-advert")), drop(icmp6, kind(137, "nd-redirect")), drop(udp, fromDHCP6),
+			jump("neighbour", all{icmp6, kind(136, "nd-neighbor-advert")}),
+			jump("neighbour", all{nobody6, icmp6, kind(135, "nd-neighbor-solicit")}), // the same of IPv6; RFC 4862, 5.4
+			accept(holder{ip6Source, addresses6}), accept(isLinkLocal(ip6Source)), accept(nobody6), drop(),
 		}},
 		{name: "neighbour", rules: []rule{
 			accept(holder{icmp6Target, addresses6}),
