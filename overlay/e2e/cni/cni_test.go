@@ -169,10 +169,18 @@ func addresses(r types100.Result) []netip.Addr {
 // reaches pings an address from a namespace.
 func reaches(t *testing.T, from *netns.NS, to netip.Addr) {
 	t.Helper()
-	cmd := exec.CommandContext(cluster.Bounded(t), debian.Tool("nsenter"), "--net="+from.Path(), debian.Tool("busybox"), "ping", "-c", "1", "-W", "5", to.String())
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("%s is not reached: %v\n%s", to, err, out)
+	if err := ping(cluster.Bounded(t), from, to, "5"); err != nil {
+		t.Error(err)
 	}
+}
+
+// ping waits so many seconds for an answer.
+func ping(ctx context.Context, from *netns.NS, to netip.Addr, seconds string) error {
+	cmd := exec.CommandContext(ctx, debian.Tool("nsenter"), "--net="+from.Path(), debian.Tool("busybox"), "ping", "-c", "1", "-W", seconds, to.String())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s is not reached: %w\n%s", to, err, out)
+	}
+	return nil
 }
 
 // connects makes a TCP connection from one namespace to another.
@@ -237,7 +245,10 @@ func TestCnitool(t *testing.T) {
 			must(t, json.Unmarshal(out, &r))
 			web = append(web, addresses(r)...)
 		}
-		reaches(t, one, web[1])
+		must(t, cluster.Poll(cluster.Bounded(t), func() (bool, error) { // until alpha knows what beta has leased
+			err := ping(t.Context(), one, web[1], "1")
+			return err == nil, err
+		}))
 		reaches(t, two, web[0])
 		reaches(t, one, addresses(onBeta)[0])
 		for i, b := range boxes {
