@@ -77,13 +77,13 @@ func healthy() status.Document {
 // serve runs the daemon and gives the path of its socket.
 func serve(t *testing.T, d *daemon) string {
 	t.Helper()
-	return serveWith(t, d, nil)
+	return serveWith(t, status.Options{Daemon: d, Settings: d})
 }
 
-func serveWith(t *testing.T, d *daemon, c status.Charters) string {
+func serveWith(t *testing.T, opt status.Options) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "s")
-	server := status.NewServer(status.Options{Control: path, Daemon: d, Settings: d, Charters: c})
+	opt.Control = filepath.Join(t.TempDir(), "s")
+	server := status.NewServer(opt)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- server.Run(ctx) }()
@@ -98,7 +98,7 @@ func serveWith(t *testing.T, d *daemon, c status.Charters) string {
 	case err := <-done:
 		t.Fatal(err)
 	}
-	return path
+	return opt.Control
 }
 
 type result struct {
@@ -472,7 +472,7 @@ func TestNetworkOfADaemon(t *testing.T) {
 	endpoint := netip.MustParseAddrPort("10.188.3.3:51880")
 	d.doc.Peers[0].Endpoint = &endpoint
 	d.doc.Peers[0].Leases = []status.Lease{{Network: "web", State: "held", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.187.1.0/24")}}}
-	socket := serveWith(t, d, kept)
+	socket := serveWith(t, status.Options{Daemon: d, Settings: d, Charters: kept})
 	networks := func() string {
 		c, err := trust.ParseCharter(kept.Charter(), mesh.ID{})
 		if err != nil {

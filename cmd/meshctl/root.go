@@ -72,10 +72,10 @@ func (c *cli) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&c.socket, "socket", "", "control socket `PATH` of the daemon (default: as the config file says, "+config.Default().Control+" without one)")
 	token := &cobra.Command{Use: "token", Short: "Invite hosts to the mesh"}
 	token.AddCommand(c.tokenCreate(), c.tokenInspect())
-	root.AddCommand(c.init(), token, c.join(), c.leave(), c.network(), c.status(), c.ping(), c.down(), c.adopt(), c.config(), c.version())
+	root.AddCommand(c.init(), token, c.join(), c.leave(), c.network(), c.attach(), c.detach(), c.status(), c.ping(), c.down(), c.adopt(), c.config(), c.version())
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range append(root.Commands(), root) {
-		if cmd.HasSubCommands() {
+		if cmd.HasSubCommands() && cmd.RunE == nil {
 			group(cmd)
 		}
 	}
