@@ -24,6 +24,7 @@ DESTDIR ?=
 UNITDIR ?= /lib/systemd/system
 CNIDIR ?= /opt/cni/bin
 SYSUSERSDIR ?= /usr/lib/sysusers.d
+DOCKERDIR ?= /usr/lib/docker/plugins
 BIN ?= bin
 
 FUZZTIME ?= 30s
@@ -56,7 +57,7 @@ build: ## bin/meshd, bin/meshctl and bin/mesh-cni, static
 	$(GIVE_BACK)
 
 SHARE = $(PREFIX)/share
-INSTALLED = $(PREFIX)/bin/meshd $(PREFIX)/bin/meshctl $(CNIDIR)/mesh-cni $(UNITDIR)/meshd.service $(SYSUSERSDIR)/meshd.conf \
+INSTALLED = $(PREFIX)/bin/meshd $(PREFIX)/bin/meshctl $(CNIDIR)/mesh-cni $(UNITDIR)/meshd.service $(SYSUSERSDIR)/meshd.conf $(DOCKERDIR)/meshd.spec \
 	$(SHARE)/bash-completion/completions/meshctl $(SHARE)/zsh/site-functions/_meshctl $(SHARE)/fish/vendor_completions.d/meshctl.fish
 define COMPLETION # SHELL FILE
 @mkdir -p '$(DESTDIR)$(dir $(2))' && $(BIN)/meshctl completion $(1) >'$(DESTDIR)$(2)' && chmod 0644 '$(DESTDIR)$(2)'
@@ -71,6 +72,7 @@ install: build ## programs, service, its user, shell completion (root); PREFIX=/
 	sed 's|/usr/bin/|$(PREFIX)/bin/|' examples/systemd/meshd.service >'$(DESTDIR)$(UNITDIR)/meshd.service'
 	@chmod 0644 '$(DESTDIR)$(UNITDIR)/meshd.service'
 	install -D -m 0644 examples/systemd/sysusers.conf '$(DESTDIR)$(SYSUSERSDIR)/meshd.conf'
+	install -D -m 0644 -t '$(DESTDIR)$(DOCKERDIR)' examples/docker/meshd.spec
 	$(call COMPLETION,bash,$(SHARE)/bash-completion/completions/meshctl)
 	$(call COMPLETION,zsh,$(SHARE)/zsh/site-functions/_meshctl)
 	$(call COMPLETION,fish,$(SHARE)/fish/vendor_completions.d/meshctl.fish)

@@ -57,6 +57,7 @@ func TestInstall(t *testing.T) {
 				prefix + "/bin/meshd":                                    0o755,
 				prefix + "/bin/meshctl":                                  0o755,
 				"/opt/cni/bin/mesh-cni":                                  0o755,
+				"/usr/lib/docker/plugins/meshd.spec":                     0o644,
 				"/lib/systemd/system/meshd.service":                      0o644,
 				"/usr/lib/sysusers.d/meshd.conf":                         0o644,
 				prefix + "/share/bash-completion/completions/meshctl":    0o644,

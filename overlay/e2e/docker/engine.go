@@ -16,7 +16,6 @@ package docker
 import (
 	"archive/tar"
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,7 +50,7 @@ type Engine struct {
 
 // Possible says what is missing here to run engines.
 func Possible() error {
-	for _, name := range []string{"dockerd", "docker", "containerd", "runc", "busybox", "iptables", "unshare", "mount"} {
+	for _, name := range []string{"dockerd", "docker", "docker-compose", "containerd", "runc", "busybox", "iptables", "unshare", "mount"} {
 		if tool(name) == "" {
 			return fmt.Errorf("there is no %s: make test-deps installs it", name)
 		}
@@ -196,16 +195,30 @@ func (e *Engine) Docker(ctx context.Context, args ...string) (string, error) {
 	return e.docker(ctx, nil, args...)
 }
 
+// Compose runs Docker Compose against the engine, with settings of its environment
+// such as "KEY=value".
+func (e *Engine) Compose(ctx context.Context, env []string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, tool("docker-compose"), args...)
+	cmd.Env = env
+	return e.command(cmd)
+}
+
 func (e *Engine) docker(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, tool("docker"), append([]string{"--host", "unix://" + e.socket()}, args...)...)
-	cmd.Env = append(os.Environ(), "DOCKER_CONFIG="+e.dir)
+	cmd := exec.CommandContext(ctx, tool("docker"), args...)
+	cmd.Stdin = stdin
+	return e.command(cmd)
+}
+
+// command runs a tool of Docker's.
+func (e *Engine) command(cmd *exec.Cmd) (string, error) {
+	cmd.Env = slices.Concat(os.Environ(), []string{"DOCKER_HOST=unix://" + e.socket(), "DOCKER_CONFIG=" + e.dir}, cmd.Env)
 	var stdout, stderr bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.WaitDelay = time.Second
 	err := cmd.Run()
 	out := strings.TrimSpace(stdout.String())
 	if err != nil {
-		err = fmt.Errorf("docker %s on %s: %w: %s", strings.Join(args, " "), e.host.Name, cmp.Or(ctx.Err(), err), strings.TrimSpace(stderr.String()))
+		err = fmt.Errorf("%s %s on %s: %w: %s", filepath.Base(cmd.Path), strings.Join(cmd.Args[1:], " "), e.host.Name, err, strings.TrimSpace(stderr.String()))
 	}
 	return out, err
 }
