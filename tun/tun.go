@@ -28,6 +28,9 @@ type Bridge struct {
 	// Addresses are the host's own, with the length of the subnet that is on the
 	// bridge: the kernel adds the route to that.
 	Addresses []netip.Prefix
+	// Beside are addresses in the subnet that other links of this host lead to:
+	// who asks for them on the bridge finds the host.
+	Beside []netip.Addr
 }
 
 // LAN is a physical link on which containers of a network have links of their own.
@@ -95,6 +98,8 @@ func (s HostState) Normal() HostState {
 		b := &s.Bridges[i]
 		b.Addresses = slices.Clone(b.Addresses)
 		slices.SortFunc(b.Addresses, netip.Prefix.Compare)
+		b.Beside = slices.Clone(b.Beside)
+		slices.SortFunc(b.Beside, netip.Addr.Compare)
 	}
 	slices.SortFunc(s.Bridges, func(a, b Bridge) int { return strings.Compare(a.Name, b.Name) })
 	s.LANs = slices.Clone(s.LANs)
@@ -125,6 +130,9 @@ func (s HostState) String() string {
 		fmt.Fprintf(&b, "link set %s type bridge up mtu %d\n", br.Name, br.MTU)
 		for _, a := range br.Addresses {
 			fmt.Fprintf(&b, "addr add %s dev %s\n", a, br.Name)
+		}
+		for _, a := range br.Beside {
+			fmt.Fprintf(&b, "neigh add proxy %s dev %s\n", a, br.Name)
 		}
 	}
 	for _, l := range s.LANs {

@@ -18,11 +18,12 @@ import (
 // bridge is a network's bridge on this host. Whatever bridge is named like ours
 // is ours.
 type bridge struct {
-	name  string
-	mtu   int
-	up    bool
-	addrs []netip.Prefix // but for link-local ones
-	ports int            // not counted while the bridge is wanted
+	name   string
+	mtu    int
+	up     bool
+	addrs  []netip.Prefix // but for link-local ones
+	beside []netip.Addr   // for which the host answers there
+	ports  int            // not counted while the bridge is wanted
 }
 
 func (k kernel) bridges(want []tun.Bridge) ([]bridge, error) {
@@ -45,6 +46,9 @@ func (k kernel) bridges(want []tun.Bridge) ([]bridge, error) {
 			b.ports = len(ports)
 		}
 		if b.addrs, err = k.fixedAddrs(l); err != nil {
+			return nil, err
+		}
+		if b.beside, err = k.proxies(l); err != nil {
 			return nil, err
 		}
 		all = append(all, b)
@@ -95,6 +99,16 @@ func bridgeDiff(have state, want tun.HostState) (ops, deletions []op) {
 		for _, a := range b.addrs {
 			if !slices.Contains(w.Addresses, a) {
 				deletions = append(deletions, delAddr{l, a})
+			}
+		}
+		for _, a := range w.Beside {
+			if !slices.Contains(b.beside, a) {
+				ops = append(ops, addProxy{l, a})
+			}
+		}
+		for _, a := range b.beside {
+			if !slices.Contains(w.Beside, a) {
+				deletions = append(deletions, delProxy{l, a})
 			}
 		}
 	}

@@ -87,6 +87,10 @@ func possible(have state, want tun.HostState) (tun.HostState, error) {
 		before := len(want.Addresses) + len(want.Routes)
 		want.Addresses = slices.DeleteFunc(want.Addresses, func(p netip.Prefix) bool { return p.Addr().Is6() })
 		want.Routes = slices.DeleteFunc(want.Routes, func(r tun.Route) bool { return r.Dst.Addr().Is6() })
+		for i := range want.Bridges {
+			b := &want.Bridges[i]
+			b.Beside = slices.DeleteFunc(b.Beside, netip.Addr.Is6)
+		}
 		for i := range want.LANs {
 			l := &want.LANs[i]
 			l.Addresses, l.Containers = slices.DeleteFunc(l.Addresses, netip.Addr.Is6), slices.DeleteFunc(l.Containers, netip.Addr.Is6)

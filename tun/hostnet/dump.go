@@ -5,6 +5,7 @@ package hostnet
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -77,6 +78,23 @@ func (k kernel) portsOf(bridge netlink.Link) ([]netlink.Link, error) {
 func (k kernel) addrs(link netlink.Link) ([]netlink.Addr, error) {
 	return dump("addresses", func() ([]netlink.Addr, error) {
 		return k.AddrList(link, netlink.FAMILY_ALL)
+	})
+}
+
+// proxies lists the addresses of others for which the host answers on a link.
+func (k kernel) proxies(link netlink.Link) ([]netip.Addr, error) {
+	return dump("proxies of neighbours", func() (all []netip.Addr, err error) {
+		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			some, err := k.NeighProxyList(link.Attrs().Index, family)
+			if err != nil {
+				return nil, err
+			}
+			for _, n := range some {
+				a, _ := netip.AddrFromSlice(n.IP)
+				all = append(all, a.Unmap())
+			}
+		}
+		return all, nil
 	})
 }
 

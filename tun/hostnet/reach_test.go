@@ -325,3 +325,73 @@ func TestLANWithoutParent(t *testing.T) {
 		t.Error("not the link alone is missing")
 	}
 }
+
+// Containers of one network find each other however they hang on the host.
+func TestReachBesideBridge(t *testing.T) {
+	h, _, _ := joined(t)
+	bridged, alone, lan := port("a", tun.PortBridge, "mbr-default"), port("b", tun.PortPTP, ""), port("c", tun.PortMACVLAN, "eth0")
+	alone.MAC, alone.Addresses = "02:00:0a:56:11:06", []netip.Addr{addr("10.86.17.6"), addr("fd12:3456:789a:11::6")}
+	lan.MAC, lan.Addresses = "02:00:0a:56:11:07", []netip.Addr{addr("10.86.17.7"), addr("fd12:3456:789a:11::7")}
+	alone.Gateways = gateways()
+	rules := rulesFor(bridged, alone, lan)
+	rules.Segments[0].Links = append(rules.Segments[0].Links, alone.Name)
+	if err := nft.New(nft.Options{Namespace: h.ns.Do}).Apply(t.Context(), rules); err != nil {
+		t.Fatal(err)
+	}
+	want := withLAN(lan)
+	want.Bridges[0].Beside = slices.Concat(alone.Addresses, lan.Addresses)
+	h.apply(want)
+	ports := []tun.Port{bridged, alone, lan}
+	var in []machine
+	for _, p := range ports {
+		h.addPort(p)
+		m := h.into(p, gateways()...)
+		in = append(in, m)
+		if p.Kind != tun.PortBridge {
+			continue
+		}
+		// As the doors do it there: the subnet is on the link.
+		err := m.in(func() error {
+			l, err := netlink.LinkByName("eth0")
+			for i, a := range p.Addresses {
+				bits := []int{24, 64}[i]
+				dst := &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, a.BitLen())}
+				dst.IP = dst.IP.Mask(dst.Mask)
+				err = errors.Join(err, netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst, Scope: netlink.SCOPE_LINK}))
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range gateways() {
+		for a, from := range in {
+			for b, to := range in {
+				if a != b {
+					h.wantEcho(from, ports[a].Addresses[i], to, ports[b].Addresses[i])
+				}
+			}
+		}
+	}
+	beside := func() (n int) {
+		h.in(func() error {
+			for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+				all, err := netlink.NeighProxyList(0, family)
+				if err != nil {
+					return err
+				}
+				n += len(all)
+			}
+			return nil
+		})
+		return n
+	}
+	if n := beside(); n != 4 {
+		t.Errorf("the host answers for %d addresses, want 4", n)
+	}
+	h.apply(withLAN(lan))
+	if n := beside(); n != 0 {
+		t.Errorf("the host answers for %d addresses, want none", n)
+	}
+}
