@@ -95,6 +95,50 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// The same of containers, on what every machine that runs the lab has.
+func TestContainers(t *testing.T) {
+	bin := cluster.Programs(t)
+	needIperf(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	out := t.TempDir()
+	var stdout, progress bytes.Buffer
+	err := run(ctx, []string{
+		"-containers", "-rounds", "1", "-seconds", "0.1", "-steal", "1", "-crowd", "2", "-systems", "mesh-hosts,mesh-containers,control-socket,mesh-cni",
+		"-bin", filepath.Dir(bin.Meshd), "-out", out, "-commit", "test",
+	}, &stdout, &progress)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, &progress)
+	}
+	r, err := readReport(filepath.Join(out, "containers.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ends := []string{keyMTU, keyTCP1, keyTCP1R, keyRTT50, keyRTT99}
+	ways := []string{keyAttach50, keyAttach95, keyDetach50, keyDetach95}
+	for name, want := range map[string][]string{
+		sysHosts: ends, sysContainers: append(ends, keyOfHosts, keyOfHostsR), sysSocket: ways, sysCNI: ways,
+	} {
+		layout := crowd
+		if name == sysHosts || name == sysContainers {
+			layout = twoHosts
+		}
+		row := r.row(layout, name)
+		if row == nil || len(row.Values) != len(want) {
+			t.Errorf("%s has %v, want %q", name, row, want)
+			continue
+		}
+		for _, key := range want {
+			if v := row.Values[key]; len(v.Rounds) != 1 || v.Median <= 0 {
+				t.Errorf("%s of %s is %v", key, name, v)
+			}
+		}
+	}
+	if _, err := os.Stat(filepath.Join(out, "containers.md")); err != nil {
+		t.Error(err)
+	}
+}
+
 // An interrupt ends the run soon, and nothing is left behind.
 func TestInterrupt(t *testing.T) {
 	bin := cluster.Programs(t)
@@ -134,7 +178,10 @@ func TestParse(t *testing.T) {
 	if o, err := parse(nil, io.Discard); err != nil || len(o.Systems) != len(systems) || len(o.Layouts) != 2 {
 		t.Errorf("by default: %+v, %v", o, err)
 	}
-	for _, args := range [][]string{{"-rounds", "0"}, {"-seconds", "0"}, {"-seconds", "1e9"}, {"-systems", "flannel"}, {"-layout", "ring"}, {"raw"}} {
+	if o, err := parse([]string{"-containers", "-systems", "mesh-cni"}, io.Discard); err != nil || !slices.Equal(o.Layouts, []string{crowd}) || o.Crowd != 200 {
+		t.Errorf("of containers: %+v, %v", o, err)
+	}
+	for _, args := range [][]string{{"-containers", "-systems", "vxlan"}, {"-containers", "-layout", "nic"}, {"-containers", "-readme", "x"}, {"-crowd", "-1"}, {"-rounds", "0"}, {"-seconds", "0"}, {"-seconds", "1e9"}, {"-systems", "flannel"}, {"-layout", "ring"}, {"raw"}} {
 		if _, err := parse(args, io.Discard); err == nil {
 			t.Errorf("%q is taken", args)
 		}
@@ -340,10 +387,41 @@ func example() *Report {
 	return r
 }
 
+// exampleOfContainers is one where there is no Docker.
+func exampleOfContainers() *Report {
+	r := &Report{
+		Format: fileFormat, Kind: kindContainers, Date: time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC), Commit: "v1", Command: "make bench-containers",
+		Machine: Machine{CPU: "CPU", Cores: 2, Memory: 24, Kernel: "6.18", Go: "go1.26"},
+		Rounds:  3, Seconds: 5, Crowd: 200, StealLimit: stealLimit, Layouts: []Layout{{Name: twoHosts}, {Name: crowd}},
+	}
+	for _, s := range containerSystems {
+		if s.name == sysDocker || s.name == sysSwarm {
+			r.addSystem(s, "", errors.New("there is no dockerd"))
+			continue
+		}
+		r.addSystem(s, "meshd v1", nil)
+		for round := range 3 {
+			if s.layout == crowd {
+				r.add(crowd, s.name, values{keyAttach50: 20, keyAttach95: 140 + float64(round), keyDetach50: 20, keyDetach95: 101})
+				continue
+			}
+			v := values{keyMTU: 1420, keyTCP1: 4000, keyRTT50: 100, keyRTT99: 200.0}
+			if s.name == sysContainers {
+				v[keyOfHosts], v[keyOfHostsR] = 0.85, 0.8
+			}
+			r.add(twoHosts, s.name, v)
+		}
+	}
+	r.fail(twoHosts, sysHosts, "TCP, 1 stream back", errors.New("no route"), keyTCP1R)
+	r.finish()
+	return r
+}
+
 func TestReport(t *testing.T) {
-	r := example()
+	r, containers := example(), exampleOfContainers()
 	for name, text := range map[string]string{
 		"report.txt": r.Text(), "report.md": r.Markdown(), "report.svg": r.SVG(), "readme.md": r.Short(),
+		"containers.txt": containers.Text(), "containers.md": containers.Markdown(),
 	} {
 		t.Run(name, func(t *testing.T) { golden(t, name, text) })
 	}
@@ -499,5 +577,15 @@ func TestPublished(t *testing.T) {
 		if text, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(text) != want {
 			t.Errorf("%s is not that of latest.json: bin/bench -render docs/benchmarks/latest.json -out docs/benchmarks (%v)", name, err)
 		}
+	}
+	r, err = readReport(filepath.Join(dir, "containers.json"))
+	if errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, "containers.md")); err != nil || string(text) != r.Markdown() {
+		t.Errorf("containers.md is not that of containers.json: bin/bench -render docs/benchmarks/containers.json -out docs/benchmarks (%v)", err)
 	}
 }

@@ -109,6 +109,7 @@ func measureContainers(ctx context.Context, o options, progress io.Writer) (*Rep
 	if err != nil {
 		return nil, err
 	}
+	version = "meshd " + version
 	for _, layout := range o.Layouts {
 		measure := b.onHosts
 		if layout == crowd {
@@ -335,7 +336,7 @@ func (sc *scene) startEngines(ctx context.Context) (version string, err error) {
 		}
 	}
 	version, err = sc.engines[0].Docker(ctx, "version", "--format", "{{.Server.Version}}")
-	return version, err
+	return "Docker " + version, err
 }
 
 // join makes two networks of a kind, and a container on each host: in the first

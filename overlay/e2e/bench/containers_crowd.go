@@ -18,9 +18,6 @@ import (
 	"meshd/tun/inside"
 )
 
-// crowdSize is how many containers a host has when one more comes.
-const crowdSize = 200
-
 // door attaches a container, or detaches it.
 type door interface {
 	attach(ctx context.Context, id string) error
@@ -42,8 +39,8 @@ func (b *bench) inCrowd(ctx context.Context, version string) (err error) {
 		return err
 	}
 	node := c.Nodes[0]
-	b.say("%d containers", crowdSize)
-	for i := range crowdSize {
+	b.say("%d containers", b.o.Crowd)
+	for i := range b.o.Crowd {
 		if _, err := node.Contain(ctx, fmt.Sprint("crowd-", i), attach.Ask{}); err != nil {
 			return err
 		}

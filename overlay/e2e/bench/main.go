@@ -63,6 +63,7 @@ type options struct {
 	Verbose bool
 	// Containers: what containers take and cost, instead of systems side by side.
 	Containers bool
+	Crowd      int // of containers that are there when one more is attached
 }
 
 func parse(args []string, stderr io.Writer) (options, error) {
@@ -87,6 +88,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&o.Commit, "commit", "unknown", "`name` of what is measured, for the report")
 	flags.Float64Var(&o.Steal, "steal", stealLimit, "`part` of the time that the hypervisor may take during a measurement that counts")
 	flags.BoolVar(&o.Containers, "containers", false, "measure containers on two hosts with meshd and Docker")
+	flags.IntVar(&o.Crowd, "crowd", 200, "with -containers: `number` of them that are attached when one more is")
 	flags.BoolVar(&o.Verbose, "v", false, "tell of every trial in the search for a rate")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -96,6 +98,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		return o, fmt.Errorf("arguments are not taken: %q", flags.Args())
 	case o.Rounds < 1:
 		return o, fmt.Errorf("-rounds %d: at least one is needed", o.Rounds)
+	case o.Crowd < 0 || o.Crowd > 250: // a host has a /24
+		return o, fmt.Errorf("-crowd %d: from 0 to 250", o.Crowd)
 	case o.Seconds <= 0 || o.Seconds > 60:
 		return o, fmt.Errorf("-seconds %g: more than 0, at most 60", o.Seconds)
 	}

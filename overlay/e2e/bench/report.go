@@ -103,6 +103,7 @@ type Report struct {
 	Machine Machine   `json:"machine"`
 	Rounds  int       `json:"rounds"`
 	Seconds float64   `json:"seconds"`
+	Crowd   int       `json:"crowd,omitempty"` // containers that are there when one more comes
 	// StealLimit is the part of the time that the hypervisor may take; Dropped is
 	// how many measurements were repeated for that.
 	StealLimit float64      `json:"steal_limit"`
@@ -148,7 +149,7 @@ func newReport(o options) *Report {
 		Rounds: o.Rounds, Seconds: o.Seconds, StealLimit: o.Steal, Command: command(o),
 	}
 	if o.Containers {
-		r.Kind = kindContainers
+		r.Kind, r.Crowd = kindContainers, o.Crowd
 	}
 	for _, l := range o.Layouts {
 		r.Layouts = append(r.Layouts, Layout{Name: l})

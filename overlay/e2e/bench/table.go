@@ -16,7 +16,13 @@ var layoutTitles = map[string]string{
 	plain:    "veth",
 	nicLike:  "veth with segmentation forced, nearer to a real network card",
 	twoHosts: "two hosts, joined by a veth pair",
-	crowd:    fmt.Sprintf("a host to which %d containers are attached", crowdSize),
+}
+
+func (r *Report) title(l Layout) string {
+	if l.Name == crowd {
+		return fmt.Sprintf("a host to which %d containers are attached", r.Crowd)
+	}
+	return layoutTitles[l.Name]
 }
 
 // table is a head and rows of cells; the first column is text, the others numbers.
@@ -146,8 +152,15 @@ func (r *Report) origin() string {
 func (r *Report) versions() string {
 	var out []string
 	for _, s := range r.Systems {
-		if s.Version != "" && s.Version != "kernel" {
-			out = append(out, s.Title+" "+s.Version)
+		if s.Version == "" || s.Version == "kernel" {
+			continue
+		}
+		text := s.Title + " " + s.Version
+		if r.Kind == kindContainers {
+			text = s.Version // of a program that is several systems
+		}
+		if !slices.Contains(out, text) {
+			out = append(out, text)
 		}
 	}
 	return strings.Join(out, "; ")
@@ -158,7 +171,7 @@ func (r *Report) Text() string {
 	var b strings.Builder
 	fmt.Fprintln(&b, r.origin())
 	for _, l := range r.Layouts {
-		fmt.Fprintf(&b, "\n%s; %s\n\n", layoutTitles[l.Name], r.medians())
+		fmt.Fprintf(&b, "\n%s; %s\n\n", r.title(l), r.medians())
 		b.WriteString(r.results(l, columns(l.Name)).text())
 	}
 	if len(r.Bars) > 0 {
@@ -236,7 +249,7 @@ func (r *Report) Markdown() string {
 	p := pages[r.Kind]
 	fmt.Fprintf(&b, "# %s\n\n%s.\n\n%s.\n\n%s\n\n", p.title, r.origin(), r.versions(), p.lead)
 	for _, l := range r.Layouts {
-		fmt.Fprintf(&b, "## On %s\n\n%s.\n\n%s\n", layoutTitles[l.Name], r.medians(), r.results(l, columns(l.Name)).markdown())
+		fmt.Fprintf(&b, "## On %s\n\n%s.\n\n%s\n", r.title(l), r.medians(), r.results(l, columns(l.Name)).markdown())
 	}
 	if len(r.Bars) > 0 {
 		b.WriteString("## What is to be reached\n\n" + r.comparison().markdown())
