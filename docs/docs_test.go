@@ -178,7 +178,7 @@ func TestStatusIsDocumented(t *testing.T) {
 		Networks: []status.Network{{Ranges: []status.Range{{}}}},
 		Node:     status.Node{Leases: []status.Lease{{}}},
 		Peers:    []status.Peer{{Leases: []status.Lease{{}}}},
-		Health:   []status.Finding{{}},
+		Health:   []status.Finding{{}}, Attachments: []status.AttachmentCount{{}},
 	}
 	raw, err := json.Marshal(empty)
 	if err != nil {
@@ -370,7 +370,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		Node:   status.Node{Leases: []status.Lease{{Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}}}},
 		Engine: status.Engine{Drops: map[string]uint64{"x": 1}},
 		Peers:  []status.Peer{{RTTms: &one, Loss: &one, RxBytes: &number, TxBytes: &number, LastHandshake: &now}},
-		Health: []status.Finding{{}},
+		Health: []status.Finding{{}}, Attachments: []status.AttachmentCount{{}},
 	}})
 	answer := httptest.NewRecorder()
 	request := httptest.NewRequest("GET", "/metrics", nil)

@@ -19,6 +19,8 @@ type Containers interface {
 	Networks() []attach.Network
 	// Collect takes back what has been left over for a while, and gives it.
 	Collect(ctx context.Context, now time.Time) ([]attach.Attachment, error)
+	// List gives what is attached.
+	List() []attach.Attachment
 	// Findings tells what is wrong with them.
 	Findings() []mesh.Finding
 }

@@ -25,6 +25,9 @@ func (n *Node) Status() status.Document {
 	}
 	name, stats := n.data.Stats()
 	doc.Engine = status.Engine{Name: name, MTU: n.mtu(), Drops: stats.Drops}
+	if c := n.opt.Containers; c != nil {
+		doc.Attachments = status.CountAttachments(c.List())
+	}
 	if view == nil {
 		return doc
 	}

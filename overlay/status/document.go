@@ -16,6 +16,7 @@
 package status
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ import (
 	"time"
 
 	"meshd/mesh"
+	"meshd/overlay/attach"
 )
 
 // Version is that of the status document.
@@ -40,6 +42,32 @@ type Document struct {
 	Engine   Engine     `json:"engine"`
 	Peers    []Peer     `json:"peers"` // every other member, sorted by name and ID
 	Health   []Finding  `json:"health"`
+	// Attachments counts what is attached on this host, sorted by network and state.
+	Attachments []AttachmentCount `json:"attachments"`
+}
+
+// AttachmentCount is how many containers have one state in a network.
+type AttachmentCount struct {
+	Network string       `json:"network"`
+	State   attach.State `json:"state"`
+	Count   int          `json:"count"`
+}
+
+// CountAttachments gives the document's form of what is attached.
+func CountAttachments(all []attach.Attachment) []AttachmentCount {
+	counts := map[AttachmentCount]int{}
+	for _, a := range all {
+		counts[AttachmentCount{Network: a.Network, State: a.State}]++
+	}
+	var out []AttachmentCount
+	for c, n := range counts {
+		c.Count = n
+		out = append(out, c)
+	}
+	slices.SortFunc(out, func(a, b AttachmentCount) int {
+		return cmp.Or(cmp.Compare(a.Network, b.Network), cmp.Compare(a.State, b.State))
+	})
+	return out
 }
 
 // Mesh names the mesh.
@@ -157,7 +185,7 @@ type Finding struct {
 // MarshalJSON writes lists as [] when they are empty.
 func (d Document) MarshalJSON() ([]byte, error) {
 	type plain Document // without this method
-	d.Networks, d.Peers, d.Health = notNil(d.Networks), notNil(d.Peers), notNil(d.Health)
+	d.Networks, d.Peers, d.Health, d.Attachments = notNil(d.Networks), notNil(d.Peers), notNil(d.Health), notNil(d.Attachments)
 	return json.Marshal(plain(d))
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"meshd/mesh"
+	"meshd/overlay/attach"
 	"meshd/overlay/status"
 )
 
@@ -85,6 +86,9 @@ func example() *status.Document {
 			},
 		},
 		Health: []status.Finding{{Level: "warning", Code: "clock", Message: "this host's clock is 3m ahead: run an NTP client"}},
+		Attachments: status.CountAttachments([]attach.Attachment{
+			{Network: "web", State: attach.Stale}, {Network: "web", State: attach.Live}, {Network: "default", State: attach.Live}, {Network: "web", State: attach.Live},
+		}),
 	}
 }
 

@@ -75,6 +75,7 @@ var (
 	descEpoch     = desc("epoch", "How often this node was started.")
 	descLease     = desc("lease_state", "1 for each of the node's leases.", "network", "prefix", "state")
 	descPeers     = desc("peers", "Number of peers in this state.", "state")
+	descAttached  = desc("attachments", "Number of containers that are attached on this host.", "network", "state")
 	descHealth    = desc("health_findings", "Number of health findings.", "level", "code")
 	descDrops     = desc("dropped_packets_total", "Packets that the engine dropped.", "reason")
 	descUp        = desc("peer_up", "1 if the peer is up.", "peer", "id")
@@ -88,7 +89,7 @@ var (
 // Describe implements [prometheus.Collector].
 func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descBuild, descState, descEpoch, descLease, descPeers, descHealth, descDrops,
+		descBuild, descState, descEpoch, descLease, descPeers, descAttached, descHealth, descDrops,
 		descUp, descRTT, descLoss, descRx, descTx, descHandshake,
 	} {
 		out <- d
@@ -116,6 +117,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		for _, p := range l.Prefixes {
 			gauge(descLease, 1, l.Network, p.String(), l.State)
 		}
+	}
+	for _, c := range doc.Attachments {
+		gauge(descAttached, float64(c.Count), c.Network, string(c.State))
 	}
 	findings := map[[2]string]int{}
 	for _, f := range doc.Health {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"meshd/mesh"
+	"meshd/overlay/attach"
 )
 
 // WriteTable prints the document for people, with ages relative to now. Wide
@@ -20,6 +22,9 @@ func (d *Document) WriteTable(out io.Writer, now time.Time, wide bool) error {
 	t := newTable(out)
 	t.row("Mesh", d.meshLine(), "Node", d.nodeLine(now))
 	t.row("State", clean(string(d.State)), "Engine", d.engineLine())
+	if len(d.Attachments) > 0 {
+		t.row("Containers", d.attachmentsLine())
+	}
 	if err := t.flush(); err != nil {
 		return err
 	}
@@ -106,6 +111,27 @@ func (d *Document) engineLine() string {
 		line += fmt.Sprintf(" (%s)", strings.Join(suites, ", "))
 	}
 	return fmt.Sprintf("%s  MTU %d", line, d.Engine.MTU)
+}
+
+// attachmentsLine says how many there are in each network: "default 3, web 2 (1
+// stale)".
+func (d *Document) attachmentsLine() string {
+	sums, odd := map[string]int{}, map[string][]string{}
+	for _, c := range d.Attachments {
+		sums[c.Network] += c.Count
+		if c.State != attach.Live {
+			odd[c.Network] = append(odd[c.Network], fmt.Sprintf("%d %s", c.Count, clean(string(c.State))))
+		}
+	}
+	var words []string
+	for _, network := range slices.Sorted(maps.Keys(sums)) {
+		word := fmt.Sprintf("%s %d", clean(network), sums[network])
+		if len(odd[network]) > 0 {
+			word += " (" + strings.Join(odd[network], ", ") + ")"
+		}
+		words = append(words, word)
+	}
+	return strings.Join(words, ", ")
 }
 
 // writeSelf prints what the two header lines leave out.
