@@ -20,7 +20,7 @@ const BridgePrefix = "mbr-"
 //     goes to no other segment.
 //   - Addresses of the mesh come from nowhere else.
 //
-// And where any segment has links:
+// And where any segment has links, or containers behind those of others:
 //
 //   - To a segment's links goes what comes from the same segment, what is
 //     answered, and what was sent to a published port.
@@ -46,14 +46,17 @@ type Segment struct {
 	Ranges []netip.Prefix
 	Own    []netip.Prefix // this host's part of the ranges
 	Links  []string       // interfaces that lead to its containers, and to nobody else
+	// Delegated: containers with addresses of Own are behind links of others.
+	Delegated bool
 }
 
 // IsZero tells whether nothing is wanted.
 func (r Rules) IsZero() bool { return r.Link == "" && len(r.Segments) == 0 && len(r.Ports) == 0 }
 
-// HasLinks tells whether this host has containers in any segment.
+// HasLinks tells whether this host has containers in any segment, behind whosever
+// links.
 func (r Rules) HasLinks() bool {
-	return slices.ContainsFunc(r.Segments, func(s Segment) bool { return len(s.Links) > 0 })
+	return slices.ContainsFunc(r.Segments, func(s Segment) bool { return len(s.Links) > 0 || s.Delegated })
 }
 
 // Normal gives the same rules in one canonical order, so that rules compare and
@@ -78,6 +81,9 @@ func (r Rules) String() string {
 	var b strings.Builder
 	for _, s := range r.Normal().Segments {
 		b.WriteString("isolate " + s.Name + list(" in", s.Ranges, netip.Prefix.String) + list(", ours", s.Own, netip.Prefix.String))
+		if s.Delegated {
+			b.WriteString(", behind links of others")
+		}
 		b.WriteString(list(" behind", s.Links, strings.Clone) + ", via " + r.Link + "\n")
 	}
 	if r.Masquerade && r.HasLinks() {

@@ -51,6 +51,7 @@ func rules(view *mesh.View, self mesh.Node, opt Options) tun.Rules {
 	for _, n := range view.Networks {
 		r.Segments = append(r.Segments, tun.Segment{
 			Name: n.Name, Ranges: n.Ranges(), Own: subnets(self, n.Name), Links: opt.Containers[n.Name].links(),
+			Delegated: opt.Containers[n.Name].Delegated,
 		})
 		for _, p := range opt.Containers[n.Name].Ports {
 			if p.Name != "" { // else its packets do not come by this host's links

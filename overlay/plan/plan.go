@@ -40,6 +40,8 @@ type Options struct {
 type Containers struct {
 	Bridge string // which they share; empty: none does
 	Ports  []tun.Port
+	// Delegated: others give out the addresses of this node's subnet.
+	Delegated bool
 }
 
 // links are the interfaces by which their packets come.

@@ -69,6 +69,11 @@ func compileHost(want tun.Rules) ruleset {
 	all := ruleset{table: table}
 
 	for _, s := range want.Segments {
+		for _, p := range s.Own {
+			if want.Masquerade && (len(s.Links) > 0 || s.Delegated) {
+				postrouting.rules = append(postrouting.rules, masquerade(from(p)))
+			}
+		}
 		if len(s.Links) == 0 {
 			for _, p := range s.Own { // a bridge that somebody else made in our subnet
 				others.rules = append(others.rules, accept(from(p)))
@@ -83,11 +88,6 @@ func compileHost(want tun.Rules) ruleset {
 			// Else who is asked by way of Docker's bridge would answer the mesh by
 			// ours, with an address that it must not have there.
 			comeBack = append(comeBack, masquerade(out(dockersGateway), from(r), published))
-		}
-		for _, p := range s.Own {
-			if want.Masquerade {
-				postrouting.rules = append(postrouting.rules, masquerade(from(p)))
-			}
 		}
 	}
 	others.rules = append(others.rules, drop())

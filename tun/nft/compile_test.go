@@ -32,6 +32,8 @@ func wants() map[string]tun.Rules {
 	}
 	db := tun.Segment{Name: "db", Ranges: pfxs("10.87.0.0/16"), Own: pfxs("10.87.3.0/26"), Links: []string{"mbr-db"}}
 	without := func(s tun.Segment) tun.Segment { s.Links = nil; return s }
+	delegated := without(web)
+	delegated.Delegated = true
 	ports := []tun.Port{
 		{Name: "mv-aaaaaaaaaa", MAC: "02:00:00:00:00:0a", Addresses: []netip.Addr{netip.MustParseAddr("10.86.17.10"), netip.MustParseAddr("fd86:0:0:11::a")}},
 		{Name: "mv-bbbbbbbbbb", MAC: "02:00:00:00:00:0b", Addresses: []netip.Addr{netip.MustParseAddr("10.87.3.11")}},
@@ -42,6 +44,7 @@ func wants() map[string]tun.Rules {
 		"with_ports":    {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, web, db}, Ports: ports},
 		"no_masquerade": {Link: "mesh0", Segments: []tun.Segment{control, web, db}},
 		"one_of_two":    {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, web, without(db)}},
+		"delegated":     {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, delegated, db}},
 		"no_lease":      {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, {Name: "db", Ranges: db.Ranges, Links: db.Links}}},
 	}
 }

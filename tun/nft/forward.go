@@ -9,6 +9,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+
+	"meshd/tun"
 )
 
 // forward is a chain FORWARD of iptables, which says what passes this host. Its
@@ -59,12 +61,12 @@ func (f forward) String() string {
 	return fmt.Sprintf("%s %s %s", iptables[f.chain.Table.Family], f.chain.Table.Name, f.chain.Name)
 }
 
-// diff lists what opens the chain for our links, or closes it again. Ours may be
-// anywhere in it: whoever puts a rule before them had a reason.
-func (f forward) diff(open bool) []op {
-	var want [][]expr.Any
-	if open {
-		want = opening()
+// diff lists what opens the chain for some links, or closes it again. Our rules may
+// be anywhere in it: whoever puts a rule before them had a reason.
+func (f forward) diff(open []match) []op {
+	want := make([][]expr.Any, len(open))
+	for i, m := range open {
+		want[i] = append(m.exprs(), &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept})
 	}
 	if slices.EqualFunc(f.ours, want, func(r *nftables.Rule, e []expr.Any) bool { return exprsText(r.Exprs) == exprsText(e) }) {
 		return nil
@@ -76,10 +78,10 @@ func (f forward) diff(open bool) []op {
 			add:  func(c *nftables.Conn) error { r.Table = f.chain.Table; return c.DelRule(r) },
 		})
 	}
-	for _, e := range slices.Backward(want) { // each goes to the head
-		r := &nftables.Rule{Table: f.chain.Table, Chain: f.chain, Exprs: e, UserData: userdata.AppendString(nil, userdata.TypeComment, comment)}
+	for i, m := range slices.Backward(open) { // each goes to the head
+		r := &nftables.Rule{Table: f.chain.Table, Chain: f.chain, Exprs: want[i], UserData: userdata.AppendString(nil, userdata.TypeComment, comment)}
 		ops = append(ops, op{
-			text: fmt.Sprintf("nft insert rule %s %s", f, openingText(e)),
+			text: fmt.Sprintf("nft insert rule %s %s accept", f, m),
 			add:  func(c *nftables.Conn) error { c.InsertRule(r); return nil },
 		})
 	}
@@ -88,21 +90,21 @@ func (f forward) diff(open bool) []op {
 
 // opening accepts whatever comes from our links or goes there: our own table has
 // decided on it before. The rules are such as iptables understands, or it would
-// refuse to touch the table any more.
-func opening() [][]expr.Any {
-	var all [][]expr.Any
-	for _, name := range ours {
-		for _, m := range []match{in(name), out(name)} {
-			all = append(all, append(m.exprs(), &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept}))
-		}
+// refuse to touch the table any more. Containers behind links of others get
+// there by the TUN device.
+func opening(want tun.Rules) []match {
+	if !want.HasLinks() {
+		return nil
+	}
+	names := slices.Clone(ours)
+	if slices.ContainsFunc(want.Segments, func(s tun.Segment) bool { return s.Delegated }) {
+		names = append(names, want.Link)
+	}
+	var all []match
+	for _, name := range names {
+		all = append(all, in(name), out(name))
 	}
 	return all
-}
-
-func openingText(e []expr.Any) string {
-	meta, _ := e[0].(*expr.Meta)
-	name, _ := e[1].(*expr.Cmp)
-	return fmt.Sprintf("%s \"%s*\" accept", direction[meta.Key], name.Data)
 }
 
 // obstacle tells what a chain of others does to packets that pass, if it is one

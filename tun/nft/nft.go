@@ -102,7 +102,7 @@ func (f *Firewall) apply(ctx context.Context, want tun.Rules) (done []string, er
 			if readErr != nil {
 				return readErr
 			}
-			ops := diff(have, tables, want.HasLinks())
+			ops := diff(have, tables, opening(want))
 			if len(ops) == 0 {
 				return nil
 			}
@@ -192,7 +192,7 @@ func (f *Firewall) foresee(have state, tables []ruleset, ops []op) {
 
 // diff lists the changes that lead from have to the tables, and open other
 // firewalls for our links or close them again.
-func diff(have state, tables []ruleset, open bool) []op {
+func diff(have state, tables []ruleset, open []match) []op {
 	var ops []op
 	for _, t := range tables {
 		ops = append(ops, t.change(have.tables[t.table])...)
