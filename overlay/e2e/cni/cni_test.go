@@ -231,7 +231,7 @@ func TestCnitool(t *testing.T) {
 	t.Run("second network", func(t *testing.T) {
 		_, err := alpha.Node.Meshctl(cluster.Bounded(t), "network", "create", "web", "--ipv4", "10.87.0.0/16")
 		must(t, err)
-		var web []netip.Addr
+		var web [][]netip.Addr
 		for i, b := range boxes {
 			configure(t, b, func(list, entry map[string]any) {
 				list["name"], entry["network"], entry["defaultRoute"] = "web", "web", false
@@ -243,13 +243,16 @@ func TestCnitool(t *testing.T) {
 			}))
 			var r types100.Result
 			must(t, json.Unmarshal(out, &r))
-			web = append(web, addresses(r)...)
+			web = append(web, addresses(r))
 		}
 		must(t, cluster.Poll(cluster.Bounded(t), func() (bool, error) { // until alpha knows what beta has leased
-			err := ping(t.Context(), one, web[1], "1")
+			err := ping(t.Context(), one, web[1][0], "1")
 			return err == nil, err
 		}))
-		reaches(t, two, web[0])
+		for i := range web[0] {
+			reaches(t, one, web[1][i])
+			reaches(t, two, web[0][i])
+		}
 		reaches(t, one, addresses(onBeta)[0])
 		for i, b := range boxes {
 			for _, command := range []string{"check", "del"} {
