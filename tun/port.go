@@ -20,6 +20,10 @@ const (
 	PeerPrefix = "mc-" // of the container's, until it is moved and renamed
 )
 
+// LANPrefix starts the names of the host's links on physical ones; no port has such
+// a name.
+const LANPrefix = PortPrefix + "lan-"
+
 // Port is the link by which one container hangs on this host.
 //
 //	bridge            ptp                      macvlan, ipvlan

@@ -41,7 +41,7 @@ type Bridge struct {
 //	     container ─ Peer ─┴─ Parent ── wire
 type LAN struct {
 	Kind       PortKind     // PortMACVLAN or PortIPVLAN
-	Name       string       // of the host's link, starts with PortPrefix
+	Name       string       // of the host's link, starts with LANPrefix
 	Parent     string       // without it there is no link either, and that is no error
 	MTU        int          // in bytes; the link has no more than its parent
 	Addresses  []netip.Addr // the host's own, by which containers find it

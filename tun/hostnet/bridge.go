@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 
@@ -28,13 +27,13 @@ type bridge struct {
 
 func (k kernel) bridges(want []tun.Bridge) ([]bridge, error) {
 	var all []bridge
-	links, err := k.linksOfType("bridge")
+	links, err := k.linksNamed(tun.BridgePrefix)
 	if err != nil {
 		return nil, err
 	}
 	for _, l := range links {
 		a := l.Attrs()
-		if !strings.HasPrefix(a.Name, tun.BridgePrefix) {
+		if l.Type() != "bridge" {
 			continue
 		}
 		b := bridge{name: a.Name, mtu: a.MTU, up: a.Flags&net.FlagUp != 0}

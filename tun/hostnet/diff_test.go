@@ -123,23 +123,23 @@ func TestDiff(t *testing.T) {
 			name: "a link on a physical one comes, and another goes after its routes",
 			have: state{
 				link: mesh0, sysctl: settled, parents: map[string]parent{"eth0": {link: link{name: "eth0", index: 3, mtu: 1400}}},
-				lans:   []lan{{link: link{name: "mv-old", index: 8}}},
-				routes: []route{{key{pfx("10.86.17.9/32"), 254, metricLink}, unix.RTN_UNICAST, "mv-old", 8, netip.Addr{}}},
+				lans:   []lan{{link: link{name: "mv-lan-old", index: 8}}},
+				routes: []route{{key{pfx("10.86.17.9/32"), 254, metricLink}, unix.RTN_UNICAST, "mv-lan-old", 8, netip.Addr{}}},
 			},
 			want: tun.HostState{Link: "mesh0", LANs: []tun.LAN{
-				{Kind: tun.PortMACVLAN, Name: "mv-gone", Parent: "eth9", Containers: []netip.Addr{netip.MustParseAddr("10.86.17.7")}},
+				{Kind: tun.PortMACVLAN, Name: "mv-lan-gone", Parent: "eth9", Containers: []netip.Addr{netip.MustParseAddr("10.86.17.7")}},
 				{
-					Kind: tun.PortMACVLAN, Name: "mv-new", Parent: "eth0", MTU: 1420,
+					Kind: tun.PortMACVLAN, Name: "mv-lan-new", Parent: "eth0", MTU: 1420,
 					Addresses: []netip.Addr{netip.MustParseAddr("10.86.17.1")}, Containers: []netip.Addr{netip.MustParseAddr("10.86.17.5")},
 				},
 			}},
-			ops: `ip link add mv-new link eth0 type macvlan
-				ip link set mv-new mtu 1400
-				ip link set mv-new up
-				ip addr add 10.86.17.1/32 dev mv-new
-				ip route add 10.86.17.5/32 dev mv-new proto 109 metric 50
-				ip route del 10.86.17.9/32 dev mv-old proto 109 metric 50
-				ip link del mv-old`,
+			ops: `ip link add mv-lan-new link eth0 type macvlan
+				ip link set mv-lan-new mtu 1400
+				ip link set mv-lan-new up
+				ip addr add 10.86.17.1/32 dev mv-lan-new
+				ip route add 10.86.17.5/32 dev mv-lan-new proto 109 metric 50
+				ip route del 10.86.17.9/32 dev mv-lan-old proto 109 metric 50
+				ip link del mv-lan-old`,
 		},
 		{
 			name: "nothing wanted",

@@ -5,8 +5,12 @@ package hostnet
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -36,14 +40,46 @@ func (k kernel) links() ([]netlink.Link, error) {
 	return dump("links", k.LinkList)
 }
 
-// linksWith lists the links that have an attribute. The kernel leaves out the
-// others, which are many where there are many containers; one older than 4.4 does
-// not, and the caller looks at each.
-func (k kernel) linksWith(attr *nl.RtAttr) ([]netlink.Link, error) {
+// linksNamed lists the links whose names begin so. Where there are many containers
+// a list of all links is long, and the kernel lets nobody change one meanwhile; the
+// names alone are in the directories of their sysctls.
+func (k kernel) linksNamed(prefix string) ([]netlink.Link, error) {
+	dir, err := os.Open(filepath.Join(string(k.sysctl), ipv4Conf))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	var all []netlink.Link
+	for _, name := range names {
+		if !strings.HasPrefix(name, prefix) {
+			continue
+		}
+		l, err := k.find(name)
+		if err != nil {
+			return nil, fmt.Errorf("find link %s: %w", name, err)
+		}
+		if l != nil { // else it has gone just now
+			all = append(all, l)
+		}
+	}
+	return all, nil
+}
+
+// portsOf lists the links on a bridge. The kernel leaves out the others; one older
+// than 4.4 does not.
+func (k kernel) portsOf(bridge netlink.Link) ([]netlink.Link, error) {
+	index := bridge.Attrs().Index
 	return dump("links", func() (all []netlink.Link, err error) {
 		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
 		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-		req.AddData(attr)
+		req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(index))))
 		messages, dumpErr := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
 		if dumpErr != nil && !errors.Is(dumpErr, netlink.ErrDumpInterrupted) {
 			return nil, dumpErr
@@ -53,25 +89,12 @@ func (k kernel) linksWith(attr *nl.RtAttr) ([]netlink.Link, error) {
 			if err != nil {
 				return nil, err
 			}
-			all = append(all, l)
+			if l.Attrs().MasterIndex == index {
+				all = append(all, l)
+			}
 		}
 		return all, dumpErr
 	})
-}
-
-// linksOfType lists the links of a type, such as "bridge".
-func (k kernel) linksOfType(name string) ([]netlink.Link, error) {
-	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(name))
-	all, err := k.linksWith(info)
-	return slices.DeleteFunc(all, func(l netlink.Link) bool { return l.Type() != name }), err
-}
-
-// portsOf lists the links on a bridge.
-func (k kernel) portsOf(bridge netlink.Link) ([]netlink.Link, error) {
-	index := bridge.Attrs().Index
-	all, err := k.linksWith(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(index))))
-	return slices.DeleteFunc(all, func(l netlink.Link) bool { return l.Attrs().MasterIndex != index }), err
 }
 
 // addrs lists the addresses on a link, or on all for nil.

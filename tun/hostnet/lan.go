@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -30,25 +29,28 @@ type parent struct {
 }
 
 func (k kernel) lans() ([]lan, error) {
+	links, err := k.linksNamed(tun.LANPrefix)
+	if err != nil {
+		return nil, err
+	}
 	var all []lan
-	for _, kind := range []tun.PortKind{tun.PortMACVLAN, tun.PortIPVLAN} {
-		links, err := k.linksOfType(string(kind))
-		if err != nil {
+	for _, l := range links {
+		a := l.Attrs()
+		if !isLAN(l) {
+			continue
+		}
+		n := lan{link: link{name: a.Name, index: a.Index, mtu: a.MTU, up: a.Flags&net.FlagUp != 0}}
+		if n.addrs, err = k.fixedAddrs(l); err != nil {
 			return nil, err
 		}
-		for _, l := range links {
-			a := l.Attrs()
-			if !strings.HasPrefix(a.Name, tun.PortPrefix) {
-				continue
-			}
-			n := lan{link: link{name: a.Name, index: a.Index, mtu: a.MTU, up: a.Flags&net.FlagUp != 0}}
-			if n.addrs, err = k.fixedAddrs(l); err != nil {
-				return nil, err
-			}
-			all = append(all, n)
-		}
+		all = append(all, n)
 	}
 	return all, nil
+}
+
+// isLAN tells whether a link hangs on a physical one.
+func isLAN(l netlink.Link) bool {
+	return slices.Contains([]tun.PortKind{tun.PortMACVLAN, tun.PortIPVLAN}, tun.PortKind(l.Type()))
 }
 
 // parents gives the links that are there of those that LANs are on, by name.

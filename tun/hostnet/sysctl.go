@@ -29,6 +29,7 @@ const defaults = "default"
 const (
 	forward4 = "net/ipv4/ip_forward" // sets that of every interface too
 	forward6 = "net/ipv6/conf/all/forwarding"
+	ipv4Conf = "net/ipv4/conf"
 	ipv6Conf = "net/ipv6/conf"
 )
 
