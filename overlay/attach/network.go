@@ -311,6 +311,9 @@ func (e *entry) port(network string) tun.Port {
 	}
 	for _, a := range e.Addresses {
 		p.Addresses = append(p.Addresses, a.Addr())
+		if e.Mode == PTP {
+			p.Gateways = append(p.Gateways, mesh.FirstHost(a))
+		}
 	}
 	return p
 }
