@@ -14,7 +14,6 @@
 package docker
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -33,6 +32,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"meshd/overlay/e2e/debian"
 	"meshd/overlay/e2e/lab"
 )
 
@@ -50,22 +50,7 @@ type Engine struct {
 
 // Possible says what is missing here to run engines.
 func Possible() error {
-	for _, name := range []string{"dockerd", "docker", "docker-compose", "containerd", "runc", "busybox", "iptables", "unshare", "mount"} {
-		if tool(name) == "" {
-			return fmt.Errorf("there is no %s: make test-deps installs it", name)
-		}
-	}
-	return nil
-}
-
-// tool finds a program of the distribution. Others of that name may be in PATH.
-func tool(name string) string {
-	for _, dir := range []string{"/usr/bin", "/usr/sbin", "/bin", "/sbin"} {
-		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
-			return path
-		}
-	}
-	return ""
+	return debian.Lacks("dockerd", "docker", "docker-compose", "containerd", "runc", "busybox", "iptables", "unshare", "mount")
 }
 
 // prepare gives the engine a /run of its own, in which it finds the plugin, and
@@ -136,10 +121,10 @@ func start(ctx context.Context, host *lab.Host, dir string, opt Options) (*Engin
 	if err := os.WriteFile(config, []byte("{}\n"), 0o600); err != nil {
 		return nil, errors.Join(err, log.Close())
 	}
-	cmd := exec.Command(tool("unshare"),
+	cmd := exec.Command(debian.Tool("unshare"),
 		"--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
 		"sh", "-c", prepare, "sh", opt.Plugin,
-		tool("dockerd"), "--config-file", config, "--host", "unix://"+e.socket(),
+		debian.Tool("dockerd"), "--config-file", config, "--host", "unix://"+e.socket(),
 		"--data-root", filepath.Join(dir, "data"), "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid",
 		"--storage-driver", "vfs", "--cgroup-parent", "/"+e.cgroup, "--exec-opt", "native.cgroupdriver=cgroupfs")
 	cmd.Args = append(cmd.Args, opt.flags()...)
@@ -198,13 +183,13 @@ func (e *Engine) Docker(ctx context.Context, args ...string) (string, error) {
 // Compose runs Docker Compose against the engine, with settings of its environment
 // such as "KEY=value".
 func (e *Engine) Compose(ctx context.Context, env []string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, tool("docker-compose"), args...)
+	cmd := exec.CommandContext(ctx, debian.Tool("docker-compose"), args...)
 	cmd.Env = env
 	return e.command(cmd)
 }
 
 func (e *Engine) docker(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, tool("docker"), args...)
+	cmd := exec.CommandContext(ctx, debian.Tool("docker"), args...)
 	cmd.Stdin = stdin
 	return e.command(cmd)
 }
@@ -225,45 +210,14 @@ func (e *Engine) command(cmd *exec.Cmd) (string, error) {
 
 // LoadImage gives the engine [Image].
 func (e *Engine) LoadImage(ctx context.Context) error {
-	archive, err := image()
+	archive, err := debian.RootFS()
 	if err == nil {
-		_, err = e.docker(ctx, archive, "import", "-", Image)
+		_, err = e.docker(ctx, bytes.NewReader(archive), "import", "-", Image)
 	}
 	if err != nil {
 		return fmt.Errorf("load image: %w", err)
 	}
 	return nil
-}
-
-// image is a root file system with busybox and its names.
-func image() (io.Reader, error) {
-	program, err := os.ReadFile(tool("busybox"))
-	if err != nil {
-		return nil, err
-	}
-	names, err := exec.Command(tool("busybox"), "--list").Output()
-	if err != nil {
-		return nil, err
-	}
-	var out bytes.Buffer
-	w := tar.NewWriter(&out)
-	var errs []error
-	add := func(h tar.Header, content []byte) {
-		h.Size = int64(len(content))
-		errs = append(errs, w.WriteHeader(&h))
-		_, err := w.Write(content)
-		errs = append(errs, err)
-	}
-	for _, dir := range []string{"bin/", "etc/", "tmp/", "root/"} {
-		add(tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755}, nil)
-	}
-	add(tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755}, program)
-	for name := range strings.FieldsSeq(string(names)) {
-		if name != "busybox" {
-			add(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + name, Linkname: "busybox", Mode: 0o777}, nil)
-		}
-	}
-	return &out, errors.Join(append(errs, w.Close())...)
 }
 
 // Log gives what the engine has logged.
@@ -286,7 +240,7 @@ func (e *Engine) Stop(ctx context.Context) error {
 	defer cancel()
 	err := e.end(ctx, unix.SIGTERM)
 	e.log.Close()
-	if err = errors.Join(err, e.removeCgroups(ctx)); err != nil {
+	if err = errors.Join(err, debian.RemoveCgroups(ctx, e.cgroup)); err != nil {
 		return fmt.Errorf("stop Docker on %s: %w", e.host.Name, err)
 	}
 	return nil
@@ -368,44 +322,4 @@ func (e *Engine) end(ctx context.Context, s unix.Signal) error {
 		return errors.New("it does not end")
 	}
 	return nil
-}
-
-// removeCgroups removes those of containers that were killed.
-func (e *Engine) removeCgroups(ctx context.Context) error {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := e.tryRemoveCgroups()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-tick.C: // the kernel may be about to empty it
-		case <-ctx.Done():
-			return err
-		}
-	}
-}
-
-func (e *Engine) tryRemoveCgroups() error {
-	var errs []error
-	for _, pattern := range []string{"/sys/fs/cgroup/" + e.cgroup, "/sys/fs/cgroup/*/" + e.cgroup} {
-		found, _ := filepath.Glob(pattern)
-		for _, root := range found {
-			var dirs []string
-			_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-				if err == nil && d.IsDir() {
-					dirs = append(dirs, path)
-				}
-				return nil
-			})
-			slices.Reverse(dirs) // the inner ones first
-			for _, dir := range dirs {
-				if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-					errs = append(errs, err)
-				}
-			}
-		}
-	}
-	return errors.Join(errs...)
 }
