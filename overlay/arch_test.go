@@ -76,6 +76,7 @@ var mayImport = []struct{ pkg, ours string }{
 	// It carries what doors say to overlay/attach.
 	{"overlay/status", "mesh overlay/attach overlay/unixsock"},
 	{"overlay/unixsock", ""},
+	{"overlay/subnetenv", "overlay/attach"},
 	{"overlay/config", "mesh"},
 	// It puts real nodes into a world of fakes.
 	{"overlay/sim", "*"},

@@ -25,6 +25,13 @@ type Containers interface {
 	Findings() []mesh.Finding
 }
 
+// Delegate hands this node's subnet to programs that give out its addresses on this
+// host. subnetenv.File is one.
+type Delegate interface {
+	// Apply tells them of a subnet. One that is not live is not theirs any more.
+	Apply(attach.Subnet) error
+}
+
 // collectEvery is how often containers are looked for that have gone.
 const collectEvery = 5 * time.Second
 
@@ -73,9 +80,34 @@ func (n *Node) contain(view *mesh.View, opt plan.Options) map[string]plan.Contai
 	n.opt.Containers.Sync(attach.World{View: view, MTU: opt.MTU, NoIPv6: opt.NoIPv6})
 	all := map[string]plan.Containers{}
 	for _, c := range n.opt.Containers.Networks() {
-		all[c.Name] = plan.Containers{Bridge: c.Bridge, Ports: c.Ports}
+		all[c.Name] = plan.Containers{Bridge: c.Bridge, Ports: c.Ports, Delegated: c.Delegated}
 	}
 	return all
+}
+
+// delegate hands on the subnet of the network that others give addresses of.
+func (n *Node) delegate(view *mesh.View, mtu int) []mesh.Finding {
+	if n.opt.Delegate == nil {
+		return nil
+	}
+	var s attach.Subnet
+	for _, c := range n.opt.Containers.Networks() {
+		if c.Delegated {
+			s = attach.Subnet{Network: c.Name, Prefixes: c.Subnet, MTU: mtu, State: c.State}
+		}
+	}
+	for _, p := range s.Prefixes {
+		s.Gateways = append(s.Gateways, mesh.FirstHost(p))
+	}
+	for _, network := range view.Networks {
+		if network.Name == s.Network {
+			s.Routes = network.Ranges()
+		}
+	}
+	if err := n.opt.Delegate.Apply(s); err != nil {
+		return []mesh.Finding{{Level: "error", Code: "subnet_not_told", Message: err.Error()}}
+	}
+	return nil
 }
 
 // tend looks after the containers, from the first view on, until ctx is done.

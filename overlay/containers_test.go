@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"meshd/mesh"
 	"meshd/overlay/attach"
+	"meshd/overlay/attach/attachtest"
 	"meshd/overlay/status"
 )
 
@@ -130,6 +132,66 @@ func TestObstaclesAreFindings(t *testing.T) {
 		}
 		if !has() {
 			t.Errorf("health %+v", w.node.Status().Health)
+		}
+	})
+}
+
+// told is what programs hear that give out addresses of ours.
+type told struct {
+	subnet attach.Subnet
+	err    error
+}
+
+func (d *told) Apply(s attach.Subnet) error {
+	d.subnet = s
+	return d.err
+}
+
+// A subnet whose addresses others give out is told to them while this node holds
+// it, and only then.
+func TestDelegatedSubnet(t *testing.T) {
+	var d told
+	prepare := func(_ *testing.T, w *world) {
+		w.attach = attach.New(attach.Options{Host: &w.links, Store: new(attachtest.Store), Delegated: "default"})
+		w.delegate = &d
+	}
+	inWorld(t, prepare, func(t *testing.T, w *world) {
+		w.mesh.views <- view(self, beta)
+		settle()
+		want := attach.Subnet{
+			Network: "default", Prefixes: network.Slot(17), Gateways: []netip.Addr{netip.MustParseAddr("10.86.17.1")},
+			Routes: network.Ranges(), MTU: 1420, State: attach.Live,
+		}
+		if !reflect.DeepEqual(d.subnet, want) {
+			t.Errorf("told %+v, want %+v", d.subnet, want)
+		}
+		if rules := w.rules.Rules(); !rules.HasLinks() {
+			t.Errorf("the rules know of no containers:\n%s", rules)
+		}
+
+		d.err = errors.New("no such folder")
+		quarantined := self
+		quarantined.Leases = slices.Clone(self.Leases)
+		quarantined.Leases[0].State = mesh.Quarantined
+		w.mesh.views <- view(quarantined, beta)
+		settle()
+		if d.subnet.State == attach.Live {
+			t.Errorf("told %+v of a quarantined subnet", d.subnet)
+		}
+		if !slices.ContainsFunc(w.node.Status().Health, func(f status.Finding) bool { return f.Code == "subnet_not_told" }) {
+			t.Errorf("health %+v", w.node.Status().Health)
+		}
+		d.err = nil
+		w.mesh.views <- view(self, beta)
+		settle()
+		if d.subnet.State != attach.Live {
+			t.Errorf("told %+v", d.subnet)
+		}
+		if err := w.node.Down(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if d.subnet.Network != "" {
+			t.Errorf("the host is clear, and %+v is still told", d.subnet)
 		}
 	})
 }

@@ -16,11 +16,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"meshd/mesh"
+	"meshd/overlay/attach"
 	"meshd/overlay/plan"
 	"meshd/overlay/probe"
 	"meshd/overlay/reconcile"
@@ -94,6 +96,7 @@ type Options struct {
 	// Containers are those of this host; nil: it has none. Their owner calls
 	// ContainersChanged.
 	Containers Containers
+	Delegate   Delegate // of the network that Containers calls delegated; nil: there is none
 	// NoMasquerade: what containers send out of the mesh keeps their addresses.
 	NoMasquerade bool
 
@@ -263,6 +266,9 @@ func (n *Node) clear() error {
 			errs = append(errs, fmt.Errorf("clear firewall: %w", err))
 		}
 	}
+	if d := n.opt.Delegate; d != nil {
+		errs = append(errs, d.Apply(attach.Subnet{}))
+	}
 	return errors.Join(errs...)
 }
 
@@ -340,7 +346,7 @@ func (n *Node) replan(ctx context.Context) error {
 	opt := plan.Options{Link: n.opt.Link, MTU: n.mtu(), NoIPv6: n.underlay.Load().NoIPv6, NoMasquerade: n.opt.NoMasquerade}
 	opt.Containers = n.contain(view, opt)
 	p := plan.Build(view, opt)
-	p.Health = append(append(p.Health, left...), plan.Stranded(view)...)
+	p.Health = slices.Concat(p.Health, left, plan.Stranded(view), n.delegate(view, opt.MTU))
 	for _, o := range plan.Overlaps(view.Ranges(), own, *n.uses.Load()) {
 		p.Health = append(p.Health, mesh.Finding{Level: "error", Code: "overlap", Message: o.String()})
 	}

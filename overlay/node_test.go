@@ -70,18 +70,19 @@ func (e mortal) Run(ctx context.Context) error {
 
 // world is a node with everything around it in memory.
 type world struct {
-	mesh    *fakeMesh
-	kernel  *tuntest.Kernel
-	rules   tuntest.Firewall
-	links   attachtest.Host
-	attach  *attach.Manager
-	blind   atomic.Bool // the kernel does not tell the underlay
-	node    *overlay.Node
-	mu      sync.Mutex
-	engines []mortal
-	refuse  error // of the next engine
-	done    chan error
-	stop    context.CancelFunc
+	mesh     *fakeMesh
+	kernel   *tuntest.Kernel
+	rules    tuntest.Firewall
+	links    attachtest.Host
+	attach   *attach.Manager
+	delegate overlay.Delegate
+	blind    atomic.Bool // the kernel does not tell the underlay
+	node     *overlay.Node
+	mu       sync.Mutex
+	engines  []mortal
+	refuse   error // of the next engine
+	done     chan error
+	stop     context.CancelFunc
 }
 
 func (w *world) newEngine() (overlay.Engine, error) {
@@ -129,7 +130,7 @@ func inWorld(t *testing.T, prepare, test func(*testing.T, *world)) {
 		w.node = overlay.New(overlay.Options{
 			Self: self.ID, Name: "alpha", Version: "test", Log: slog.New(slog.DiscardHandler),
 			Mesh: w.mesh, Host: sight{w.kernel, &w.blind}, NewEngine: w.newEngine, Link: "mesh0", TunnelPort: 51880, GossipPort: 51881,
-			Firewall: &w.rules, Containers: w.attach,
+			Firewall: &w.rules, Containers: w.attach, Delegate: w.delegate,
 		})
 		ctx, stop := context.WithCancel(t.Context())
 		w.stop = stop

@@ -37,7 +37,9 @@ func preflight(ctx context.Context, cfg *config.Config, configPath string, stdou
 		f.haveTUN,
 		func() error { return f.mayRead(configPath) },
 		func() error { return f.haveState(cfg.StateDir) },
-		func() error { return f.haveSocket(filepath.Dir(cfg.Control)) },
+		func() error { return f.haveFolder("control", cfg.Control) },
+		func() error { return f.haveDockerSocket(cfg.Docker) },
+		func() error { return f.haveFolder("subnet_env", cfg.SubnetEnv) },
 		f.haveForwarding,
 	} {
 		if err := step(); err != nil {
@@ -57,7 +59,7 @@ type flight struct {
 	stdout  io.Writer
 	owner   statedir.Owner // that the daemon runs as
 	tun     string         // path of the device
-	run     string         // directory of the control socket that is the daemon's alone
+	run     string         // directory of the sockets that is the daemon's alone
 	changes int
 }
 
@@ -101,11 +103,24 @@ func (f *flight) haveState(dir string) error {
 	}, fmt.Sprintf("chown -R %d:%d %s, and let the directories above it be passed", f.owner.UID, f.owner.GID, dir))
 }
 
-// haveSocket makes the directory of the control socket. One that is there may
-// be shared with others, so it stays as it is, but for the usual one that a daemon
-// of root's has left.
-func (f *flight) haveSocket(dir string) error {
-	const advice = "let the user write there, or choose another path under `control`"
+// haveDockerSocket makes the directory of Docker's socket, if the daemon insists on
+// it.
+func (f *flight) haveDockerSocket(d config.Docker) error {
+	if !d.Required() {
+		return nil
+	}
+	return f.haveFolder("docker.socket", d.Socket)
+}
+
+// haveFolder makes the directory of a file that the daemon makes. One that is there
+// may be shared with others, so it stays as it is, but for the usual one that a
+// daemon of root's has left. No path is off.
+func (f *flight) haveFolder(key, path string) error {
+	if path == "" {
+		return nil
+	}
+	dir := filepath.Dir(path)
+	advice := fmt.Sprintf("let the user write there, or choose another path under `%s`", key)
 	info, err := os.Lstat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -114,12 +129,12 @@ func (f *flight) haveSocket(dir string) error {
 			err = makeFor(f.owner, dir)
 		}
 		if err != nil {
-			return exit.With(exit.NoPerm, fmt.Errorf("make directory of the control socket: %w: %s", err, advice))
+			return exit.With(exit.NoPerm, fmt.Errorf("make directory for %s: %w: %s", key, err, advice))
 		}
 		f.did("mkdir %s", dir)
 	case err == nil && dir == f.run && f.owner.UID != 0 && ownedByRoot(info) && rootsAlone(filepath.Dir(dir)):
 		if err := makeFor(f.owner, dir); err != nil {
-			return exit.With(exit.NoPerm, fmt.Errorf("hand over directory of the control socket: %w: %s", err, advice))
+			return exit.With(exit.NoPerm, fmt.Errorf("hand over directory for %s: %w: %s", key, err, advice))
 		}
 		f.did("chown %d:%d %s", f.owner.UID, f.owner.GID, dir)
 	}

@@ -40,7 +40,7 @@ func TestSocketDirectory(t *testing.T) {
 		"users/planted/new": false, "users/dangling": false, "users/dangling/new": false,
 	} {
 		f := flight{stdout: io.Discard, owner: user}
-		if err := f.haveSocket(in(dir)); ok != (err == nil) {
+		if err := f.haveFolder("control", filepath.Join(in(dir), "sock")); ok != (err == nil) {
 			t.Errorf("%s: %v", dir, err)
 		}
 		if !ok {
@@ -54,7 +54,7 @@ func TestSocketDirectory(t *testing.T) {
 	// The usual directory goes over from a daemon of root's, another one does not.
 	for dir, usual := range map[string]string{"roots": in("roots"), "outside": in("elsewhere")} {
 		f := flight{stdout: io.Discard, owner: user, run: usual}
-		if err, want := f.haveSocket(in(dir)), dir == "roots"; want != (err == nil) || want != (f.changes == 1) {
+		if err, want := f.haveFolder("control", filepath.Join(in(dir), "sock")), dir == "roots"; want != (err == nil) || want != (f.changes == 1) {
 			t.Errorf("%s of root's, where %s is usual: %v, %d changes", dir, usual, err, f.changes)
 		}
 	}

@@ -28,6 +28,7 @@ import (
 	"meshd/overlay/config"
 	"meshd/overlay/plan"
 	"meshd/overlay/status"
+	"meshd/overlay/subnetenv"
 	"meshd/overlay/tunnel"
 	"meshd/overlay/tunnel/native"
 	"meshd/overlay/tunnel/wggo"
@@ -83,10 +84,15 @@ func assemble(ctx context.Context, cfg *config.Config, log *slog.Logger) (*parts
 	if err != nil {
 		return nil, err
 	}
+	var delegate overlay.Delegate
+	if cfg.SubnetEnv != "" {
+		delegate = subnetenv.File{Path: cfg.SubnetEnv, Masquerade: cfg.Masquerade}
+	}
 	p.node = overlay.New(overlay.Options{
 		Self: core.ID(), Name: core.Name(), Version: version, Log: log,
 		Mesh: p.gossip, Host: kernel, Firewall: firewall(ctx, log), Containers: p.containers,
 		NoMasquerade: !cfg.Masquerade,
+		Delegate:     delegate,
 		NewEngine:    func() (overlay.Engine, error) { return newEngine(cfg, dir, log) },
 		Link:         cfg.Interface.Name,
 		MTU:          cfg.Interface.MTU,

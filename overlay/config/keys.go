@@ -96,7 +96,7 @@ var keys = []key{
 		about: "What containers send out of the mesh takes this host's address, so that answers find back. false: it keeps theirs, and whoever is asked needs a route. Within the mesh every packet keeps its address.",
 		value: scalar(func(c *Config) *bool { return &c.Masquerade }, parseBool, strconv.FormatBool, "true or false", "!!bool")},
 	{path: "subnet_env", effect: onRestart,
-		about: `A file that tells programs made for flannel, such as dockerd --bip, its CNI plugin or scripts, of this node's subnet in the network default; flannel's own is /run/flannel/subnet.env. Those give out its addresses then, so meshd itself attaches no container to default on this host. "" is off.`,
+		about: `A file that tells programs made for flannel, such as dockerd --bip, its CNI plugin or scripts, of this node's subnet in the network default; flannel's own is /run/flannel/subnet.env. Those give out its addresses then, so meshd itself attaches no container to default on this host. There is a file only while the subnet is held. "" is off.`,
 		value: scalar(func(c *Config) *string { return &c.SubnetEnv }, orOff(parsePath), strconv.Quote, `an absolute path, or "" for off`)},
 	{path: "docker", about: "The network driver and the IPAM driver for Docker's engine."},
 	{path: "docker.socket", effect: onRestart,
