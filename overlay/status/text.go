@@ -22,14 +22,16 @@ func (d *Document) WriteTable(out io.Writer, now time.Time, wide bool) error {
 	t := newTable(out)
 	t.row("Mesh", d.meshLine(), "Node", d.nodeLine(now))
 	t.row("State", clean(string(d.State)), "Engine", d.engineLine())
-	if len(d.Attachments) > 0 {
-		t.row("Containers", d.attachmentsLine())
-	}
 	if err := t.flush(); err != nil {
 		return err
 	}
+	if len(d.Attachments) > 0 || len(d.Node.Leases) > 1 || wide && len(d.Node.Leases) > 0 {
+		if err := d.writeNetworks(out, now, wide); err != nil {
+			return err
+		}
+	}
 	if wide {
-		if err := d.writeSelf(out, now); err != nil {
+		if err := d.writeSelf(out); err != nil {
 			return err
 		}
 	}
@@ -71,24 +73,21 @@ func (d *Document) meshLine() string {
 	return fmt.Sprintf("%s (%s)", text(d.Mesh.Name), strings.Join(words, ", "))
 }
 
+// nodeLine has the lease that a node takes first; writeNetworks has all.
 func (d *Document) nodeLine(now time.Time) string {
-	words := []string{text(d.Node.Name)}
-	for _, l := range d.Node.Leases {
-		if len(l.Addresses) > 0 {
-			words = append(words, l.Addresses[0].String())
-		}
-	}
 	if len(d.Node.Leases) == 0 {
-		words = append(words, "no lease")
+		return text(d.Node.Name) + "  no lease"
 	}
-	for _, l := range d.Node.Leases {
-		words = append(words, " lease "+leaseLine(l, now, false))
+	l := d.Node.Leases[0]
+	words := []string{text(d.Node.Name)}
+	if len(l.Addresses) > 0 {
+		words = append(words, l.Addresses[0].String())
 	}
-	return strings.Join(words, "  ")
+	return strings.Join(append(words, " lease "+leaseLine(l, now)), "  ")
 }
 
-func leaseLine(l Lease, now time.Time, wide bool) string {
-	prefixes := join(l.Prefixes, wide)
+func leaseLine(l Lease, now time.Time) string {
+	prefixes := join(l.Prefixes, false)
 	if l.Since == nil {
 		return fmt.Sprintf("%s %s", prefixes, clean(l.State))
 	}
@@ -113,9 +112,32 @@ func (d *Document) engineLine() string {
 	return fmt.Sprintf("%s  MTU %d", line, d.Engine.MTU)
 }
 
-// attachmentsLine says how many there are in each network: "default 3, web 2 (1
-// stale)".
-func (d *Document) attachmentsLine() string {
+// writeNetworks prints what this host has in each network that it uses.
+func (d *Document) writeNetworks(out io.Writer, now time.Time, wide bool) error {
+	leases := map[string]Lease{}
+	for _, l := range d.Node.Leases {
+		leases[l.Network] = l
+	}
+	containers := d.containers()
+	names := map[string]bool{}
+	for n := range leases {
+		names[n] = true
+	}
+	for n := range containers {
+		names[n] = true
+	}
+	fmt.Fprintln(out)
+	t := newTable(out)
+	t.row("NETWORK", "ADDRESS", "SUBNET", "STATE", "SINCE", "CONTAINERS")
+	for _, n := range slices.Sorted(maps.Keys(names)) {
+		l := leases[n]
+		t.row(clean(n), join(l.Addresses, wide), join(l.Prefixes, wide), text(l.State), ago(now, l.Since), cmp.Or(containers[n], "0"))
+	}
+	return t.flush()
+}
+
+// containers says by network how many there are: "3", "2 (1 stale)".
+func (d *Document) containers() map[string]string {
 	sums, odd := map[string]int{}, map[string][]string{}
 	for _, c := range d.Attachments {
 		sums[c.Network] += c.Count
@@ -123,28 +145,24 @@ func (d *Document) attachmentsLine() string {
 			odd[c.Network] = append(odd[c.Network], fmt.Sprintf("%d %s", c.Count, clean(string(c.State))))
 		}
 	}
-	var words []string
-	for _, network := range slices.Sorted(maps.Keys(sums)) {
-		word := fmt.Sprintf("%s %d", clean(network), sums[network])
+	words := map[string]string{}
+	for network, n := range sums {
+		words[network] = strconv.Itoa(n)
 		if len(odd[network]) > 0 {
-			word += " (" + strings.Join(odd[network], ", ") + ")"
+			words[network] += " (" + strings.Join(odd[network], ", ") + ")"
 		}
-		words = append(words, word)
 	}
-	return strings.Join(words, ", ")
+	return words
 }
 
 // writeSelf prints what the two header lines leave out.
-func (d *Document) writeSelf(out io.Writer, now time.Time) error {
+func (d *Document) writeSelf(out io.Writer) error {
 	fmt.Fprintln(out)
 	t := newTable(out)
 	t.row("Mesh ID", d.Mesh.ID.String())
 	t.row("Node ID", d.Node.ID.String())
 	t.row("Epoch", strconv.FormatUint(d.Node.Epoch, 10))
 	t.row("Control", optional(d.Node.Control, netip.Addr.String))
-	for _, l := range d.Node.Leases {
-		t.row("Lease", fmt.Sprintf("%s: %s, address %s", clean(l.Network), leaseLine(l, now, true), join(l.Addresses, true)))
-	}
 	return t.flush()
 }
 

@@ -44,6 +44,10 @@ func TestTableEscapes(t *testing.T) {
 	doc.Peers[0].Name, doc.Peers[0].Suite, doc.Peers[0].Path = evil, evil, evil
 	doc.Mesh.Name, doc.Node.Name, doc.Engine.Name = evil, evil, evil
 	doc.Node.Leases[0].Network, doc.Node.Leases[0].State = evil, evil
+	for i := range doc.Attachments {
+		doc.Attachments[i].Network += evil
+	}
+	doc.Attachments[0].Network = evil // that of the lease
 	doc.Peers[1].State = status.PeerState(evil)
 	doc.Health[0] = status.Finding{Level: evil, Code: evil, Message: evil}
 	clean, got := table(t, example(), true), table(t, doc, true)
