@@ -34,8 +34,9 @@ type Rules struct {
 	Link       string // name of the TUN device
 	Segments   []Segment
 	Masquerade bool
-	// Ports are those of containers with a host end. Each sends with its own MAC
-	// address and Addresses and with no others, to its neighbours as well.
+	// Ports are those of containers, Name being the link by which their packets come;
+	// those on a physical link share one. Each sends with its own MAC address and
+	// Addresses and with no others, to its neighbours as well.
 	Ports []Port
 }
 
@@ -71,7 +72,7 @@ func (r Rules) Normal() Rules {
 		slices.Sort(s.Links)
 	}
 	r.Ports = slices.Clone(r.Ports)
-	slices.SortFunc(r.Ports, func(a, b Port) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(r.Ports, func(a, b Port) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Peer, b.Peer)) })
 	slices.SortFunc(r.Segments, func(a, b Segment) int { return cmp.Compare(a.Name, b.Name) })
 	return r
 }

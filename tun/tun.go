@@ -46,6 +46,7 @@ type LAN struct {
 	MTU        int          // in bytes; the link has no more than its parent
 	Addresses  []netip.Addr // the host's own, by which containers find it
 	Containers []netip.Addr // that are reached by the link
+	Beside     []netip.Addr // that other links lead to, as those of a bridge
 }
 
 // Route is one of our routes. All carry our route protocol number, which is how
@@ -108,6 +109,8 @@ func (s HostState) Normal() HostState {
 		l.Addresses, l.Containers = slices.Clone(l.Addresses), slices.Clone(l.Containers)
 		slices.SortFunc(l.Addresses, netip.Addr.Compare)
 		slices.SortFunc(l.Containers, netip.Addr.Compare)
+		l.Beside = slices.Clone(l.Beside)
+		slices.SortFunc(l.Beside, netip.Addr.Compare)
 	}
 	slices.SortFunc(s.LANs, func(a, b LAN) int { return strings.Compare(a.Name, b.Name) })
 	return s
@@ -142,6 +145,9 @@ func (s HostState) String() string {
 		}
 		for _, a := range l.Containers {
 			fmt.Fprintf(&b, "route add %s dev %s\n", a, l.Name)
+		}
+		for _, a := range l.Beside {
+			fmt.Fprintf(&b, "neigh add proxy %s dev %s\n", a, l.Name)
 		}
 	}
 	if s.Forwarding {

@@ -1,7 +1,11 @@
 package plan
 
 import (
+	"crypto/sha256"
+	"encoding/base32"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"meshd/mesh"
 	"meshd/tun"
@@ -28,13 +32,70 @@ func bridges(view *mesh.View, self mesh.Node, opt Options) []tun.Bridge {
 		if name == "" {
 			continue
 		}
+		own := subnets(self, n.Name)
 		b := tun.Bridge{Name: name, MTU: opt.MTU}
-		for _, p := range subnets(self, n.Name) {
+		for _, p := range own {
 			b.Addresses = append(b.Addresses, netip.PrefixFrom(mesh.FirstHost(p), p.Bits()))
+		}
+		for _, p := range opt.Containers[n.Name].Ports {
+			if p.Kind != tun.PortBridge {
+				b.Beside = append(b.Beside, ofSubnets(own, p.Addresses)...)
+			}
 		}
 		all = append(all, b)
 	}
 	return all
+}
+
+// lans are the host's links beside those of containers on physical ones: one for
+// each network, that it can be told apart.
+func lans(view *mesh.View, self mesh.Node, opt Options) []tun.LAN {
+	var all []tun.LAN
+	for _, n := range view.Networks {
+		own := subnets(self, n.Name)
+		first := len(all)
+		for _, p := range opt.Containers[n.Name].Ports {
+			name := hostLink(n.Name, p)
+			if !isLAN(p) || len(own) == 0 || slices.ContainsFunc(all[first:], func(l tun.LAN) bool { return l.Name == name }) {
+				continue
+			}
+			l := tun.LAN{Kind: p.Kind, Name: name, Parent: p.Parent, MTU: opt.MTU}
+			for _, s := range own {
+				l.Addresses = append(l.Addresses, mesh.FirstHost(s))
+			}
+			all = append(all, l)
+		}
+		for i := range all[first:] {
+			l := &all[first+i]
+			for _, p := range opt.Containers[n.Name].Ports {
+				to := &l.Beside
+				if hostLink(n.Name, p) == l.Name {
+					to = &l.Containers
+				}
+				*to = append(*to, ofSubnets(own, p.Addresses)...)
+			}
+		}
+	}
+	return all
+}
+
+// ofSubnets gives those of the addresses that are in the subnets.
+func ofSubnets(subnets []netip.Prefix, addrs []netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool {
+		return !slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Contains(a) })
+	})
+}
+
+func isLAN(p tun.Port) bool { return p.Kind == tun.PortMACVLAN || p.Kind == tun.PortIPVLAN }
+
+// hostLink names the link by which a port's packets come to this host.
+func hostLink(network string, p tun.Port) string {
+	if !isLAN(p) {
+		return p.Name
+	}
+	sum := sha256.Sum256([]byte(network + " " + string(p.Kind) + " " + p.Parent))
+	const short = 8 // with the prefix, what the kernel takes
+	return tun.LANPrefix + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:])[:short])
 }
 
 // controlSegment is the name of the segment of the control addresses, which no
@@ -50,13 +111,12 @@ func rules(view *mesh.View, self mesh.Node, opt Options) tun.Rules {
 	r := tun.Rules{Link: opt.Link, Masquerade: !opt.NoMasquerade, Segments: []tun.Segment{control}}
 	for _, n := range view.Networks {
 		r.Segments = append(r.Segments, tun.Segment{
-			Name: n.Name, Ranges: n.Ranges(), Own: subnets(self, n.Name), Links: opt.Containers[n.Name].links(),
+			Name: n.Name, Ranges: n.Ranges(), Own: subnets(self, n.Name), Links: opt.Containers[n.Name].links(n.Name),
 			Delegated: opt.Containers[n.Name].Delegated,
 		})
 		for _, p := range opt.Containers[n.Name].Ports {
-			if p.Name != "" { // else its packets do not come by this host's links
-				r.Ports = append(r.Ports, p)
-			}
+			p.Name = hostLink(n.Name, p)
+			r.Ports = append(r.Ports, p)
 		}
 	}
 	return r.Normal()

@@ -20,7 +20,9 @@ func TestContainers(t *testing.T) {
 	both := map[string]plan.Containers{"default": {Bridge: "mbr-default"}, "web": {Bridge: "mbr-web", Ports: []tun.Port{
 		{Kind: tun.PortPTP, Name: "mv-b", MAC: "02:00:00:00:00:0b", Addresses: []netip.Addr{netip.MustParseAddr("10.87.0.200")}},
 		{Kind: tun.PortBridge, Name: "mv-a", MAC: "02:00:00:00:00:0a", Addresses: []netip.Addr{netip.MustParseAddr("10.87.0.201")}},
-		{Kind: tun.PortMACVLAN, Peer: "mc-c", Parent: "eth0"},
+		{Kind: tun.PortMACVLAN, Peer: "mc-c", Parent: "eth0", MAC: "02:00:00:00:00:0c", Addresses: []netip.Addr{netip.MustParseAddr("10.87.0.202")}},
+		{Kind: tun.PortMACVLAN, Peer: "mc-d", Parent: "eth0", MAC: "02:00:00:00:00:0d", Addresses: []netip.Addr{netip.MustParseAddr("10.87.0.203"), netip.MustParseAddr("10.87.9.9")}},
+		{Kind: tun.PortMACVLAN, Peer: "mc-e", Parent: "eth1", MAC: "02:00:00:00:00:0e", Addresses: []netip.Addr{netip.MustParseAddr("10.87.0.204")}},
 	}}}
 	for name, c := range map[string]struct {
 		self   mesh.Node

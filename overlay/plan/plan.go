@@ -44,15 +44,15 @@ type Containers struct {
 	Delegated bool
 }
 
-// links are the interfaces by which their packets come.
-func (c Containers) links() []string {
+// links are the interfaces by which their packets come in a network of that name.
+func (c Containers) links(network string) []string {
 	var all []string
 	if c.Bridge != "" {
 		all = append(all, c.Bridge)
 	}
 	for _, p := range c.Ports {
-		if p.Kind == tun.PortPTP {
-			all = append(all, p.Name)
+		if name := hostLink(network, p); p.Kind != tun.PortBridge && !slices.Contains(all, name) {
+			all = append(all, name)
 		}
 	}
 	return all
@@ -87,7 +87,7 @@ func Build(view *mesh.View, opt Options) Plan {
 		}
 		p.addPeers(view, self)
 	}
-	p.Host.Bridges = bridges(view, self, opt)
+	p.Host.Bridges, p.Host.LANs = bridges(view, self, opt), lans(view, self, opt)
 	p.Rules = rules(view, self, opt)
 	if opt.NoIPv6 {
 		p.Host.Addresses = slices.DeleteFunc(p.Host.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() })
@@ -95,6 +95,13 @@ func Build(view *mesh.View, opt Options) Plan {
 		for i := range p.Host.Bridges {
 			b := &p.Host.Bridges[i]
 			b.Addresses = slices.DeleteFunc(b.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() })
+			b.Beside = slices.DeleteFunc(b.Beside, netip.Addr.Is6)
+		}
+		for i := range p.Host.LANs {
+			l := &p.Host.LANs[i]
+			for _, addrs := range []*[]netip.Addr{&l.Addresses, &l.Containers, &l.Beside} {
+				*addrs = slices.DeleteFunc(*addrs, netip.Addr.Is6)
+			}
 		}
 	}
 	p.Host = p.Host.Normal()

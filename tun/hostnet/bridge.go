@@ -100,16 +100,8 @@ func bridgeDiff(have state, want tun.HostState) (ops, deletions []op) {
 				deletions = append(deletions, delAddr{l, a})
 			}
 		}
-		for _, a := range w.Beside {
-			if !slices.Contains(b.beside, a) {
-				ops = append(ops, addProxy{l, a})
-			}
-		}
-		for _, a := range b.beside {
-			if !slices.Contains(w.Beside, a) {
-				deletions = append(deletions, delProxy{l, a})
-			}
-		}
+		add, del := besideDiff(l, b.beside, w.Beside)
+		ops, deletions = append(ops, add...), append(deletions, del...)
 	}
 	for _, b := range have.bridges {
 		if !wanted[b.name] && (b.ports == 0 || nothing) {

@@ -93,7 +93,9 @@ func possible(have state, want tun.HostState) (tun.HostState, error) {
 		}
 		for i := range want.LANs {
 			l := &want.LANs[i]
-			l.Addresses, l.Containers = slices.DeleteFunc(l.Addresses, netip.Addr.Is6), slices.DeleteFunc(l.Containers, netip.Addr.Is6)
+			for _, addrs := range []*[]netip.Addr{&l.Addresses, &l.Containers, &l.Beside} {
+				*addrs = slices.DeleteFunc(*addrs, netip.Addr.Is6)
+			}
 		}
 		if len(want.Addresses)+len(want.Routes) != before {
 			errs = append(errs, ErrNoIPv6)

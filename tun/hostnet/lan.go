@@ -19,7 +19,8 @@ import (
 // Whatever of its type is named like ours is ours.
 type lan struct {
 	link
-	addrs []netip.Prefix // but for link-local ones
+	addrs  []netip.Prefix // but for link-local ones
+	beside []netip.Addr   // for which the host answers there
 }
 
 // parent is a physical link.
@@ -41,6 +42,9 @@ func (k kernel) lans() ([]lan, error) {
 		}
 		n := lan{link: link{name: a.Name, index: a.Index, mtu: a.MTU, up: a.Flags&net.FlagUp != 0}}
 		if n.addrs, err = k.fixedAddrs(l); err != nil {
+			return nil, err
+		}
+		if n.beside, err = k.proxies(l); err != nil {
 			return nil, err
 		}
 		all = append(all, n)
@@ -96,6 +100,8 @@ func lanDiff(have state, want tun.HostState) (ops, deletions, last []op) {
 				deletions = append(deletions, delAddr{l, p})
 			}
 		}
+		add, del := besideDiff(l, there.beside, w.Beside)
+		ops, deletions = append(ops, add...), append(deletions, del...)
 	}
 	for _, l := range have.lans {
 		if !wanted[l.name] {

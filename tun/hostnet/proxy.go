@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -19,6 +20,22 @@ type (
 	}
 	delProxy addProxy
 )
+
+// besideDiff lists what has the host answer on a link for whom it should, and for
+// nobody else.
+func besideDiff(l link, have, want []netip.Addr) (ops, deletions []op) {
+	for _, a := range want {
+		if !slices.Contains(have, a) {
+			ops = append(ops, addProxy{l, a})
+		}
+	}
+	for _, a := range have {
+		if !slices.Contains(want, a) {
+			deletions = append(deletions, delProxy{l, a})
+		}
+	}
+	return ops, deletions
+}
 
 func (o addProxy) String() string { return fmt.Sprintf("ip neigh add proxy %s dev %s", o.addr, o.name) }
 func (o delProxy) String() string { return fmt.Sprintf("ip neigh del proxy %s dev %s", o.addr, o.name) }
