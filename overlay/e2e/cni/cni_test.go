@@ -281,6 +281,32 @@ func TestCnitool(t *testing.T) {
 		reaches(t, ns, addresses(onBeta)[0])
 		beta.tool(t, "del", ns)
 	})
+	for mode, parent := range map[string]string{"ptp": "", "macvlan": "eth0"} {
+		t.Run(mode, func(t *testing.T) {
+			configure(t, beta, func(list, entry map[string]any) {
+				list["name"], entry["mode"] = mode, mode
+				if parent != "" {
+					entry["parent"] = parent
+				}
+			})
+			ns := netns.ForTest(t)
+			call := func(command string) []byte {
+				t.Helper()
+				out, err := beta.Cnitool(cluster.Bounded(t), command, mode, ns.Path())
+				must(t, err)
+				return out
+			}
+			var r types100.Result
+			must(t, json.Unmarshal(call("add"), &r))
+			call("check")
+			for i, a := range addresses(r) {
+				reaches(t, one, a) // on the other host
+				reaches(t, ns, addresses(onAlpha)[i])
+				reaches(t, two, a) // on the same
+			}
+			call("del")
+		})
+	}
 	t.Run("vanished", func(t *testing.T) {
 		ns := netns.ForTest(t)
 		beta.added(t, ns)
