@@ -276,6 +276,13 @@ func BridgeName(network string) string {
 	return name[:8] + "-" + short(network, maxLink-9)
 }
 
+// PeerName gives the Peer of what is attached by an ID, or was: a door finds it in
+// a container when there is no daemon to ask.
+func PeerName(id string) string {
+	_, peer := links(id, Bridge) // the same for every mode
+	return peer
+}
+
 // links names both ends for an ID.
 func links(id string, mode Mode) (host, peer string) {
 	hash := short(id, 10)
