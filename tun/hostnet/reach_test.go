@@ -61,6 +61,8 @@ const (
 	soon  = 1500 * time.Millisecond
 )
 
+var errLost = errors.New("the packet does not arrive")
+
 func echo(src machine, from netip.Addr, dst machine, to netip.Addr) error {
 	listen := func(m machine, a netip.Addr) (c net.PacketConn, err error) {
 		err = m.in(func() error { c, err = net.ListenPacket("udp", netip.AddrPortFrom(a, 0).String()); return err })
@@ -87,7 +89,7 @@ func echo(src machine, from netip.Addr, dst machine, to netip.Addr) error {
 	buffer := make([]byte, 8)
 	_, seen, err := server.ReadFrom(buffer)
 	if err != nil {
-		return errors.Join(errors.New("the packet does not arrive"), err)
+		return errors.Join(errLost, err)
 	}
 	if seen.String() != client.LocalAddr().String() {
 		return errors.New("the packet comes as " + seen.String())
@@ -152,7 +154,7 @@ func TestReachPTP(t *testing.T) {
 // withLAN is full, with containers that have links of their own on eth0.
 func withLAN(containers ...tun.Port) tun.HostState {
 	s := withBridge()
-	l := tun.LAN{Kind: tun.PortMACVLAN, Name: "mv-lan-x", Parent: "eth0", MTU: 1420, Addresses: gateways()}
+	l := tun.LAN{Kind: containers[0].Kind, Name: "mv-lan-x", Parent: "eth0", MTU: 1420, Addresses: gateways()}
 	for _, p := range containers {
 		l.Containers = append(l.Containers, p.Addresses...)
 	}
@@ -167,7 +169,7 @@ func rulesFor(containers ...tun.Port) tun.Rules {
 		Own: prefixes("10.86.17.0/24", "fd12:3456:789a:11::/64"), Links: []string{"mbr-default", "mv-lan-x"},
 	}}}
 	for _, p := range containers {
-		if p.Kind == tun.PortMACVLAN {
+		if p.Kind == tun.PortMACVLAN || p.Kind == tun.PortIPVLAN {
 			p.Name = "mv-lan-x"
 		}
 		r.Ports = append(r.Ports, p)
@@ -236,8 +238,37 @@ func joined(t *testing.T) (h host, wire, member machine) {
 // A container with a link of its own on a physical one is in the mesh all the
 // same, beside a bridge of the same network.
 func TestReachLAN(t *testing.T) {
+	for _, kind := range []tun.PortKind{tun.PortMACVLAN, tun.PortIPVLAN} {
+		t.Run(string(kind), func(t *testing.T) { reachLAN(t, kind) })
+	}
+}
+
+// requireKind skips where the kernel has no such links.
+func (h host) requireKind(kind tun.PortKind) {
+	h.Helper()
+	if kind != tun.PortIPVLAN {
+		return
+	}
+	parent := h.find("eth0").Attrs().Index
+	err := h.ns.Do(func() error {
+		l := &netlink.IPVlan{LinkAttrs: netlink.LinkAttrs{Name: "try", ParentIndex: parent}}
+		if err := netlink.LinkAdd(l); err != nil {
+			return err
+		}
+		return netlink.LinkDel(l)
+	})
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		h.Skip("the kernel has no ipvlan (module ipvlan)")
+	}
+	if err != nil {
+		h.Fatal(err)
+	}
+}
+
+func reachLAN(t *testing.T, kind tun.PortKind) {
 	h, wire, member := joined(t)
-	a, b := port("a", tun.PortMACVLAN, "eth0"), port("b", tun.PortMACVLAN, "eth0")
+	h.requireKind(kind)
+	a, b := port("a", kind, "eth0"), port("b", kind, "eth0")
 	b.MAC, b.Addresses = "02:00:0a:56:11:06", []netip.Addr{addr("10.86.17.6"), addr("fd12:3456:789a:11::6")}
 	firewall := nft.New(nft.Options{Namespace: h.ns.Do})
 	if err := firewall.Apply(t.Context(), rulesFor(a, b)); err != nil {
@@ -288,6 +319,34 @@ func TestReachLAN(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.wantEcho(wire, onWire[0], h.itself(), host[0])
+	}
+	// Who is on the wire gets no further by that link.
+	mac := h.find("mv-lan-x").Attrs().HardwareAddr
+	err := wire.in(func() error {
+		l, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		for i, gateway := range gateways() {
+			_, dst, parseErr := net.ParseCIDR([...]string{"10.86.0.0/16", "fd12:3456:789a::/48"}[i])
+			err = errors.Join(err, parseErr,
+				netlink.NeighSet(&netlink.Neigh{LinkIndex: l.Attrs().Index, IP: gateway.AsSlice(), HardwareAddr: mac, State: netlink.NUD_PERMANENT}),
+				netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst, Gw: gateway.AsSlice(), Flags: int(netlink.FLAG_ONLINK)}))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, gateway := range gateways() {
+		for _, to := range []struct {
+			machine
+			netip.Addr
+		}{{h.itself(), gateway}, {member, there[i]}} {
+			if err := echo(wire, onWire[i], to.machine, to.Addr); !errors.Is(err, errLost) {
+				t.Errorf("from the wire (%s) to %s (%s): %v, want %v", onWire[i], to.name, to.Addr, err, errLost)
+			}
+		}
 	}
 	// What others undo is repaired.
 	h.in(func() error {
