@@ -267,7 +267,7 @@ func TestHostileOnBridge(t *testing.T) {
 		{"claim of a neighbour's address", ether(allNodes, evil, frameIPv6, icmp6(none6, nodes, nil, target(135, neighbour6, 1, evil)...)...), onBridge("neighbour", -1)},
 		{"advertisement of a router", ether(allNodes, evil, frameIPv6, icmp6(local, nodes, nil, router()...)...), onBridge("ip6", 0)},
 		{"advertisement of a router behind options", ether(allNodes, evil, frameIPv6, icmp6(local, nodes, behindOptions, router()...)...), onBridge("ip6", 0)},
-		{"redirect", ether(victim, evil, frameIPv6, icmp6(local, neighbour6, nil, slices.Concat(make([]byte, 8), own6.AsSlice(), gateway6.AsSlice())...)...), onBridge("ip6", 1)},
+		{"redirect", ether(victim, evil, frameIPv6, icmp6(local, neighbour6, nil, slices.Concat([]byte{137, 0, 0, 0, 0, 0, 0, 0}, own6.AsSlice(), gateway6.AsSlice())...)...), onBridge("ip6", 1)},
 
 		{"answer of a DHCP server", ether(everybody, evil, frameIP, ip(own, netip.MustParseAddr("255.255.255.255"), protocolUDP, udp(67, 68))...), onBridge("ip", 0)},
 		{"answer of a DHCPv6 server", ether(victim, evil, frameIPv6, ip(local, neighbour6, protocolUDP, udp(547, 546))...), onBridge("ip6", 2)},
@@ -281,12 +281,6 @@ func TestHostileOnBridge(t *testing.T) {
 		{"IPv6 as IPv4", ether(victim, evil, frameIP, hello(own6, neighbour6)...), onBridge("ip", -1)},
 		{"IPv4 as IPv6", ether(victim, evil, frameIPv6, append(hello(own, neighbour), make([]byte, 40)...)...), onBridge("ip6", -1)},
 		{"IPv4 as ARP", ether(victim, evil, frameARP, hello(own, neighbour)...), onBridge("arp", -1)},
-	}
-	for i := range attacks {
-		if attacks[i].name == "redirect" {
-			// Its type is in the packet that icmp6 made of zeros.
-			attacks[i].frame[14+40] = 137
-		}
 	}
 	out, in := l.webA.packets(), l.webA2.packets()
 	n := 0
