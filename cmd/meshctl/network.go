@@ -28,7 +28,7 @@ const networkHelp = `List, make and delete the networks of the mesh.
 
 Every mesh has the network "default", from which each node has a subnet. Other
 networks are for containers that are to be apart: a node takes a subnet of one when
-it first attaches something to it, as `+"`meshctl attach`"+` does.
+it first attaches something to it, as ` + "`meshctl attach`" + ` does.
 
 The networks stand in the mesh's charter, which the CA key signs, so all nodes have
 the same ones within seconds of a change. Its ranges never change: to change a
