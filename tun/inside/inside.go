@@ -11,7 +11,7 @@
 // Whatever was moved carries its former name as its alias, which is how it is
 // found again, and told from links of others. Those, their addresses and their
 // routes stay as they are. What fails half-way is undone: the link is back where
-// it was or gone.
+// it was or gone. Callers in several processes take their turns.
 //
 // It is for doors that run as root, such as a command; the daemon never enters a
 // namespace. The caller's namespace is that of the calling thread. Needs
@@ -63,7 +63,12 @@ type Link struct {
 func Put(ctx context.Context, ns string, want Link) error {
 	err := want.check()
 	if err == nil {
-		err = in(ns, func(host, there kernel) error { return put(ctx, host, there, want) })
+		err = in(ns, func(host, there kernel) error {
+			if err := there.lock(ctx); err != nil {
+				return err
+			}
+			return put(ctx, host, there, want)
+		})
 	}
 	if err != nil {
 		return fmt.Errorf("put %s into %s: %w", want.Peer, ns, err)
@@ -88,10 +93,10 @@ func Check(ctx context.Context, ns string, want Link) error {
 // It fails with nothing if there is none, or no namespace: a link of others stays.
 func Remove(ctx context.Context, ns, name string) error {
 	err := in(ns, func(_, there kernel) error {
-		links, err := there.links()
-		if err == nil {
-			err = ctx.Err()
+		if err := there.lock(ctx); err != nil {
+			return err
 		}
+		links, err := there.links()
 		if err != nil {
 			return err
 		}

@@ -270,7 +270,7 @@ func TestPutUndoesWhatItBegan(t *testing.T) {
 				if got := show(t, l.container); got != "" {
 					t.Fatalf("after %d steps and %v the container has\n%s", steps, err, got)
 				}
-				if got := show(t, l.host); !strings.Contains(got, "link mc-one 02:00:00:00:00:17 mtu 1400 down mc-one") && steps > 1 {
+				if got := show(t, l.host); !strings.Contains(got, "link mc-one 02:00:00:00:00:17 mtu 1400 down") {
 					t.Fatalf("after %d steps and %v the host has\n%s", steps, err, got)
 				}
 			}
@@ -651,6 +651,48 @@ func TestPutRefusesNonsense(t *testing.T) {
 				t.Errorf("error %v", err)
 			}
 		})
+	}
+}
+
+// Several who put the same link in, or take it out, do not get in each other's way.
+func TestCallersTakeTurns(t *testing.T) {
+	l := newLab(t)
+	p, want := bridge()
+	l.add(t, p, want.Gateways)
+	each := func(do func() error) {
+		t.Helper()
+		var callers sync.WaitGroup
+		for range 8 {
+			callers.Go(func() {
+				if err := netns.Run(l.host.Path(), do); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		callers.Wait()
+	}
+	each(func() error { return inside.Put(t.Context(), l.container.Path(), want) })
+	if err := l.check(t.Context(), want); err != nil {
+		t.Error(err)
+	}
+	each(func() error { return inside.Remove(t.Context(), l.container.Path(), "eth1") })
+	if got := show(t, l.container); got != "" {
+		t.Errorf("the container has\n%s", got)
+	}
+
+	// Who waits for a turn that does not come gives up with its context.
+	fd, err := unix.Open(l.container.Path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Flock(fd, unix.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := l.put(ctx, want); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("put while another one does not end: %v", err)
 	}
 }
 

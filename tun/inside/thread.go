@@ -3,10 +3,12 @@
 package inside
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"runtime"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -56,6 +58,27 @@ func in(ns string, do func(host, there kernel) error) error {
 		return do(kernel{handle, own}, kernel{there, target})
 	})
 	return <-done
+}
+
+// lockPoll is how often who waits for its turn looks: a turn takes milliseconds.
+const lockPoll = 2 * time.Millisecond
+
+// lock makes the caller the only one of this package, in any process, who changes
+// the namespace, until the kernel's fd is closed.
+func (k kernel) lock(ctx context.Context) error {
+	for {
+		switch err := unix.Flock(k.fd, unix.LOCK_EX|unix.LOCK_NB); {
+		case err == nil:
+			return ctx.Err()
+		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR):
+			return fmt.Errorf("lock network namespace: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(lockPoll):
+		}
+	}
 }
 
 // onThread runs do on a thread that ends with it.
