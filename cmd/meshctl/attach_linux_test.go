@@ -443,6 +443,38 @@ func TestDetachMACVLAN(t *testing.T) {
 	}
 }
 
+// Several who do the same at once all get the same.
+func TestAttachAtOnce(t *testing.T) {
+	l := newAttachLab(t)
+	ns := netns.ForTest(t)
+	each := func(args ...string) {
+		t.Helper()
+		var callers sync.WaitGroup
+		for range 6 {
+			callers.Go(func() {
+				err := netns.Run(l.host.Path(), func() error {
+					if got := meshctl(t.Context(), append([]string{"--socket", l.socket}, args...)...); got.code != 0 {
+						return fmt.Errorf("%s: %+v", args, got)
+					}
+					return nil
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		callers.Wait()
+	}
+	each("attach", ns.Path())
+	if got, links := l.ids(), l.links(t, ns); len(got) != 1 || !slices.Equal(links, []string{"eth0"}) {
+		t.Errorf("attached %v, the container has %v", got, links)
+	}
+	each("detach", ns.Path())
+	if got, links := l.ids(), l.links(t, ns); len(got)+len(links) > 0 {
+		t.Errorf("attached %v, the container has %v", got, links)
+	}
+}
+
 // An attach that is interrupted leaves nothing.
 func TestAttachInterrupted(t *testing.T) {
 	l := newAttachLab(t)
