@@ -199,7 +199,7 @@ func put(ctx context.Context, ns string, a attach.Attachment, f attachFlags) (st
 func linkName(there []inside.Interface, peer string) string {
 	taken := map[string]bool{}
 	for _, i := range there {
-		if i.Peer == peer {
+		if i.Peer == peer && i.Name != peer { // else somebody is about to name it
 			return i.Name
 		}
 		taken[i.Name] = true
