@@ -27,7 +27,8 @@ var recording = flag.String("record", "", "file for what Docker and the door of 
 // Two hosts with real daemons and real engines, for all that people do with
 // networks.
 func TestDocker(t *testing.T) {
-	c := newMesh(t, []string{"alpha", "beta"})
+	t.Parallel()
+	c := newMesh(t, []string{"alpha", "beta"}, func(*cluster.Node) []string { return nil })
 	var recorded func()
 	sites := newSites(t, c, func(n *cluster.Node) Options {
 		o := Options{Plugin: n.DockerSocket(), LiveRestore: true}
@@ -235,31 +236,34 @@ func get(t *testing.T, from *lab.Host, address, want string) {
 	}
 }
 
-// Containers with a link of their own, and with one below the host's card.
+// Containers with a link of their own, on a bridge, and with one below the host's
+// card, in one network.
 func testModes(t *testing.T, alpha, beta *site) {
 	beta.create("web", "-o", "network=web")
 	beta.sleeper("far", "--network", "web")
 	far := beta.address("web", "far")
-
-	alpha.create("own", "-o", "network=web", "-o", "mode=ptp")
-	alpha.sleeper("one", "--network", "own")
-	alpha.sleeper("two", "--network", "own")
-	one, two := alpha.address("own", "one"), alpha.address("own", "two")
-	alpha.reaches("one", alpha.host("web"), two)
-	alpha.soon(func() error { return alpha.ping("one", far) })
-	beta.reaches("far", one, two)
-
-	alpha.create("lan", "-o", "network=default", "-o", "mode=macvlan", "-o", "parent=eth0")
-	alpha.sleeper("four", "--network", "lan")
-	alpha.sleeper("five", "--network", "lan")
-	alpha.reaches("four", alpha.address("lan", "five"))
-	alpha.reachesNot("four", one)
-	if got := len(alpha.attached()); got != 4 {
-		t.Errorf("%d attachments, want 4: %v", got, alpha.attached())
+	alpha.create("ptp", "-o", "network=web", "-o", "mode=ptp")
+	alpha.create("web", "-o", "network=web")
+	alpha.create("lan", "-o", "network=web", "-o", "mode=macvlan", "-o", "parent=eth0")
+	all := map[string]string{}
+	for name, network := range map[string]string{"one": "ptp", "two": "ptp", "three": "web", "four": "lan", "five": "lan"} {
+		alpha.sleeper(name, "--network", network)
+		all[name] = alpha.address(network, name)
 	}
-	alpha.run("rm", "--force", "one", "two", "four", "five")
+	alpha.soon(func() error { return alpha.ping("one", far) })
+	for from := range all {
+		alpha.reaches(from, alpha.host("web"), far)
+	}
+	for _, way := range [][2]string{{"one", "two"}, {"one", "three"}, {"three", "one"}, {"three", "four"}, {"four", "three"}, {"four", "five"}, {"four", "one"}, {"one", "four"}} {
+		alpha.reaches(way[0], all[way[1]])
+	}
+	beta.reaches("far", all["one"], all["three"], all["four"])
+	if _, err := beta.Host.Await(cluster.Bounded(t), netip.MustParseAddr(all["four"])); err != nil {
+		t.Errorf("beta does not reach a container on alpha's card: %v", err)
+	}
+	alpha.run("rm", "--force", "one", "two", "three", "four", "five")
 	beta.run("rm", "--force", "far")
-	alpha.run("network", "rm", "own", "lan")
+	alpha.run("network", "rm", "ptp", "web", "lan")
 	beta.run("network", "rm", "web")
 }
 

@@ -37,11 +37,15 @@ func needDocker(t *testing.T) {
 	}
 }
 
-// newMesh starts daemons on hosts. The mesh has the networks default and web.
-func newMesh(t *testing.T, names []string, extra ...string) *cluster.Cluster {
+// newMesh starts daemons on hosts, each with more lines of configuration. The mesh
+// has the networks default and web.
+func newMesh(t *testing.T, names []string, extra func(n *cluster.Node) []string) *cluster.Cluster {
 	t.Helper()
 	needDocker(t)
-	c := cluster.ForTest(t, names, extra...)
+	c := cluster.ForTest(t, names)
+	for _, n := range c.Nodes {
+		must(t, n.Configure(extra(n)...))
+	}
 	first, ctx := c.Nodes[0], cluster.Bounded(t)
 	must(t, c.Init(ctx, "--ipv4", "10.86.0.0/16", "--ipv6", "fd00:86::/48"))
 	_, err := first.Meshctl(ctx, "network", "create", "web", "--ipv4", "10.87.0.0/16", "--ipv6", "fd00:87::/48")
