@@ -734,3 +734,20 @@ func TestNoThreadStays(t *testing.T) {
 		time.Sleep(time.Millisecond) // the kernel ends threads after their goroutines
 	}
 }
+
+// BenchmarkPut puts a new link into a container.
+func BenchmarkPut(b *testing.B) {
+	host, container := netns.ForTest(b), netns.ForTest(b)
+	l := &lab{host: host, container: container, net: hostnet.New(hostnet.Options{Namespace: host.Do})}
+	p, want := bridge()
+	for b.Loop() {
+		b.StopTimer()
+		if err := errors.Join(l.net.DelPort(b.Context(), p), l.net.AddPort(b.Context(), p)); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		if err := l.put(b.Context(), want); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
