@@ -163,8 +163,11 @@ func (b *bench) onHosts(ctx context.Context, version string) (err error) {
 		for _, s := range systems {
 			b.report.add(twoHosts, s.name, values{keyMTU: float64(ready[s.name].net.mtu)})
 		}
-		for _, back := range []bool{false, true} {
-			b.tcpInTurn(ctx, round, systems, ready, back)
+		for turn := range max(1, int(b.o.Seconds)) {
+			b.say("round %d of %d, turn %d", round+1, b.o.Rounds, turn+1)
+			b.tcpInTurn(ctx, systems, ready, false)
+			b.tcpInTurn(ctx, systems, ready, true)
+			slices.Reverse(systems)
 		}
 		for _, s := range systems {
 			b.say("round %d of %d, %s", round+1, b.o.Rounds, s.name)
@@ -186,23 +189,22 @@ func (b *bench) onHosts(ctx context.Context, version string) (err error) {
 	})
 }
 
+// streamLength is short, so that what slows the machine down meets all
+// systems alike.
+const streamLength = time.Second
+
 // tcpInTurn measures one stream in each system, one right after the other, and what
-// part of their hosts' throughput containers have. Every other time it goes
-// backwards, so that a machine that gets slower meanwhile does no harm.
-func (b *bench) tcpInTurn(ctx context.Context, round int, systems []system, at map[string]*place, back bool) {
+// part of their hosts' throughput containers have.
+func (b *bench) tcpInTurn(ctx context.Context, systems []system, at map[string]*place, back bool) {
 	name, key, of := "TCP, 1 stream", keyTCP1, keyOfHosts
 	if back {
 		name, key, of = "TCP, 1 stream back", keyTCP1R, keyOfHostsR
 	}
-	if round%2 == 1 {
-		systems = slices.Clone(systems)
-		slices.Reverse(systems)
-	}
 	reached := map[string]float64{}
 	for _, s := range systems {
-		b.say("round %d of %d, %s", round+1, b.o.Rounds, s.name)
+		b.say("%s", s.name)
 		got := b.take(ctx, twoHosts, s, name, func(ctx context.Context) (values, error) {
-			r, err := at[s.name].tcp(ctx, 1, back, b.length())
+			r, err := at[s.name].tcp(ctx, 1, back, min(streamLength, b.length()))
 			return values{key: r.bitsPerSecond / 1e6}, err
 		}, key)
 		if got != nil {
