@@ -80,7 +80,7 @@ func (n *Node) contain(view *mesh.View, opt plan.Options) map[string]plan.Contai
 	n.opt.Containers.Sync(attach.World{View: view, MTU: opt.MTU, NoIPv6: opt.NoIPv6})
 	all := map[string]plan.Containers{}
 	for _, c := range n.opt.Containers.Networks() {
-		all[c.Name] = plan.Containers{Bridge: c.Bridge, Ports: c.Ports, Delegated: c.Delegated}
+		all[c.Name] = plan.Containers{Bridge: c.Bridge, Ports: c.Ports, Former: c.Stale, Delegated: c.Delegated}
 	}
 	return all
 }

@@ -40,7 +40,8 @@ type Port struct {
 	MAC    string // of Peer, such as "02:2b:4c:00:1f:9a"; an ipvlan takes its parent's
 	MTU    int    // of both ends, in bytes
 	// Addresses are those that the container will have: for ptp the host routes
-	// them to Name, and nothing else may be believed to come from there.
+	// them to Name, and nothing else may be believed to come from there. A ptp
+	// without any is down: it is for a container whose addresses are void.
 	Addresses []netip.Addr
 	// Gateways are, for ptp, the host's own addresses by which the container finds
 	// it on the link, though no subnet is there.

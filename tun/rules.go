@@ -47,6 +47,9 @@ type Segment struct {
 	Ranges []netip.Prefix
 	Own    []netip.Prefix // this host's part of the ranges
 	Links  []string       // interfaces that lead to its containers, and to nobody else
+	// Former parts of this host may be somebody else's now. Containers that still
+	// have addresses there talk to each other, and get no further than their bridge.
+	Former []netip.Prefix
 	// Delegated: containers with addresses of Own are behind links of others.
 	Delegated bool
 }
@@ -66,8 +69,9 @@ func (r Rules) Normal() Rules {
 	r.Segments = slices.Clone(r.Segments)
 	for i := range r.Segments {
 		s := &r.Segments[i]
-		s.Ranges, s.Own, s.Links = slices.Clone(s.Ranges), slices.Clone(s.Own), slices.Clone(s.Links)
+		s.Ranges, s.Own, s.Links, s.Former = slices.Clone(s.Ranges), slices.Clone(s.Own), slices.Clone(s.Links), slices.Clone(s.Former)
 		slices.SortFunc(s.Ranges, netip.Prefix.Compare)
+		slices.SortFunc(s.Former, netip.Prefix.Compare)
 		slices.SortFunc(s.Own, netip.Prefix.Compare)
 		slices.Sort(s.Links)
 	}
@@ -85,7 +89,7 @@ func (r Rules) String() string {
 		if s.Delegated {
 			b.WriteString(", behind links of others")
 		}
-		b.WriteString(list(" behind", s.Links, strings.Clone) + ", via " + r.Link + "\n")
+		b.WriteString(list(" behind", s.Links, strings.Clone) + list(", formerly", s.Former, netip.Prefix.String) + ", via " + r.Link + "\n")
 	}
 	if r.Masquerade && r.HasLinks() {
 		b.WriteString("masquerade what leaves the mesh\n")

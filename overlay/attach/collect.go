@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"time"
 
@@ -145,7 +146,8 @@ func (m *Manager) lapse(now time.Time) []*network {
 }
 
 // mend puts links of containers back on their bridge: that was removed with
-// everything that is ours, or by somebody else.
+// everything that is ours, or by somebody else. Those without a bridge are made as
+// the lease is now.
 func (m *Manager) mend(ctx context.Context, ports []tun.Port) error {
 	var errs []error
 	for id, name := range m.astray(ports) {
@@ -157,7 +159,7 @@ func (m *Manager) mend(ctx context.Context, ports []tun.Port) error {
 	return errors.Join(errs...)
 }
 
-// astray gives the links that are not on their bridge, by attachment.
+// astray gives the links that are not as they should be, by attachment.
 func (m *Manager) astray(ports []tun.Port) map[string]string {
 	on := map[string]string{}
 	for _, p := range ports {
@@ -168,11 +170,12 @@ func (m *Manager) astray(ports []tun.Port) map[string]string {
 	out := map[string]string{}
 	for id, n := range m.ids {
 		e := n.entries[id]
-		if e == nil || e.making || e.Mode != Bridge {
+		if e == nil || e.making {
 			continue
 		}
-		want := e.port(n.name)
-		if have, there := on[want.Name]; there && have != want.Parent {
+		want := n.port(e)
+		have, there := on[want.Name]
+		if there && (e.Mode == Bridge && have != want.Parent || e.Mode == PTP && (e.made == nil || !reflect.DeepEqual(*e.made, want))) {
 			out[id] = want.Name
 		}
 	}
@@ -189,9 +192,7 @@ func (m *Manager) mendOne(ctx context.Context, id string) error {
 	if e == nil {
 		return nil // it has been detached meanwhile
 	}
-	m.links.RLock()
-	defer m.links.RUnlock()
-	return m.opt.Host.AddPort(ctx, e.port(n.name))
+	return m.addPort(ctx, n, e)
 }
 
 // sweep removes links that no attachment has: a document was deleted, or a

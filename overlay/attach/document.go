@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"meshd/mesh"
+	"meshd/tun"
 )
 
 // document is what is kept of a network.
@@ -38,7 +39,8 @@ type entry struct {
 	MTU       int            `json:"mtu"`
 	Addresses []netip.Prefix `json:"addresses"` // with the subnet's length
 
-	making bool // it is not saved, and nobody was told of it
+	making bool      // it is not saved, and nobody was told of it
+	made   *tun.Port // how its link was made last; nil: not since the start
 }
 
 // reservation is an address that a door has asked for by itself.

@@ -227,10 +227,7 @@ func (m *Manager) link(ctx context.Context, n *network, e *entry) error {
 	if err := m.follow(ctx); err != nil {
 		return err
 	}
-	m.links.RLock()
-	err := m.opt.Host.AddPort(ctx, e.port(n.name))
-	m.links.RUnlock()
-	if err != nil {
+	if err := m.addPort(ctx, n, e); err != nil {
 		return err
 	}
 	m.mu.Lock()
@@ -241,6 +238,22 @@ func (m *Manager) link(ctx context.Context, n *network, e *entry) error {
 	}
 	m.mu.Unlock()
 	return m.commit(n)
+}
+
+// addPort makes the link of an entry as it is to be.
+func (m *Manager) addPort(ctx context.Context, n *network, e *entry) error {
+	m.links.RLock()
+	defer m.links.RUnlock()
+	m.mu.Lock()
+	p := n.port(e)
+	m.mu.Unlock()
+	if err := m.opt.Host.AddPort(ctx, p); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e.made = &p
+	return nil
 }
 
 // find gives the attachment of an ID with its network, if there is one, and tells

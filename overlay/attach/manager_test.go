@@ -839,3 +839,29 @@ func TestStrayLinksAreMended(t *testing.T) {
 		t.Errorf("%s is on no bridge", all)
 	}
 }
+
+// The host leads no packet to a container whose address may be another node's, and
+// does again when the subnet is back.
+func TestContainerWithoutBridgeIsCutOff(t *testing.T) {
+	r := newRig(t)
+	a := r.attach(t, attach.Ask{ID: "ctl/a", Mode: attach.PTP, Network: "web"})
+	r.host.Move(a.Peer)
+	for _, now := range []struct {
+		leases []mesh.Lease
+		want   int
+	}{
+		{[]mesh.Lease{attachtest.Lease("web", 3, mesh.Quarantined)}, 1},
+		{nil, 0},
+		{[]mesh.Lease{attachtest.Lease("web", 4, mesh.Held)}, 0},
+		{[]mesh.Lease{attachtest.Lease("web", 3, mesh.Held)}, 1},
+	} {
+		r.sync(now.leases...)
+		r.collect(t, start)
+		if got := r.host.Addresses(); len(got) != now.want {
+			t.Errorf("with %v the host leads to %v, want %d", now.leases, got, now.want)
+		}
+		if n := r.Networks(); len(n) != 1 || len(n[0].Ports) != 1 || len(n[0].Ports[0].Addresses) != now.want {
+			t.Errorf("with %v the rules are for %+v", now.leases, n)
+		}
+	}
+}

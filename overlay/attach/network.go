@@ -302,6 +302,18 @@ func (n *network) attachment(e *entry) Attachment {
 	return a
 }
 
+// port is the link of an entry, as it is to be now. A container without a bridge
+// whose addresses may be another node's by now is cut off: the host must have no
+// route to it.
+func (n *network) port(e *entry) tun.Port {
+	p := e.port(n.name)
+	valid := func(a netip.Prefix) bool { return slices.Contains(n.subnet(), a.Masked()) }
+	if e.Mode == PTP && !slices.ContainsFunc(e.Addresses, valid) {
+		p.Addresses, p.Gateways = nil, nil
+	}
+	return p
+}
+
 // port is the link of an entry.
 func (e *entry) port(network string) tun.Port {
 	p := tun.Port{Kind: e.Mode, Parent: e.Parent, MAC: e.MAC, MTU: e.MTU}
@@ -362,7 +374,7 @@ func (n *network) summary() Network {
 		}
 	}
 	for _, e := range n.entries {
-		s.Ports = append(s.Ports, e.port(n.name))
+		s.Ports = append(s.Ports, n.port(e))
 		if e.Mode == Bridge {
 			s.Bridge = BridgeName(n.name)
 		}

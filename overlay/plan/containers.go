@@ -112,7 +112,7 @@ func rules(view *mesh.View, self mesh.Node, opt Options) tun.Rules {
 	for _, n := range view.Networks {
 		r.Segments = append(r.Segments, tun.Segment{
 			Name: n.Name, Ranges: n.Ranges(), Own: subnets(self, n.Name), Links: opt.Containers[n.Name].links(n.Name),
-			Delegated: opt.Containers[n.Name].Delegated,
+			Former: opt.Containers[n.Name].Former, Delegated: opt.Containers[n.Name].Delegated,
 		})
 		for _, p := range opt.Containers[n.Name].Ports {
 			p.Name = hostLink(n.Name, p)

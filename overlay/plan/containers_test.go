@@ -29,7 +29,10 @@ func TestContainers(t *testing.T) {
 		opt    plan.Options
 		member bool
 	}{
-		"none":        {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Held), plan.Options{}, true},
+		"none": {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Held), plan.Options{}, true},
+		"former": {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Held), plan.Options{Containers: map[string]plan.Containers{
+			"web": {Bridge: "mbr-web", Former: []netip.Prefix{netip.MustParsePrefix("10.87.2.0/26")}},
+		}}, true},
 		"both":        {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Held), plan.Options{Containers: both}, true},
 		"both_ipv4":   {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Held), plan.Options{Containers: both, NoIPv6: true}, true},
 		"ports_alone": {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Held), plan.Options{Containers: map[string]plan.Containers{"web": {Ports: []tun.Port{{Kind: tun.PortPTP, Name: "mv-a"}}}}}, true},

@@ -40,6 +40,7 @@ type Options struct {
 type Containers struct {
 	Bridge string // which they share; empty: none does
 	Ports  []tun.Port
+	Former []netip.Prefix // subnets of which some still have addresses
 	// Delegated: others give out the addresses of this node's subnet.
 	Delegated bool
 }

@@ -147,6 +147,9 @@ func (k kernel) addPair(p tun.Port) error {
 			return err
 		}
 	}
+	if p.Kind == tun.PortPTP && len(p.Addresses) == 0 {
+		return errors.Join(k.answerFor(l, nil), k.LinkSetDown(l)) // with which its routes go
+	}
 	if err := k.LinkSetUp(l); err != nil {
 		return fmt.Errorf("set %s up: %w", p.Name, err)
 	}
@@ -159,7 +162,7 @@ func (k kernel) addPair(p tun.Port) error {
 	return nil
 }
 
-// answerFor makes the addresses of the host be found on the link. Other links have
+// answerFor makes these addresses of the host, and no others, be found on the link. Other links have
 // them too: for IPv4 that would do, unless arp_ignore is set, while neighbours of
 // IPv6 are told only of what is on their own link.
 func (k kernel) answerFor(l netlink.Link, addrs []netip.Addr) error {
@@ -169,7 +172,13 @@ func (k kernel) answerFor(l netlink.Link, addrs []netip.Addr) error {
 			return fmt.Errorf("%s: %w", add, err)
 		}
 	}
-	return nil
+	have, err := k.fixedAddrs(l)
+	for _, p := range have {
+		if !slices.Contains(addrs, p.Addr()) {
+			err = errors.Join(err, delAddr{link{name: l.Attrs().Name, index: l.Attrs().Index}, p}.do(k))
+		}
+	}
+	return err
 }
 
 func (k kernel) makePair(p tun.Port, mac net.HardwareAddr) error {

@@ -135,6 +135,18 @@ func TestReachPTP(t *testing.T) {
 				h.wantEcho(h.itself(), gateway, inB, b.Addresses[i])
 				h.wantEcho(inA, a.Addresses[i], inB, b.Addresses[i])
 			}
+			void := a
+			void.Addresses, void.Gateways = nil, nil
+			h.addPort(void)
+			for i, gateway := range gateways() {
+				if err := echo(h.itself(), gateway, inA, a.Addresses[i]); err == nil {
+					t.Errorf("the host leads to %s, which may be another host's", a.Addresses[i])
+				}
+			}
+			h.addPort(a)
+			for i, gateway := range gateways() {
+				h.wantEcho(h.itself(), gateway, inA, a.Addresses[i])
+			}
 			h.delPort(a)
 			for i, gateway := range gateways() {
 				h.wantEcho(inB, b.Addresses[i], h.itself(), gateway) // that has lost it on one link

@@ -153,6 +153,9 @@ func segmentIn(s tun.Segment, want tun.Rules) chain {
 	for _, p := range s.Own {
 		c.rules = append(c.rules, accept(from(p)))
 	}
+	for _, p := range s.Former { // from one port of a bridge to another, where the kernel filters that here
+		c.rules = append(c.rules, accept(from(p), to(p)))
+	}
 	// Neighbours are found by these, which the kernel forwards nowhere (RFC 4291,
 	// 2.5.2 and 2.5.6).
 	c.rules = append(c.rules, accept(from(linkLocal)), accept(from(unspecified)), drop())

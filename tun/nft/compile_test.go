@@ -45,7 +45,7 @@ func wants() map[string]tun.Rules {
 		"no_masquerade": {Link: "mesh0", Segments: []tun.Segment{control, web, db}},
 		"one_of_two":    {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, web, without(db)}},
 		"delegated":     {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, delegated, db}},
-		"no_lease":      {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, {Name: "db", Ranges: db.Ranges, Links: db.Links}}},
+		"no_lease":      {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, {Name: "db", Ranges: db.Ranges, Links: db.Links, Former: pfxs("10.87.9.0/26")}}},
 	}
 }
 
