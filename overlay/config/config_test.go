@@ -221,6 +221,18 @@ func TestAddress(t *testing.T) {
 	}
 }
 
+// Only a socket that somebody chose is one without which there is no daemon.
+func TestDockerRequired(t *testing.T) {
+	for text, want := range map[string]bool{
+		"": false, `{docker: {socket: ""}}`: false, "{docker: {socket: /run/meshd/docker.sock}}": false, "{docker: {socket: /srv/docker.sock}}": true,
+	} {
+		c, err := config.Parse("f", []byte(text))
+		if err != nil || c.Docker.Required() != want {
+			t.Errorf("%q: %v, %v; want %t", text, c, err, want)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	for _, dir := range []string{"ok", "bad"} {
 		files, err := filepath.Glob("testdata/" + dir + "/*.yaml")
