@@ -94,12 +94,12 @@ func (l *attachLab) docker(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, `{"message":"No such container: %s"}`, name)
 }
 
-// run tells Docker of a container.
-func (l *attachLab) run(name string, pid int, mode string) {
+// run tells Docker of a container in a namespace.
+func (l *attachLab) run(name string, pid int, mode, ns string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c := container{ID: strings.Repeat("0123456789abcdef", 4), Name: "/" + name}
-	c.State.Pid, c.HostConfig.NetworkMode = pid, mode
+	c.State.Pid, c.HostConfig.NetworkMode, c.NetworkSettings.SandboxKey = pid, mode, ns
 	l.containers[name] = c
 }
 
@@ -175,7 +175,7 @@ func TestAttachTargets(t *testing.T) {
 	l := newAttachLab(t)
 	ns := netns.ForTest(t)
 	pid := process(t, ns).Process.Pid
-	l.run("web1", pid, "bridge")
+	l.run("web1", pid, "bridge", ns.Path())
 	key := map[string]string{
 		"web1": "docker:0123456789ab", "0123456789ab": "docker:0123456789ab", "docker:web1": "docker:0123456789ab",
 		fmt.Sprint(pid): fmt.Sprintf("pid:%d", pid), fmt.Sprintf("pid:%d", pid): fmt.Sprintf("pid:%d", pid),
@@ -274,12 +274,12 @@ func TestDetachWhatHasEnded(t *testing.T) {
 	for name, how := range map[string]func(ns *netns.NS, pid int) (target, detach string){
 		"by pid":  func(_ *netns.NS, pid int) (string, string) { return fmt.Sprint(pid), fmt.Sprint(pid) },
 		"by path": func(ns *netns.NS, _ int) (string, string) { return ns.Path(), ns.Path() },
-		"by Docker's name": func(_ *netns.NS, pid int) (string, string) {
-			l.run("web1", pid, "bridge")
+		"by Docker's name": func(ns *netns.NS, pid int) (string, string) {
+			l.run("web1", pid, "bridge", ns.Path())
 			return "web1", "web1"
 		},
-		"by Docker's name with a prefix": func(_ *netns.NS, pid int) (string, string) {
-			l.run("web1", pid, "bridge")
+		"by Docker's name with a prefix": func(ns *netns.NS, pid int) (string, string) {
+			l.run("web1", pid, "bridge", ns.Path())
 			return "web1", "docker:web1"
 		},
 		"by ID": func(_ *netns.NS, pid int) (string, string) {
@@ -314,8 +314,9 @@ func TestDetachWhatHasEnded(t *testing.T) {
 func TestAttachErrors(t *testing.T) {
 	l := newAttachLab(t)
 	ns, other := netns.ForTest(t), netns.ForTest(t)
-	l.run("halted", 0, "bridge")
-	l.run("hosts", 1, "host")
+	l.run("halted", 0, "bridge", "")
+	l.run("hosts", 1, "host", "/proc/1/ns/net")
+	l.run("elsewhere", os.Getpid(), "bridge", filepath.Join(t.TempDir(), "key")) // with a number that another process has here
 	l.must(t, "attach", other.Path(), "--ip", "10.86.7.9")
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -351,6 +352,7 @@ func TestAttachErrors(t *testing.T) {
 		{"attach 2147483647", 66, "there is no process 2147483647"},
 		{"attach halted", 1, "the container halted does not run"},
 		{"attach hosts", 64, "the container hosts has the host's network"},
+		{"attach elsewhere", 66, "of the container elsewhere is not here: Docker runs in another machine or namespace"},
 		{"detach nothing", 66, "docker knows no such container"},
 		{"detach ctl/pid:2147483647/web", 66, "there is no process"},
 		{"detach cni/one/eth0", 69, "whoever attached it"},

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"meshd/cmd/internal/exit"
+	"meshd/tun/inside"
 )
 
 var (
@@ -38,6 +39,24 @@ type container struct {
 	Name       string
 	State      struct{ Pid int }
 	HostConfig struct{ NetworkMode string }
+	// NetworkSettings.SandboxKey is the path of its network namespace, where Docker
+	// sees it; empty: it has another container's.
+	NetworkSettings struct{ SandboxKey string }
+}
+
+// namespace is the path of its network namespace. A Docker in a machine or in a
+// namespace of its own has other files and other processes than this host.
+func (c container) namespace(ctx context.Context) (string, error) {
+	if key := c.NetworkSettings.SandboxKey; strings.HasPrefix(key, "/") {
+		if _, err := inside.List(ctx, key); !errors.Is(err, inside.ErrNoNamespace) {
+			return key, err
+		}
+	}
+	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", c.State.Pid))
+	if err == nil && strings.Contains(string(groups), c.ID) {
+		return processNamespace(c.State.Pid), nil
+	}
+	return "", exit.With(exit.NoInput, fmt.Errorf("the process %d of the container %s is not here: Docker runs in another machine or namespace than this command", c.State.Pid, c.Name))
 }
 
 // inspectContainer asks Docker for one.

@@ -74,8 +74,8 @@ func findContainer(ctx context.Context, name string) (target, error) {
 	case c.HostConfig.NetworkMode == "host":
 		return t, usage("the container %s has the host's network: it reaches the mesh as the host does", c.Name)
 	}
-	t.ns = processNamespace(c.State.Pid)
-	return t, nil
+	t.ns, err = c.namespace(ctx)
+	return t, err
 }
 
 func findProcess(pid string) (target, error) {
