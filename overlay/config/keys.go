@@ -90,7 +90,7 @@ var keys = []key{
 		about: "A member that was not heard of for so long may lose its subnet. This version does not expire leases yet: the value is checked and kept.",
 		value: scalar(func(c *Config) *time.Duration { return &c.Lease.TTL }, parseTTL, duration, "a duration of at least 1h, such as 24h")},
 	{path: "lease.on_conflict", effect: onReload,
-		about: "After a lost conflict over the subnet: renumber (take another one), quarantine (keep it for local traffic and wait) or auto (quarantine if in use; this version knows of no users of the subnet, so auto renumbers).",
+		about: "After a lost conflict over the subnet: renumber (take another one), quarantine (keep it for local traffic and wait) or auto (quarantine while containers have addresses of it, else renumber).",
 		value: choice(func(c *Config) *OnConflict { return &c.Lease.OnConflict }, OnConflictAuto, OnConflictRenumber, OnConflictQuarantine)},
 	{path: "masquerade", effect: onRestart,
 		about: "What containers send out of the mesh takes this host's address, so that answers find back. false: it keeps theirs, and whoever is asked needs a route. Within the mesh every packet keeps its address.",

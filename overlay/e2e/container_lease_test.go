@@ -84,10 +84,10 @@ func isSilent(t *testing.T, from *cluster.Container, at netip.Addr) {
 	}
 }
 
-// stateIn is the state of a node's lease in a network.
-func stateIn(d *status.Document, network string) string {
+// stateInWeb is the state of a node's lease in the network web.
+func stateInWeb(d *status.Document) string {
 	for _, l := range d.Node.Leases {
-		if l.Network == network {
+		if l.Network == "web" {
 			return l.State
 		}
 	}
@@ -124,7 +124,7 @@ func contest(t *testing.T, extra ...string) (witness *cluster.Container, won, lo
 	for {
 		var states []string
 		for _, n := range rivals {
-			states = append(states, stateIn(document(t, n), "web"))
+			states = append(states, stateInWeb(document(t, n)))
 		}
 		switch {
 		case states[0] == "held" && states[1] != "held":
@@ -150,8 +150,8 @@ func TestContainersInQuarantine(t *testing.T) {
 	answerByName(t, witness)
 	isAt(t, won[0], witness.IPv4, witness.Name)
 	isSilent(t, lost[0], witness.IPv4)
-	if d := document(t, loser); stateIn(d, "web") != "quarantined" {
-		t.Errorf("its lease is %q, want quarantined", stateIn(d, "web"))
+	if d := document(t, loser); stateInWeb(d) != "quarantined" {
+		t.Errorf("its lease is %q, want quarantined", stateInWeb(d))
 	}
 	a, err := loser.Client().Attachment(bounded(t), lost[0].ID)
 	must(t, err)
@@ -165,7 +165,7 @@ func TestContainersInQuarantine(t *testing.T) {
 	for _, c := range won { // gone, and so is the use that the winner has for the subnet
 		must(t, won[0].Node.Client().Detach(bounded(t), c.ID))
 	}
-	must(t, loser.WaitFor(bounded(t), "to have its subnet back", func(d *status.Document) bool { return stateIn(d, "web") == "held" }))
+	must(t, loser.WaitFor(bounded(t), "to have its subnet back", func(d *status.Document) bool { return stateInWeb(d) == "held" }))
 	isAt(t, witness, lost[0].IPv4, lost[0].Name)
 	isAt(t, lost[0], witness.IPv4, witness.Name)
 }
@@ -187,7 +187,7 @@ func TestContainersOfARenumberedNode(t *testing.T) {
 	}
 	// The witness's subnet is given back, and the loser takes it.
 	must(t, witness.Node.Client().Detach(bounded(t), witness.ID))
-	must(t, loser.WaitFor(bounded(t), "to take another subnet", func(d *status.Document) bool { return stateIn(d, "web") == "held" }))
+	must(t, loser.WaitFor(bounded(t), "to take another subnet", func(d *status.Document) bool { return stateInWeb(d) == "held" }))
 	must(t, loser.WaitFor(bounded(t), "to tell of containers with old addresses", func(d *status.Document) bool {
 		for _, f := range d.Health {
 			if f.Code == "attachments_stale" {
