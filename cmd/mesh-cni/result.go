@@ -17,17 +17,9 @@ import (
 // link is what a container should have.
 func (c *conf) link(args *skel.CmdArgs, a attach.Attachment) inside.Link {
 	return inside.Link{
-		Peer: a.Peer, Name: args.IfName, MAC: macOf(a), MTU: a.MTU,
+		Peer: a.Peer, Name: args.IfName, MAC: a.MAC, MTU: a.MTU,
 		Addresses: a.Addresses, Gateways: a.Gateways, Routes: a.Routes, Default: c.DefaultRoute == nil || *c.DefaultRoute,
 	}
-}
-
-// macOf is the container's; empty: not for us to choose.
-func macOf(a attach.Attachment) string {
-	if a.Mode == attach.IPVLAN {
-		return ""
-	}
-	return a.MAC
 }
 
 // result tells the runtime, and the plugins after this one, what the container has

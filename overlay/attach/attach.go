@@ -95,7 +95,7 @@ type Attachment struct {
 	Routes    []netip.Prefix `json:"routes"`              // the network's ranges, by way of the gateways
 	HostLink  string         `json:"host_link,omitempty"` // the host's end, if there is one
 	Peer      string         `json:"peer"`                // the container's end, in the host's namespace until the door moves it
-	MAC       string         `json:"mac"`
+	MAC       string         `json:"mac"`                 // empty: its parent's, as of every ipvlan
 	MTU       int            `json:"mtu"`
 	State     State          `json:"state"`
 }

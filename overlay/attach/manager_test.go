@@ -207,6 +207,11 @@ func TestModes(t *testing.T) {
 	r.wantHost(t, "[10.87.3.2] ptp mtu 1420\n[10.87.3.3] macvlan on eth0 mtu 1420\n")
 	r.detach(t, "ctl/a")
 	r.detach(t, "ctl/b")
+	c := r.attach(t, attach.Ask{ID: "ctl/c", Network: "web", Mode: attach.IPVLAN, Parent: "eth0"})
+	if b.MAC == "" || c.MAC != "" {
+		t.Errorf("macvlan has the MAC address %q, ipvlan %q; want none for what has its parent's", b.MAC, c.MAC)
+	}
+	r.detach(t, "ctl/c")
 	r.wantHost(t, "")
 }
 

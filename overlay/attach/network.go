@@ -288,6 +288,9 @@ func (n *network) attachment(e *entry) Attachment {
 		ID: e.ID, Network: n.name, Mode: e.Mode, Parent: e.Parent, Container: e.Container,
 		Addresses: slices.Clone(e.Addresses), Routes: []netip.Prefix{}, HostLink: p.Name, Peer: p.Peer, MAC: e.MAC, MTU: e.MTU, State: n.stateOf(e),
 	}
+	if e.Mode == IPVLAN {
+		a.MAC = ""
+	}
 	for i, addr := range e.Addresses {
 		a.Gateways = append(a.Gateways, mesh.FirstHost(addr))
 		if e.Mode == PTP {
