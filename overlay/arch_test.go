@@ -70,7 +70,7 @@ var mayImport = []struct{ pkg, ours string }{
 	// What it needs of the host and of the disk it declares too.
 	{"overlay/attach", "mesh tun"},
 	{"overlay/attach/attachtest", "mesh tun"},
-	{"overlay/attach/docker", "mesh overlay/attach overlay/unixsock"},
+	{"overlay/attach/docker", "mesh tun overlay/attach overlay/unixsock"},
 	// Sockets and TUN queues are waited for alike.
 	{"overlay/udp", "tun/rawio"},
 	// It carries what doors say to overlay/attach.

@@ -1,6 +1,9 @@
 package tun
 
-import "net/netip"
+import (
+	"net/netip"
+	"strings"
+)
 
 // PortKind says how a container hangs on its host.
 type PortKind string
@@ -13,6 +16,9 @@ const (
 	PortIPVLAN  PortKind = "ipvlan"  // a link that shares the MAC address of a physical one
 )
 
+// IsLAN tells whether such ports are on a physical link, and have no end on the host.
+func (k PortKind) IsLAN() bool { return k == PortMACVLAN || k == PortIPVLAN }
+
 // These start the names of both ends, which is how ours are told from anybody
 // else's links.
 const (
@@ -23,6 +29,17 @@ const (
 // LANPrefix starts the names of the host's links on physical ones; no port has such
 // a name.
 const LANPrefix = PortPrefix + "lan-"
+
+// IsLinkName tells whether the kernel takes s for the name of a link: at most 15
+// printable ASCII characters (IFNAMSIZ, less its zero byte), and not of a path.
+func IsLinkName(s string) bool {
+	return s != "" && len(s) <= MaxLinkName && s != "." && s != ".." && !strings.ContainsFunc(s, func(r rune) bool {
+		return r <= ' ' || r > '~' || strings.ContainsRune("/:%", r)
+	})
+}
+
+// MaxLinkName is the length of the longest name of a link.
+const MaxLinkName = 15
 
 // Port is the link by which one container hangs on this host.
 //

@@ -142,9 +142,8 @@ func (p plugin) del(ctx context.Context, args *skel.CmdArgs) error {
 			return failed("remove the interface in the container", err)
 		}
 	}
-	hasHostEnd := c.Mode != attach.MACVLAN && c.Mode != attach.IPVLAN
 	switch err := p.daemon(c.Socket).Detach(ctx, id); {
-	case errors.Is(err, status.ErrNoDaemon) && hasHostEnd:
+	case errors.Is(err, status.ErrNoDaemon) && !c.Mode.IsLAN():
 		return nil
 	case errors.Is(err, attach.ErrBadAsk): // nothing can have such an ID
 		return nil

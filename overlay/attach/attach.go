@@ -200,8 +200,8 @@ func (a Ask) normal() (Ask, error) {
 			return bad("mode %s has no parent", a.Mode)
 		}
 	case MACVLAN, IPVLAN:
-		if err := checkLink(a.Parent); err != nil {
-			return bad("parent of a %s: %v", a.Mode, err)
+		if !tun.IsLinkName(a.Parent) {
+			return bad("parent of a %s: %.40q is no name of a network link", a.Mode, a.Parent)
 		}
 	default:
 		return bad("mode %.20q: bridge, ptp, macvlan or ipvlan", a.Mode)
@@ -247,17 +247,6 @@ func door(id string) string {
 	return name
 }
 
-// checkLink verifies the name of a link, as the kernel would.
-func checkLink(name string) error {
-	if name == "" || len(name) > maxLink || name == "." || name == ".." || !mesh.IsWord(name) || strings.ContainsAny(name, "/:%") {
-		return fmt.Errorf("%.40q is no name of a network link", name)
-	}
-	return nil
-}
-
-// maxLink is what the kernel takes (IFNAMSIZ, less its zero byte).
-const maxLink = 15
-
 var lower = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
 
 // short gives n characters that stand for s.
@@ -270,10 +259,10 @@ func short(s string, n int) string {
 // its beginning and a hash.
 func BridgeName(network string) string {
 	name := tun.BridgePrefix + network
-	if len(name) <= maxLink {
+	if len(name) <= tun.MaxLinkName {
 		return name
 	}
-	return name[:8] + "-" + short(network, maxLink-9)
+	return name[:8] + "-" + short(network, tun.MaxLinkName-9)
 }
 
 // PeerName gives the Peer of what is attached by an ID, or was: a door finds it in
@@ -286,7 +275,7 @@ func PeerName(id string) string {
 // links names both ends for an ID.
 func links(id string, mode Mode) (host, peer string) {
 	hash := short(id, 10)
-	if mode == MACVLAN || mode == IPVLAN {
+	if mode.IsLAN() {
 		return "", tun.PeerPrefix + hash
 	}
 	return tun.PortPrefix + hash, tun.PeerPrefix + hash

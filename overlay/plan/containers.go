@@ -56,7 +56,7 @@ func lans(view *mesh.View, self mesh.Node, opt Options) []tun.LAN {
 		first := len(all)
 		for _, p := range opt.Containers[n.Name].Ports {
 			name := hostLink(n.Name, p)
-			if !isLAN(p) || len(own) == 0 || slices.ContainsFunc(all[first:], func(l tun.LAN) bool { return l.Name == name }) {
+			if !p.Kind.IsLAN() || len(own) == 0 || slices.ContainsFunc(all[first:], func(l tun.LAN) bool { return l.Name == name }) {
 				continue
 			}
 			l := tun.LAN{Kind: p.Kind, Name: name, Parent: p.Parent, MTU: opt.MTU}
@@ -86,11 +86,9 @@ func ofSubnets(subnets []netip.Prefix, addrs []netip.Addr) []netip.Addr {
 	})
 }
 
-func isLAN(p tun.Port) bool { return p.Kind == tun.PortMACVLAN || p.Kind == tun.PortIPVLAN }
-
 // hostLink names the link by which a port's packets come to this host.
 func hostLink(network string, p tun.Port) string {
-	if !isLAN(p) {
+	if !p.Kind.IsLAN() {
 		return p.Name
 	}
 	sum := sha256.Sum256([]byte(network + " " + string(p.Kind) + " " + p.Parent))

@@ -37,7 +37,7 @@ func (k kernel) lans() ([]lan, error) {
 	var all []lan
 	for _, l := range links {
 		a := l.Attrs()
-		if !isLAN(l) {
+		if !tun.PortKind(l.Type()).IsLAN() {
 			continue
 		}
 		n := lan{link: link{name: a.Name, index: a.Index, mtu: a.MTU, up: a.Flags&net.FlagUp != 0}}
@@ -50,11 +50,6 @@ func (k kernel) lans() ([]lan, error) {
 		all = append(all, n)
 	}
 	return all, nil
-}
-
-// isLAN tells whether a link hangs on a physical one.
-func isLAN(l netlink.Link) bool {
-	return slices.Contains([]tun.PortKind{tun.PortMACVLAN, tun.PortIPVLAN}, tun.PortKind(l.Type()))
 }
 
 // parents gives the links that are there of those that LANs are on, by name.

@@ -114,7 +114,7 @@ func isPort(l netlink.Link) bool {
 
 // isPeer tells whether a link is for a container.
 func isPeer(l netlink.Link) bool {
-	return slices.Contains([]string{"veth", "macvlan", "ipvlan"}, l.Type()) && strings.HasPrefix(l.Attrs().Name, tun.PeerPrefix)
+	return (l.Type() == "veth" || tun.PortKind(l.Type()).IsLAN()) && strings.HasPrefix(l.Attrs().Name, tun.PeerPrefix)
 }
 
 // find gives the link of that name, nil if there is none.

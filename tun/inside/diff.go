@@ -15,15 +15,18 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"meshd/tun"
 )
 
 // state is what a link is like.
 type state struct {
-	kind, name, mac string
-	mtu             int
-	up              bool
-	addrs           []netip.Prefix // but for link-local ones
-	routes          []hop
+	kind      tun.PortKind // as the kernel calls it, "veth" too
+	name, mac string
+	mtu       int
+	up        bool
+	addrs     []netip.Prefix // but for link-local ones
+	routes    []hop
 }
 
 // hop is one route by the link.
@@ -39,7 +42,7 @@ func (k kernel) read(l netlink.Link) (state, error) {
 		return state{}, err
 	}
 	a := l.Attrs()
-	s := state{kind: l.Type(), name: a.Name, mac: a.HardwareAddr.String(), mtu: a.MTU, up: a.Flags&net.FlagUp != 0}
+	s := state{kind: tun.PortKind(l.Type()), name: a.Name, mac: a.HardwareAddr.String(), mtu: a.MTU, up: a.Flags&net.FlagUp != 0}
 	addrs, err := k.addrs(l)
 	if err != nil {
 		return s, err
@@ -88,8 +91,8 @@ func diff(have state, want Link, routes []netip.Prefix) []op {
 			return k.LinkSetHardwareAddr(l, mac)
 		})
 	}
-	slave := have.kind == "macvlan" || have.kind == "ipvlan" // with no more than its parent has
-	if want.MTU != 0 && have.mtu != want.MTU && (!slave || have.mtu > want.MTU) {
+	// What is on a physical link has no more than that.
+	if want.MTU != 0 && have.mtu != want.MTU && (!have.kind.IsLAN() || have.mtu > want.MTU) {
 		add(fmt.Sprintf("set MTU %d", want.MTU), fmt.Sprintf("the MTU is %d", have.mtu), func(k kernel, l netlink.Link) error {
 			return k.LinkSetMTU(l, want.MTU)
 		})

@@ -146,10 +146,10 @@ func isOurs(l netlink.Link) bool { return strings.HasPrefix(l.Attrs().Alias, tun
 
 // check refuses what makes no sense.
 func (w Link) check() error {
-	if !strings.HasPrefix(w.Peer, tun.PeerPrefix) || !isName(w.Peer) {
+	if !strings.HasPrefix(w.Peer, tun.PeerPrefix) || !tun.IsLinkName(w.Peer) {
 		return fmt.Errorf("%.40q is no name of a peer", w.Peer)
 	}
-	if !isName(w.Name) {
+	if !tun.IsLinkName(w.Name) {
 		return fmt.Errorf("%.40q is no name of a network link", w.Name)
 	}
 	if w.MAC != "" {
@@ -183,11 +183,4 @@ func (w Link) gateway(of netip.Addr) netip.Addr {
 		}
 	}
 	return netip.Addr{}
-}
-
-// isName tells whether the kernel would take it for a link's name.
-func isName(s string) bool {
-	return s != "" && len(s) < unix.IFNAMSIZ && s != "." && s != ".." && !strings.ContainsFunc(s, func(r rune) bool {
-		return r <= ' ' || r >= 0x7f || strings.ContainsRune("/:%", r)
-	})
 }

@@ -10,8 +10,8 @@ import (
 	"slices"
 	"strings"
 
-	"meshd/mesh"
 	"meshd/overlay/attach"
+	"meshd/tun"
 )
 
 // The messages of Docker's remote network and IPAM drivers, with the field names
@@ -32,8 +32,6 @@ const (
 	gatewayDocker   = "docker"                     // Docker's docker_gwbridge, as with its overlay driver
 	modeOption      = "mode"                       // -o: how containers hang on this host; see attach.Mode
 	parentOption    = "parent"                     // -o: the link below a macvlan or an ipvlan
-
-	maxLink = 15 // bytes of the name of a link, as the kernel has it
 )
 
 // request is a decoded message that can say what is wrong with it.
@@ -107,7 +105,7 @@ func checkMode(mode attach.Mode, parent string) error {
 		if parent == "" {
 			return fmt.Errorf("option mode=%s: add -o parent=LINK, a network card of this host", mode)
 		}
-		if len(parent) > maxLink || !mesh.IsWord(parent) || strings.Contains(parent, "/") {
+		if !tun.IsLinkName(parent) {
 			return fmt.Errorf("option parent=%.40q is no name of a network link", parent)
 		}
 	default:
