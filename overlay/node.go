@@ -343,7 +343,8 @@ func (n *Node) replan(ctx context.Context) error {
 			n.opt.Log.Warn("uses of the mesh's ranges not read, will be tried again", "err", err)
 		}
 	}
-	opt := plan.Options{Link: n.opt.Link, MTU: n.mtu(), NoIPv6: n.underlay.Load().NoIPv6, NoMasquerade: n.opt.NoMasquerade}
+	under := n.underlay.Load()
+	opt := plan.Options{Link: n.opt.Link, MTU: n.mtu(), NoIPv6: under.NoIPv6, NoMasquerade: n.opt.NoMasquerade, Others: under.Bridges}
 	opt.Containers = n.contain(view, opt)
 	p := plan.Build(view, opt)
 	p.Health = slices.Concat(p.Health, left, plan.Stranded(view), n.delegate(view, opt.MTU))

@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
 	"meshd/tun"
@@ -80,7 +81,7 @@ func (n *Node) lookAtUnderlay(ctx context.Context) error {
 	}
 	if old.MTU != u.MTU || old.NoIPv6 != u.NoIPv6 {
 		n.opt.Log.Info("underlay changed", "mtu", u.MTU)
-	} else if !moved {
+	} else if !moved && slices.Equal(old.Bridges, u.Bridges) {
 		return nil
 	}
 	return n.replan(ctx)

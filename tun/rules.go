@@ -26,14 +26,19 @@ const BridgePrefix = "mbr-"
 //     answered, and what was sent to a published port.
 //   - Into the TUN device is forwarded what comes from our addresses in the same
 //     segment; what belongs to others of this host is not the mesh's.
+//   - From our links to Others goes what is answered, and what was sent to a
+//     published port.
 //   - With Masquerade, what leaves the mesh from behind our links takes the host's
 //     address. Without, whoever is outside must know the way back.
 //   - What was sent from such a segment to a port that Docker publishes on its
 //     docker_gwbridge takes the host's address there, and so comes back that way.
+//
+// In any case nothing is forwarded from Others into the TUN device, but answers.
 type Rules struct {
 	Link       string // name of the TUN device
 	Segments   []Segment
 	Masquerade bool
+	Others     []string // interfaces that lead to containers that are not on the mesh
 	// Ports are those of containers, Name being the link by which their packets come;
 	// those on a physical link share one. Each sends with its own MAC address and
 	// Addresses and with no others, to its neighbours as well.
@@ -75,6 +80,8 @@ func (r Rules) Normal() Rules {
 		slices.SortFunc(s.Own, netip.Prefix.Compare)
 		slices.Sort(s.Links)
 	}
+	r.Others = slices.Clone(r.Others)
+	slices.Sort(r.Others)
 	r.Ports = slices.Clone(r.Ports)
 	slices.SortFunc(r.Ports, func(a, b Port) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Peer, b.Peer)) })
 	slices.SortFunc(r.Segments, func(a, b Segment) int { return cmp.Compare(a.Name, b.Name) })
@@ -90,6 +97,9 @@ func (r Rules) String() string {
 			b.WriteString(", behind links of others")
 		}
 		b.WriteString(list(" behind", s.Links, strings.Clone) + list(", formerly", s.Former, netip.Prefix.String) + ", via " + r.Link + "\n")
+	}
+	if len(r.Others) > 0 {
+		b.WriteString("keep out" + list("", r.Others, strings.Clone) + "\n")
 	}
 	if r.Masquerade && r.HasLinks() {
 		b.WriteString("masquerade what leaves the mesh\n")

@@ -166,4 +166,7 @@ type Underlay struct {
 	// NoForwarding: packets are not forwarded between interfaces, and we may not
 	// change that. The host itself is on the mesh, and nobody behind it.
 	NoForwarding bool
+	// Bridges are those of containers and virtual machines that are not on the mesh,
+	// sorted by name.
+	Bridges []string
 }

@@ -106,7 +106,7 @@ func rules(view *mesh.View, self mesh.Node, opt Options) tun.Rules {
 	if self.Control.IsValid() {
 		control.Own = []netip.Prefix{netip.PrefixFrom(self.Control, self.Control.BitLen())}
 	}
-	r := tun.Rules{Link: opt.Link, Masquerade: !opt.NoMasquerade, Segments: []tun.Segment{control}}
+	r := tun.Rules{Link: opt.Link, Masquerade: !opt.NoMasquerade, Others: opt.Others, Segments: []tun.Segment{control}}
 	for _, n := range view.Networks {
 		r.Segments = append(r.Segments, tun.Segment{
 			Name: n.Name, Ranges: n.Ranges(), Own: subnets(self, n.Name), Links: opt.Containers[n.Name].links(n.Name),

@@ -32,6 +32,8 @@ type Options struct {
 	NoIPv6 bool
 	// NoMasquerade leaves containers their addresses also outside of the mesh.
 	NoMasquerade bool
+	// Others are interfaces that lead to containers that are not on the mesh.
+	Others []string
 	// Containers are those of this host, by the names of their networks.
 	Containers map[string]Containers
 }

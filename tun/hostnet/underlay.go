@@ -51,6 +51,7 @@ func (n *Net) Underlay(ctx context.Context, exclude ...netip.Prefix) (tun.Underl
 			return err
 		}
 		u = underlay(links, addrs, routes, exclude)
+		u.Bridges = containerBridges(links, routes)
 		u.NoIPv6 = !n.sysctl.has(forward6) || n.sysctl.stuck(conf("ipv6", defaults, "disable_ipv6"), "1")
 		u.NoForwarding = slices.ContainsFunc([]string{
 			forward4, conf("ipv4", defaults, "forwarding"), forward6, conf("ipv6", defaults, "forwarding"),
@@ -176,6 +177,35 @@ func source(r netlink.Route, all []candidate) (candidate, bool) {
 		}
 	}
 	return candidate{}, false
+}
+
+// containerBridges lists the bridges of containers and virtual machines that are not
+// ours: by their names, or because nothing but such hangs on them.
+func containerBridges(links []netlink.Link, routes []netlink.Route) []string {
+	physical, virtual := map[int]bool{}, map[int]bool{} // masters of such links
+	for _, l := range links {
+		kind := virtual
+		if !slices.Contains([]string{"veth", "tuntap"}, l.Type()) {
+			kind = physical
+		}
+		kind[l.Attrs().MasterIndex] = true
+	}
+	ours, outward := ourLinks(links, routes), map[int]bool{}
+	for _, r := range defaultRoutes(routes) {
+		outward[r.LinkIndex] = true
+	}
+	var all []string
+	for _, l := range links {
+		a := l.Attrs()
+		if l.Type() != "bridge" || ours[a.Index] || outward[a.Index] || physical[a.Index] {
+			continue
+		}
+		if isContainerLink(a.Name) || virtual[a.Index] {
+			all = append(all, a.Name)
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 func isContainerLink(name string) bool {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -148,5 +149,31 @@ func TestUnderlayChoice(t *testing.T) {
 				t.Errorf("underlay = %s, want %s", got, c.want)
 			}
 		})
+	}
+}
+
+// Bridges of others' containers are known by their names or by what hangs on them; an
+// ordinary bridge is none, whatever it is called.
+func TestContainerBridges(t *testing.T) {
+	var links []netlink.Link
+	indices := map[string]int{}
+	add := func(l netlink.Link, name, master string) {
+		indices[name] = len(links) + 1
+		*l.Attrs() = netlink.LinkAttrs{Name: name, Index: indices[name], MasterIndex: indices[master], Flags: net.FlagUp}
+		links = append(links, l)
+	}
+	for _, name := range []string{"docker0", "br-0123456789ab", "br-lan", "br-out", "custom", "empty", "mbr-web"} {
+		add(&netlink.Bridge{}, name, "")
+	}
+	add(&netlink.Device{}, "eth0", "br-lan")
+	add(&netlink.Veth{}, "veth1", "br-lan")
+	add(&netlink.Veth{}, "veth2", "br-out")
+	add(&netlink.Veth{}, "veth3", "custom")
+	add(&netlink.Tuntap{}, "tap0", "custom")
+	add(&netlink.Veth{}, "mv-a", "mbr-web")
+	routes := []netlink.Route{{LinkIndex: indices["br-out"], Gw: net.ParseIP("192.0.2.1"), Family: netlink.FAMILY_V4, Type: unix.RTN_UNICAST}}
+	want := []string{"br-0123456789ab", "custom", "docker0"}
+	if got := containerBridges(links, routes); !slices.Equal(got, want) {
+		t.Errorf("bridges %v, want %v", got, want)
 	}
 }

@@ -14,10 +14,11 @@ import (
 
 // Names of chains and sets.
 const (
-	fromMesh, toMesh       = "from_mesh", "to_mesh"
-	fromOthers, fromPort   = "from_others", "from_port"
-	fromSegment, toSegment = "from-", "to-" // and the segment's name; it may be "mesh"
-	linksOf                = "links-"       // a set, and the segment's name
+	fromMesh, toMesh        = "from_mesh", "to_mesh"
+	fromOthers, fromPort    = "from_others", "from_port"
+	fromSegment, toSegment  = "from-", "to-" // and the segment's name; it may be "mesh"
+	linksOf                 = "links-"       // a set, and the segment's name
+	toOthers, linksOfOthers = "to_others", "others"
 )
 
 // Where the kernel enters our chains.
@@ -91,6 +92,15 @@ func compileHost(want tun.Rules) ruleset {
 		}
 	}
 	others.rules = append(others.rules, drop())
+	if len(want.Others) > 0 {
+		all.sets = append(all.sets, interfaces(linksOfOthers, want.Others))
+		for _, name := range ours {
+			forward.rules = append(forward.rules, jump(toOthers, in(name), member{expr.MetaKeyOIFNAME, linksOfOthers}))
+		}
+		if want.HasLinks() {
+			segments = append(segments, chain{name: toOthers, rules: []rule{accept(answered), accept(published), drop()}})
+		}
+	}
 
 	for _, name := range ours {
 		prerouting.rules = append(prerouting.rules, drop(in(name)))
@@ -102,11 +112,15 @@ func compileHost(want tun.Rules) ruleset {
 		stay = append(stay, accept(to(r)))
 	}
 	all.chains = []chain{prerouting}
-	if want.HasLinks() {
-		// These have the kernel track each connection of the host, which costs much
-		// on some: no host pays for it that has no containers.
+	// These have the kernel track each connection of the host, which costs much on
+	// some: no host pays for it that has no containers at all.
+	switch {
+	case want.HasLinks():
 		postrouting.rules = slices.Concat(comeBack, stay, postrouting.rules)
 		all.chains = append(all.chains, forward, postrouting, meshOut(want))
+	case len(want.Others) > 0: // the host may well be a router for others
+		forward.rules = []rule{jump(toMesh, member{expr.MetaKeyIIFNAME, linksOfOthers}, out(want.Link))}
+		all.chains = append(all.chains, forward, meshOut(want))
 	}
 	_, of4, of6 := held(want.Ports)
 	all.sets = append(all.sets, of4, of6)

@@ -45,6 +45,8 @@ func wants() map[string]tun.Rules {
 		"no_masquerade": {Link: "mesh0", Segments: []tun.Segment{control, web, db}},
 		"one_of_two":    {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, web, without(db)}},
 		"delegated":     {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, delegated, db}},
+		"others":        {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, web}, Others: []string{"docker0", "br-0123456789ab"}},
+		"others_alone":  {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, without(web)}, Others: []string{"docker0"}},
 		"no_lease":      {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, {Name: "db", Ranges: db.Ranges, Links: db.Links, Former: pfxs("10.87.9.0/26")}}},
 	}
 }
@@ -55,7 +57,7 @@ func TestCompile(t *testing.T) {
 			path := filepath.Join("testdata", name+".nft")
 			tables := compile(want)
 			got := tables[0].String()
-			if tracked := strings.Contains(got, "ct s") || strings.Contains(got, "masquerade"); tracked != want.HasLinks() {
+			if tracked := strings.Contains(got, "ct s") || strings.Contains(got, "masquerade"); tracked != (want.HasLinks() || len(want.Others) > 0) {
 				t.Errorf("connections are tracked: %t", tracked)
 			}
 			if len(want.Ports) > 0 {

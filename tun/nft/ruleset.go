@@ -43,8 +43,8 @@ func accept(matches ...match) rule { return rule{matches, &expr.Verdict{Kind: ex
 func drop(matches ...match) rule   { return rule{matches, &expr.Verdict{Kind: expr.VerdictDrop}} }
 func back(matches ...match) rule   { return rule{matches, &expr.Verdict{Kind: expr.VerdictReturn}} }
 func masquerade(m ...match) rule   { return rule{m, &expr.Masq{}} }
-func jump(to string, m match) rule {
-	return rule{[]match{m}, &expr.Verdict{Kind: expr.VerdictGoto, Chain: to}}
+func jump(to string, matches ...match) rule {
+	return rule{matches, &expr.Verdict{Kind: expr.VerdictGoto, Chain: to}}
 }
 func call(chain string, m match) rule {
 	return rule{[]match{m}, &expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
