@@ -116,6 +116,27 @@ func (s HostState) Normal() HostState {
 	return s
 }
 
+// WithoutIPv6 gives what is left of the state on a host that has none, in canonical
+// order.
+func (s HostState) WithoutIPv6() HostState {
+	s = s.Normal()
+	is6 := func(p netip.Prefix) bool { return p.Addr().Is6() }
+	s.Addresses = slices.DeleteFunc(s.Addresses, is6)
+	s.Routes = slices.DeleteFunc(s.Routes, func(r Route) bool { return is6(r.Dst) })
+	for i := range s.Bridges {
+		b := &s.Bridges[i]
+		b.Addresses = slices.DeleteFunc(b.Addresses, is6)
+		b.Beside = slices.DeleteFunc(b.Beside, netip.Addr.Is6)
+	}
+	for i := range s.LANs {
+		l := &s.LANs[i]
+		for _, addrs := range []*[]netip.Addr{&l.Addresses, &l.Containers, &l.Beside} {
+			*addrs = slices.DeleteFunc(*addrs, netip.Addr.Is6)
+		}
+	}
+	return s
+}
+
 // String prints the state as the commands that would make it.
 func (s HostState) String() string {
 	s = s.Normal()

@@ -92,22 +92,9 @@ func Build(view *mesh.View, opt Options) Plan {
 	}
 	p.Host.Bridges, p.Host.LANs = bridges(view, self, opt), lans(view, self, opt)
 	p.Rules = rules(view, self, opt)
-	if opt.NoIPv6 {
-		p.Host.Addresses = slices.DeleteFunc(p.Host.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() })
-		p.Host.Routes = slices.DeleteFunc(p.Host.Routes, func(r tun.Route) bool { return r.Dst.Addr().Is6() })
-		for i := range p.Host.Bridges {
-			b := &p.Host.Bridges[i]
-			b.Addresses = slices.DeleteFunc(b.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() })
-			b.Beside = slices.DeleteFunc(b.Beside, netip.Addr.Is6)
-		}
-		for i := range p.Host.LANs {
-			l := &p.Host.LANs[i]
-			for _, addrs := range []*[]netip.Addr{&l.Addresses, &l.Containers, &l.Beside} {
-				*addrs = slices.DeleteFunc(*addrs, netip.Addr.Is6)
-			}
-		}
+	if p.Host = p.Host.Normal(); opt.NoIPv6 {
+		p.Host = p.Host.WithoutIPv6()
 	}
-	p.Host = p.Host.Normal()
 	return p
 }
 

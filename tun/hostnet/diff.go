@@ -85,18 +85,7 @@ func possible(have state, want tun.HostState) (tun.HostState, error) {
 	off := conf("ipv6", have.link.name, "disable_ipv6")
 	if !ipv6 || have.sysctl[off] == "1" && have.stuck[off] {
 		before := len(want.Addresses) + len(want.Routes)
-		want.Addresses = slices.DeleteFunc(want.Addresses, func(p netip.Prefix) bool { return p.Addr().Is6() })
-		want.Routes = slices.DeleteFunc(want.Routes, func(r tun.Route) bool { return r.Dst.Addr().Is6() })
-		for i := range want.Bridges {
-			b := &want.Bridges[i]
-			b.Beside = slices.DeleteFunc(b.Beside, netip.Addr.Is6)
-		}
-		for i := range want.LANs {
-			l := &want.LANs[i]
-			for _, addrs := range []*[]netip.Addr{&l.Addresses, &l.Containers, &l.Beside} {
-				*addrs = slices.DeleteFunc(*addrs, netip.Addr.Is6)
-			}
-		}
+		want = want.WithoutIPv6()
 		if len(want.Addresses)+len(want.Routes) != before {
 			errs = append(errs, ErrNoIPv6)
 		}
