@@ -80,28 +80,20 @@ func (n *Node) contain(view *mesh.View, opt plan.Options) map[string]plan.Contai
 	n.opt.Containers.Sync(attach.World{View: view, MTU: opt.MTU, NoIPv6: opt.NoIPv6})
 	all := map[string]plan.Containers{}
 	for _, c := range n.opt.Containers.Networks() {
-		all[c.Name] = plan.Containers{Bridge: c.Bridge, Ports: c.Ports, Former: c.Stale, Delegated: c.Delegated}
+		all[c.Name] = plan.Containers{Bridge: c.Bridge, Ports: c.Ports, Former: c.Former, Delegated: c.Delegated}
 	}
 	return all
 }
 
 // delegate hands on the subnet of the network that others give addresses of.
-func (n *Node) delegate(view *mesh.View, mtu int) []mesh.Finding {
+func (n *Node) delegate() []mesh.Finding {
 	if n.opt.Delegate == nil {
 		return nil
 	}
 	var s attach.Subnet
 	for _, c := range n.opt.Containers.Networks() {
 		if c.Delegated {
-			s = attach.Subnet{Network: c.Name, Prefixes: c.Subnet, MTU: mtu, State: c.State}
-		}
-	}
-	for _, p := range s.Prefixes {
-		s.Gateways = append(s.Gateways, mesh.FirstHost(p))
-	}
-	for _, network := range view.Networks {
-		if network.Name == s.Network {
-			s.Routes = network.Ranges()
+			s = c.Subnet
 		}
 	}
 	if err := n.opt.Delegate.Apply(s); err != nil {

@@ -347,7 +347,7 @@ func (n *Node) replan(ctx context.Context) error {
 	opt := plan.Options{Link: n.opt.Link, MTU: n.mtu(), NoIPv6: under.NoIPv6, NoMasquerade: n.opt.NoMasquerade, Others: under.Bridges}
 	opt.Containers = n.contain(view, opt)
 	p := plan.Build(view, opt)
-	p.Health = slices.Concat(p.Health, left, plan.Stranded(view), n.delegate(view, opt.MTU))
+	p.Health = slices.Concat(p.Health, left, plan.Stranded(view), n.delegate())
 	for _, o := range plan.Overlaps(view.Ranges(), own, *n.uses.Load()) {
 		p.Health = append(p.Health, mesh.Finding{Level: "error", Code: "overlap", Message: o.String()})
 	}

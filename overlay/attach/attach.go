@@ -128,16 +128,15 @@ type Network struct {
 	// InUse: somebody has an address. A lease that is lost is kept for local
 	// traffic then; see lease.World.
 	InUse  bool
-	Bridge string         // of the containers; empty: none is in bridge mode
-	Ports  []tun.Port     // of the containers, by Peer
-	Subnet []netip.Prefix // from which addresses are given, held or quarantined; empty: none now
-	State  State          // of Subnet
+	Bridge string     // of the containers; empty: none is in bridge mode
+	Ports  []tun.Port // of the containers, by Peer
+	Subnet Subnet     // from which addresses are given, held or quarantined; no Prefixes: none now
 	// Delegated: others give out the addresses of Subnet, behind links of theirs.
 	Delegated bool
-	// Stale are subnets that this node no longer has and some container still
+	// Former are subnets that this node no longer has and some container still
 	// does. They may be another node's: the host must have neither an address nor
 	// a route there.
-	Stale []netip.Prefix
+	Former []netip.Prefix
 }
 
 // Host makes links. hostnet.Net is one.

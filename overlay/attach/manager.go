@@ -368,7 +368,7 @@ func (m *Manager) Networks() []Network {
 	var all []Network
 	for _, name := range slices.Sorted(maps.Keys(m.networks)) {
 		if n := m.networks[name]; !n.empty() || n.waiting > 0 || n.delegated {
-			all = append(all, n.summary())
+			all = append(all, n.summary(m.world.MTU))
 		}
 	}
 	return all

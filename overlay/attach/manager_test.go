@@ -94,7 +94,7 @@ func (r *rig) wantNetworks(t *testing.T, want ...string) {
 	t.Helper()
 	var got []string
 	for _, n := range r.Networks() {
-		got = append(got, fmt.Sprintf("%s in use: %t, bridge %q, %s %v, stale %v", n.Name, n.InUse, n.Bridge, n.State, n.Subnet, n.Stale))
+		got = append(got, fmt.Sprintf("%s in use: %t, bridge %q, %s %v, stale %v", n.Name, n.InUse, n.Bridge, n.Subnet.State, n.Subnet.Prefixes, n.Former))
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("networks\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -819,7 +819,7 @@ func TestKilled(t *testing.T) {
 func TestDelegatedNetwork(t *testing.T) {
 	r := newRig(t)
 	r.restart(t, attach.Options{Delegated: "default"})
-	if n := r.Networks(); len(n) != 1 || n[0].Name != "default" || !n[0].InUse || !n[0].Delegated || len(n[0].Subnet) == 0 {
+	if n := r.Networks(); len(n) != 1 || n[0].Name != "default" || !n[0].InUse || !n[0].Delegated || len(n[0].Subnet.Prefixes) == 0 {
 		t.Errorf("networks %+v, want the delegated one in use", n)
 	}
 	if _, err := r.Attach(t.Context(), attach.Ask{ID: "ctl/a"}); !errors.Is(err, attach.ErrDelegated) || !strings.Contains(err.Error(), "subnet_env") {

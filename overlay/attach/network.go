@@ -368,12 +368,12 @@ func (n *network) state() State {
 }
 
 // summary is what the rest of the node has to know.
-func (n *network) summary() Network {
-	s := Network{Name: n.name, Subnet: n.subnet(), State: n.state(), Delegated: n.delegated}
+func (n *network) summary(mtu int) Network {
+	s := Network{Name: n.name, Subnet: n.mine(mtu), Delegated: n.delegated}
 	s.InUse = n.delegated || len(n.holder) > 0 || len(n.reserved) > 0
 	former := func(a netip.Prefix) {
-		if !slices.Contains(s.Subnet, a.Masked()) {
-			s.Stale = append(s.Stale, a.Masked())
+		if !slices.Contains(s.Subnet.Prefixes, a.Masked()) {
+			s.Former = append(s.Former, a.Masked())
 		}
 	}
 	for _, e := range n.entries {
@@ -389,7 +389,7 @@ func (n *network) summary() Network {
 		former(r.Address)
 	}
 	slices.SortFunc(s.Ports, func(a, b tun.Port) int { return strings.Compare(a.Peer, b.Peer) })
-	slices.SortFunc(s.Stale, netip.Prefix.Compare)
-	s.Stale = slices.Compact(s.Stale)
+	slices.SortFunc(s.Former, netip.Prefix.Compare)
+	s.Former = slices.Compact(s.Former)
 	return s
 }
