@@ -116,25 +116,31 @@ func diff(have state, want Link, routes []netip.Prefix) []op {
 	if !have.up {
 		add("set it up", "", func(k kernel, l netlink.Link) error { return k.LinkSetUp(l) })
 	}
+	return append(ops, routeDiff(have.routes, want, routes)...)
+}
+
+// routeDiff is the part of diff for the routes by the link.
+func routeDiff(have []hop, want Link, routes []netip.Prefix) []op {
+	var ops []op
 	wanted := map[hop]bool{}
 	for _, dst := range routes {
 		wanted[hop{dst, want.gateway(dst.Addr()), true}] = true
 	}
-	for _, h := range have.routes {
+	for _, h := range have {
 		if h.ours && !wanted[h] {
-			add("remove route to "+h.dst.String(), "", func(k kernel, l netlink.Link) error {
+			ops = append(ops, op{"remove route to " + h.dst.String(), "", func(k kernel, l netlink.Link) error {
 				return k.RouteDel(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(h.dst), Protocol: RouteProtocol})
-			})
+			}})
 		}
 	}
 	for _, dst := range routes {
 		by := want.gateway(dst.Addr())
-		if !slices.Contains(have.routes, hop{dst, by, true}) {
-			add("add route to "+dst.String(), "the route to "+dst.String()+" is missing", func(k kernel, l netlink.Link) error {
+		if !slices.Contains(have, hop{dst, by, true}) {
+			ops = append(ops, op{"add route to " + dst.String(), "the route to " + dst.String() + " is missing", func(k kernel, l netlink.Link) error {
 				return k.RouteAdd(&netlink.Route{
 					LinkIndex: l.Attrs().Index, Dst: ipNet(dst), Gw: by.AsSlice(), Protocol: RouteProtocol, Flags: int(netlink.FLAG_ONLINK),
 				})
-			})
+			}})
 		}
 	}
 	return ops
