@@ -162,12 +162,13 @@ func (k kernel) addPair(p tun.Port) error {
 	return nil
 }
 
-// answerFor makes these addresses of the host, and no others, be found on the link. Other links have
-// them too: for IPv4 that would do, unless arp_ignore is set, while neighbours of
-// IPv6 are told only of what is on their own link.
+// answerFor makes these addresses of the host, and no others, be found on the link.
+// Other links have them too: for IPv4 that would do, unless arp_ignore is set, while
+// neighbours of IPv6 are told only of what is on their own link.
 func (k kernel) answerFor(l netlink.Link, addrs []netip.Addr) error {
+	on := link{name: l.Attrs().Name, index: l.Attrs().Index}
 	for _, a := range addrs {
-		add := addAddr{link{name: l.Attrs().Name, index: l.Attrs().Index}, netip.PrefixFrom(a, a.BitLen())}
+		add := addAddr{on, netip.PrefixFrom(a, a.BitLen())}
 		if err := add.do(k); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("%s: %w", add, err)
 		}
@@ -175,7 +176,7 @@ func (k kernel) answerFor(l netlink.Link, addrs []netip.Addr) error {
 	have, err := k.fixedAddrs(l)
 	for _, p := range have {
 		if !slices.Contains(addrs, p.Addr()) {
-			err = errors.Join(err, delAddr{link{name: l.Attrs().Name, index: l.Attrs().Index}, p}.do(k))
+			err = errors.Join(err, delAddr{on, p}.do(k))
 		}
 	}
 	return err

@@ -8,17 +8,15 @@
 //
 // Everything is in the tables "inet meshd" and, for what containers say to their
 // neighbours on a bridge, "bridge meshd". They are replaced in one transaction when
-// they are not as they should be, and left alone when they are; containers that
-// come and go only change elements of sets. Chains of other
-// tables are asked as well, and one of them may drop what ours accept: in the
+// they are not as they should be; containers that come and go only change elements
+// of sets. Chains of others are asked as well, and may drop what ours accept: in the
 // chain FORWARD of iptables (nf_tables) our links are accepted at its head, also
-// under Docker's policy DROP. [Firewall.Obstacles] tells of what is not ours to
-// open.
+// under Docker's policy DROP. [Firewall.Obstacles] tells of what is not ours to open.
 //
 // What is there is read each time, unless the kernel says that no rule of anybody
-// has changed since; so Apply repairs what others undo and takes over after a
-// crash. The owner runs [Firewall.Watch] and
-// calls Apply when it signals. Needs CAP_NET_ADMIN.
+// has changed since; so Apply repairs what others undo and takes over after a crash.
+// The owner runs [Firewall.Watch] and calls Apply when it signals. Needs
+// CAP_NET_ADMIN.
 package nft
 
 import (

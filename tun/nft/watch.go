@@ -22,11 +22,10 @@ const pause = time.Second
 
 // Watch sends to changed whenever a table, a chain or a rule has changed, or an
 // element of a set of ours, by us or by anybody, and once when it has begun to
-// look. It never waits for the
-// receiver: give the channel a capacity of 1, and any number of changes before
-// the receiver looks are one. A reload of a firewall is thousands: wait a moment
-// before repairing. Watch blocks until ctx is done and then returns nil. It fails
-// only if it cannot begin.
+// look. It never waits for the receiver: give the channel a capacity of 1, and any
+// number of changes before the receiver looks are one. A reload of a firewall is
+// thousands: wait a moment before repairing. Watch blocks until ctx is done and then
+// returns nil. It fails only if it cannot begin.
 func (f *Firewall) Watch(ctx context.Context, changed chan<- struct{}) error {
 	for first := true; ; first = false {
 		socket, err := f.subscribe()
