@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -221,10 +222,7 @@ func (p plugin) status(ctx context.Context, args *skel.CmdArgs) error {
 	if err != nil {
 		return types.NewError(types.ErrPluginNotAvailable, "meshd does not answer", err.Error())
 	}
-	network := c.Network
-	if network == "" {
-		network = "default"
-	}
+	network := cmp.Or(c.Network, mesh.DefaultNetwork)
 	if !slices.ContainsFunc(doc.Networks, func(n status.Network) bool { return n.Name == network }) {
 		return types.NewError(types.ErrPluginNotAvailable, "the mesh has no network "+network, "`meshctl network list` shows them")
 	}

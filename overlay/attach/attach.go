@@ -176,7 +176,7 @@ const (
 // with it.
 func (a Ask) normal() (Ask, error) {
 	if a.Network == "" {
-		a.Network = "default"
+		a.Network = mesh.DefaultNetwork
 	}
 	if a.Mode == "" {
 		a.Mode = Bridge

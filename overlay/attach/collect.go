@@ -11,11 +11,12 @@ import (
 	"meshd/tun"
 )
 
-// Collect undoes what is half-made, removes links that nothing is known of, puts
-// those back on their bridge that somebody has taken off, and takes back what has been left over for the grace: attachments whose link went
-// with its container or was never moved into one, and reservations that nothing
-// was attached with. It gives the attachments that it has ended. Call it every
-// few seconds; the grace counts from the first call that sees what is left over.
+// Collect undoes what is half-made, removes links that nothing is known of, and puts
+// those back on their bridge that somebody has taken off. It takes back what has been
+// left over for the grace: attachments whose link went with its container or was never
+// moved into one, and reservations that nothing was attached with. It gives the
+// attachments that it has ended. Call it every few seconds; the grace counts from the
+// first call that sees what is left over.
 func (m *Manager) Collect(ctx context.Context, now time.Time) ([]Attachment, error) {
 	ports, err := m.opt.Host.Ports(ctx)
 	if err != nil {

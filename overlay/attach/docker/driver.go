@@ -122,7 +122,7 @@ func (d *driver) createNetwork(ctx context.Context, r createNetworkRequest) (any
 		name = found
 	}
 	if name == "" {
-		name = "default"
+		name = mesh.DefaultNetwork
 	}
 	if _, err := d.named(name); err != nil {
 		return nil, err
