@@ -386,6 +386,10 @@ func (m *Manager) Findings() []mesh.Finding {
 			all = append(all, mesh.Finding{Level: "error", Code: "attachments_damaged", Message: fmt.Sprintf(
 				"%v; until the daemon starts again no container can be attached to the network %s, and what is attached stays", n.broken, name)})
 		}
+		if n.delegated && len(n.entries) > 0 {
+			all = append(all, mesh.Finding{Level: "error", Code: "addresses_given_twice", Message: fmt.Sprintf(
+				"%d containers have addresses of the network %s, which others give out on this host as well, see subnet_env in the config file: detach them", len(n.entries), name)})
+		}
 		stale := 0
 		for _, e := range n.entries {
 			if n.stateOf(e) == Stale {

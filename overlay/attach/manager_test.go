@@ -818,7 +818,15 @@ func TestKilled(t *testing.T) {
 // Whose addresses others give out is in use, and no door gets one of them.
 func TestDelegatedNetwork(t *testing.T) {
 	r := newRig(t)
+	r.attach(t, attach.Ask{ID: "ctl/before"})
 	r.restart(t, attach.Options{Delegated: "default"})
+	if f := r.Findings(); len(f) != 1 || f[0].Code != "addresses_given_twice" {
+		t.Errorf("findings %+v", f)
+	}
+	r.detach(t, "ctl/before")
+	if f := r.Findings(); len(f) > 0 {
+		t.Errorf("findings %+v", f)
+	}
 	if n := r.Networks(); len(n) != 1 || n[0].Name != "default" || !n[0].InUse || !n[0].Delegated || len(n[0].Subnet.Prefixes) == 0 {
 		t.Errorf("networks %+v, want the delegated one in use", n)
 	}
