@@ -27,7 +27,6 @@ import (
 	"meshd/overlay/attach"
 	"meshd/overlay/e2e/cluster"
 	"meshd/overlay/e2e/debian"
-	"meshd/overlay/status"
 	"meshd/tun/netns"
 )
 
@@ -105,12 +104,10 @@ func configure(t *testing.T, b *Box, change func(list, entry map[string]any)) {
 
 func version11(list, _ map[string]any) { list["cniVersion"] = "1.1.0" }
 
-func (b *Box) client() *status.Client { return status.NewClient(b.Node.Socket()) }
-
 // attached lists what the daemon has, by container.
 func attached(t *testing.T, b *Box) []attach.Attachment {
 	t.Helper()
-	all, err := b.client().Attachments(cluster.Bounded(t))
+	all, err := b.Node.Client().Attachments(cluster.Bounded(t))
 	must(t, err)
 	return all
 }
@@ -344,7 +341,7 @@ func TestCnitool(t *testing.T) {
 	t.Run("GC", func(t *testing.T) {
 		alpha.added(t, netns.ForTest(t))
 		alpha.added(t, netns.ForTest(t), "CNI_IFNAME=eth3")
-		_, err := alpha.client().Attach(cluster.Bounded(t), attach.Ask{ID: "ctl/other"})
+		_, err := alpha.Node.Client().Attach(cluster.Bounded(t), attach.Ask{ID: "ctl/other"})
 		must(t, err)
 		// As after a crash of the runtime, which remembers nothing.
 		must(t, os.RemoveAll(alpha.dir+"/var/lib/cni"))
@@ -353,7 +350,7 @@ func TestCnitool(t *testing.T) {
 		if got := attached(t, alpha); len(got) != 1 || got[0].ID != "ctl/other" {
 			t.Errorf("after GC there is %+v; want ctl/other alone", got)
 		}
-		must(t, alpha.client().Detach(cluster.Bounded(t), "ctl/other"))
+		must(t, alpha.Node.Client().Detach(cluster.Bounded(t), "ctl/other"))
 	})
 	t.Run("no daemon", func(t *testing.T) {
 		alpha.added(t, one)
@@ -494,7 +491,8 @@ func TestKilled(t *testing.T) {
 	}
 
 	// each calls the plugin for every container as a runtime does, which tries again
-	// when it is told to. When half of them are through, the daemon is killed.
+	// when it is told to. When a quarter of them are through, the daemon is
+	// killed.
 	each := func(command string, done func(i int, out []byte)) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
@@ -502,7 +500,7 @@ func TestKilled(t *testing.T) {
 		var through, again atomic.Int32
 		var mu sync.Mutex // guards took
 		var took []time.Duration
-		half := make(chan struct{})
+		quarter := make(chan struct{})
 		var tasks sync.WaitGroup
 		for i := range n {
 			tasks.Go(func() {
@@ -522,7 +520,7 @@ func TestKilled(t *testing.T) {
 					mu.Unlock()
 					done(i, out)
 					if through.Add(1) == n/4 {
-						close(half)
+						close(quarter)
 					}
 					return true, nil
 				})
@@ -532,7 +530,7 @@ func TestKilled(t *testing.T) {
 			})
 		}
 		select {
-		case <-half:
+		case <-quarter:
 			alpha.Node.Kill()
 			must(t, alpha.Node.Start())
 		case <-ctx.Done():
@@ -581,6 +579,15 @@ func TestKilled(t *testing.T) {
 	// Those that ended while there was no daemon, it finds without a link after a
 	// minute. The runtime need not wait for that.
 	must(t, alpha.Node.WaitReady(cluster.Bounded(t)))
+	left := attached(t, alpha)
+	must(t, alpha.Node.Host.Do(func() error {
+		for _, a := range left {
+			if _, err := netlink.LinkByName(a.HostLink); err == nil {
+				t.Errorf("%s was ended and has its link %s still: nobody would ever take it back", a.ID, a.HostLink)
+			}
+		}
+		return nil
+	}))
 	if _, err := alpha.Plugin(cluster.Bounded(t), "GC", "", "", conf); err != nil {
 		t.Error(err)
 	}
