@@ -64,15 +64,13 @@ func whoIs(ctx context.Context, from *cluster.Container, at netip.Addr) (string,
 func isAt(t *testing.T, from *cluster.Container, at netip.Addr, name string) {
 	t.Helper()
 	ctx := bounded(t)
-	for {
-		got, err := whoIs(ctx, from, at)
-		if got == name {
-			return
-		}
-		if ctx.Err() != nil {
-			t.Fatalf("%s asked who is at %s: %q, %v; want %s", from.Name, at, got, err, name)
-		}
-		pause(ctx, 100*time.Millisecond)
+	var got string
+	err := cluster.Poll(ctx, func() (_ bool, err error) {
+		got, err = whoIs(ctx, from, at)
+		return got == name, err
+	})
+	if err != nil {
+		t.Fatalf("%s asked who is at %s: %q, %v; want %s", from.Name, at, got, err, name)
 	}
 }
 
@@ -121,22 +119,20 @@ func contest(t *testing.T, extra ...string) (witness *cluster.Container, won, lo
 		t.Fatalf("containers at %s and %s: they should have the same address", all[0][0].IPv4, all[1][0].IPv4)
 	}
 	must(t, rivals[1].Host.LinkUp())
-	for {
-		var states []string
-		for _, n := range rivals {
-			states = append(states, stateInWeb(document(t, n)))
+	var states [2]string
+	err = cluster.Poll(bounded(t), func() (bool, error) {
+		for i, n := range rivals {
+			states[i] = stateInWeb(document(t, n))
 		}
-		switch {
-		case states[0] == "held" && states[1] != "held":
-			return witness, all[0], all[1]
-		case states[1] == "held" && states[0] != "held":
-			return witness, all[1], all[0]
-		}
-		pause(bounded(t), 100*time.Millisecond)
-		if t.Context().Err() != nil {
-			t.Fatal(states)
-		}
+		return (states[0] == "held") != (states[1] == "held"), nil
+	})
+	if err != nil {
+		t.Fatalf("the rivals' leases are %v, want one of them held: %v", states, err)
 	}
+	if states[0] == "held" {
+		return witness, all[0], all[1]
+	}
+	return witness, all[1], all[0]
 }
 
 // A node that has lost its subnet keeps it for its containers, which talk to each

@@ -79,8 +79,7 @@ func TestContainersAreRepaired(t *testing.T) {
 		if err := alpha.Client().Detach(bounded(t), a1.ID); err != nil {
 			t.Errorf("detach what has gone: %v", err)
 		}
-		again := contain(t, alpha, "again", "")
-		a1 = again
+		a1 = contain(t, alpha, "again", "")
 		reaches(t)
 		must(t, alpha.WaitFor(bounded(t), "to be healthy", func(d *status.Document) bool { return len(d.Health) == 0 }))
 	})
