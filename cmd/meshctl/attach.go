@@ -81,8 +81,7 @@ func (f attachFlags) ask() (attach.Ask, error) {
 	if !slices.Contains(modes, f.mode) {
 		return a, usage("--mode %s: there are %s", f.mode, strings.Join(modes, ", "))
 	}
-	physical := a.Mode == attach.MACVLAN || a.Mode == attach.IPVLAN
-	if physical != (f.parent != "") {
+	if a.Mode.IsLAN() != (f.parent != "") {
 		return a, usage("--parent is for --mode macvlan and ipvlan, which need it")
 	}
 	if err := checkName("--network", f.network); err != nil {
@@ -175,9 +174,6 @@ func present(all []attach.Attachment, there []inside.Interface) []attach.Attachm
 func put(ctx context.Context, ns string, a attach.Attachment, f attachFlags) (string, error) {
 	want := inside.Link{
 		Peer: a.Peer, Name: f.link, MAC: a.MAC, MTU: a.MTU, Addresses: a.Addresses, Gateways: a.Gateways, Routes: a.Routes, Default: f.defaultRoute,
-	}
-	if a.Mode == attach.IPVLAN {
-		want.MAC = "" // its parent's
 	}
 	const tries = 3 // another runtime may add an interface meanwhile
 	for i := 0; ; i++ {

@@ -49,7 +49,7 @@ func writeAttachments(w io.Writer, all []attach.Attachment, wide bool) error {
 	for _, a := range all {
 		fmt.Fprintf(t, row, a.Network, cmp.Or(a.Container, "-"), prefixes(a.Addresses), a.Mode, a.State, a.ID)
 		if wide {
-			fmt.Fprintf(t, "\t%s\t%d\t%s", a.MAC, a.MTU, cmp.Or(a.HostLink, a.Parent))
+			fmt.Fprintf(t, "\t%s\t%d\t%s", cmp.Or(a.MAC, "-"), a.MTU, cmp.Or(a.HostLink, a.Parent))
 		}
 		fmt.Fprintln(t)
 	}
