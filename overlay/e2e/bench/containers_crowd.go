@@ -98,12 +98,7 @@ func (d bySocket) attach(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return d.node.Host.Do(func() error {
-		return inside.Put(ctx, d.ns, inside.Link{
-			Peer: a.Peer, Name: "eth0", MAC: a.MAC, MTU: a.MTU,
-			Addresses: a.Addresses, Gateways: a.Gateways, Routes: a.Routes, Default: true,
-		})
-	})
+	return d.node.Put(ctx, d.ns, a)
 }
 
 func (d bySocket) detach(ctx context.Context, id string) error {

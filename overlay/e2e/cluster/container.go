@@ -18,7 +18,6 @@ import (
 type Container struct {
 	*lab.Host
 	attach.Attachment
-	Link inside.Link
 	Node *Node
 }
 
@@ -26,7 +25,7 @@ type Container struct {
 func (n *Node) Client() *status.Client { return status.NewClient(n.Socket()) }
 
 // Contain makes a container and attaches it: by the name "test/NAME", unless the
-// ask has an ID, with everything that is not in the mesh behind the host.
+// ask has an ID.
 func (n *Node) Contain(ctx context.Context, name string, ask attach.Ask) (*Container, error) {
 	ns, err := n.Host.Namespace(name)
 	if err != nil {
@@ -47,13 +46,19 @@ func (n *Node) Contain(ctx context.Context, name string, ask attach.Ask) (*Conta
 			c.IPv6 = p.Addr()
 		}
 	}
-	c.Link = inside.Link{
-		Peer: a.Peer, Name: "eth0", MAC: a.MAC, MTU: a.MTU,
-		Addresses: a.Addresses, Gateways: a.Gateways, Routes: a.Routes, Default: true,
-	}
-	err = n.Host.Do(func() error { return inside.Put(ctx, ns.Path(), c.Link) })
-	if err != nil {
+	if err = n.Put(ctx, ns.Path(), a); err != nil {
 		return nil, fmt.Errorf("contain %s on %s: %w", name, n.Name, err)
 	}
 	return c, nil
+}
+
+// Put does the container's side of an attachment, in the namespace at a path: as
+// eth0, with everything that is not in the mesh behind the host.
+func (n *Node) Put(ctx context.Context, ns string, a attach.Attachment) error {
+	return n.Host.Do(func() error {
+		return inside.Put(ctx, ns, inside.Link{
+			Peer: a.Peer, Name: "eth0", MAC: a.MAC, MTU: a.MTU,
+			Addresses: a.Addresses, Gateways: a.Gateways, Routes: a.Routes, Default: true,
+		})
+	})
 }

@@ -17,7 +17,6 @@ import (
 	"meshd/mesh"
 	"meshd/overlay/attach"
 	"meshd/overlay/e2e/cluster"
-	"meshd/overlay/status"
 	"meshd/tun/netns"
 )
 
@@ -292,12 +291,10 @@ func (s *site) nth(network string, n byte) string {
 	return netip.AddrFrom4(a).String()
 }
 
-func (s *site) client() *status.Client { return status.NewClient(s.Socket()) }
-
 // attached lists what the daemon knows of.
 func (s *site) attached() []attach.Attachment {
 	s.t.Helper()
-	all, err := s.client().Attachments(s.t.Context())
+	all, err := s.Client().Attachments(s.t.Context())
 	must(s.t, err)
 	return all
 }
@@ -307,7 +304,7 @@ func (s *site) attached() []attach.Attachment {
 func (s *site) inspectsTrue(network, container string) {
 	s.t.Helper()
 	e := s.in(network, container)
-	a, err := s.client().Attachment(s.t.Context(), "docker/"+e.ID)
+	a, err := s.Client().Attachment(s.t.Context(), "docker/"+e.ID)
 	must(s.t, err)
 	if len(a.Addresses) == 0 || a.Addresses[0].String() != e.IPv4 || a.MAC != e.MAC || a.Gateways[0].String() != e.Gateway || a.State != attach.Live {
 		s.t.Errorf("docker inspect of %s says %+v; attached is %+v", container, e, a)
