@@ -24,7 +24,7 @@ func serveDocker(ctx context.Context, cfg *config.Config, p *parts, log *slog.Lo
 		Core: p.containers, Networks: p.node.Networks, Log: log,
 	}).Run(ctx)
 	if err != nil && !cfg.Docker.Required() {
-		log.Warn("Docker cannot use the mesh on this host: set docker.socket to a path that is ours, or to \"\" if there is no Docker", "err", err)
+		log.Warn("Docker cannot use the mesh on this host", "err", err)
 		return nil
 	}
 	return err

@@ -97,9 +97,9 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	listener, err := unixsock.Listen(s.opt.Socket, "docker") // Docker runs as root
+	listener, err := unixsock.Listen(s.opt.Socket, "docker.socket") // Docker runs as root
 	if err != nil {
-		return fmt.Errorf("open socket for Docker: %w", err)
+		return fmt.Errorf(`open socket for Docker: %w; without Docker set docker.socket to ""`, err)
 	}
 	defer listener.Close() // removes the socket, unless a successor put its own there
 
