@@ -275,7 +275,8 @@ func (k kernel) putOn(l netlink.Link, name string) error {
 	return nil
 }
 
-// routeTo leads addresses to a link.
+// routeTo leads addresses to a link. These routes go with it, and without our protocol
+// number Apply, which knows of no ports, leaves them alone.
 func (k kernel) routeTo(l netlink.Link, addrs []netip.Addr) error {
 	for _, a := range addrs {
 		r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(netip.PrefixFrom(a, a.BitLen()))}
