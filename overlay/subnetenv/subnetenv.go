@@ -91,6 +91,9 @@ func replace(path string, content []byte) (err error) {
 	if err == nil {
 		err = f.Chmod(0o644)
 	}
+	if err == nil {
+		err = f.Sync() // else a power failure may leave an empty file by that name
+	}
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
 	}
