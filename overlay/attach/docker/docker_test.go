@@ -508,6 +508,23 @@ func TestUnwritableState(t *testing.T) {
 	}
 }
 
+// What the next start would call damaged is not written.
+func TestStateStaysReadable(t *testing.T) {
+	d, path := testDriver(t)
+	says(t, d, "/NetworkDriver.CreateNetwork", `{"NetworkID":"`+nid+`"}`, `{}`)
+	err := d.store.update(func(m *memory) {
+		for i := range maxState / 32 {
+			m.Networks[strconv.Itoa(i)] = network{Network: "web", Mode: attach.Bridge}
+		}
+	})
+	if err == nil || !strings.Contains(err.Error(), "remove some") {
+		t.Errorf("too much for the file: %v", err)
+	}
+	if s, err := openStore(path); err != nil || len(s.mem.Networks) != 1 {
+		t.Errorf("the next start: %.200v", err)
+	}
+}
+
 func FuzzRequests(f *testing.F) {
 	known, _ := testDriver(f)
 	for path := range known.methods() {

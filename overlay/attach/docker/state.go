@@ -128,6 +128,9 @@ func (s *store) update(change func(*memory)) error {
 	maps.Copy(next.Pools, s.mem.Pools)
 	change(&next)
 	raw, err := json.MarshalIndent(next, "", "\t")
+	if err == nil && len(raw) >= maxState { // the next start would call it damaged
+		err = fmt.Errorf("they would take more than %d bytes: remove some", maxState)
+	}
 	if err == nil {
 		err = replaceFile(s.path, append(raw, '\n'))
 	}
