@@ -27,7 +27,7 @@ import (
 //	POST /v1/down      {} when the host is clean
 //
 //	POST   /v1/attachments        attach.Ask; an attach.Attachment, once its link is there
-//	GET    /v1/attachments        an AttachmentsReply
+//	GET    /v1/attachments        {"attachments": [attach.Attachment, ...]}, by ID
 //	GET    /v1/attachments/ID     an attach.Attachment
 //	DELETE /v1/attachments/ID     {} when there is nothing left of it
 //
@@ -138,8 +138,10 @@ func controlHandler(stop context.Context, opt Options) http.Handler {
 	if c != nil {
 		handle("GET, POST", charterPath, func(w http.ResponseWriter, r *http.Request) { serveCharter(c, w, r) })
 	}
-	handle("GET, POST", attachmentsPath, func(w http.ResponseWriter, r *http.Request) { serveAttachments(opt.Attachments, w, r) })
-	handle("GET, DELETE", attachmentsPath+"/{id...}", func(w http.ResponseWriter, r *http.Request) { serveAttachment(opt.Attachments, w, r) })
+	if a := opt.Attachments; a != nil {
+		handle("GET, POST", attachmentsPath, func(w http.ResponseWriter, r *http.Request) { serveAttachments(a, w, r) })
+		handle("GET, DELETE", attachmentsPath+"/{id...}", func(w http.ResponseWriter, r *http.Request) { serveAttachment(a, w, r) })
+	}
 	handle(http.MethodPost, "/v1/leave", change(d.Leave))
 	handle(http.MethodPost, "/v1/down", change(d.Down))
 	return mux

@@ -18,8 +18,8 @@ type Attachments interface {
 	List() []attach.Attachment
 }
 
-// AttachmentsReply is what is attached on this host.
-type AttachmentsReply struct {
+// attachmentsReply is what is attached on this host.
+type attachmentsReply struct {
 	Attachments []attach.Attachment `json:"attachments"` // by ID
 }
 
@@ -64,12 +64,9 @@ func replyAttachError(w http.ResponseWriter, err error) {
 }
 
 func serveAttachments(a Attachments, w http.ResponseWriter, r *http.Request) {
-	switch {
-	case a == nil:
-		replyError(w, http.StatusNotFound, "this daemon attaches no containers")
-	case r.Method == http.MethodGet:
-		reply(w, http.StatusOK, AttachmentsReply{notNil(a.List())})
-	default:
+	if r.Method == http.MethodGet {
+		reply(w, http.StatusOK, attachmentsReply{notNil(a.List())})
+	} else {
 		serveAttach(a, w, r)
 	}
 }
@@ -93,25 +90,20 @@ func serveAttach(a Attachments, w http.ResponseWriter, r *http.Request) {
 
 func serveAttachment(a Attachments, w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
-	switch {
-	case a == nil:
-		replyError(w, http.StatusNotFound, "this daemon attaches no containers")
-	case r.Method == http.MethodGet:
-		got, err := a.Get(id)
-		if err != nil {
-			replyAttachError(w, err)
-			return
-		}
-		reply(w, http.StatusOK, got)
-	default:
+	var got any = struct{}{}
+	var err error
+	if r.Method == http.MethodGet {
+		got, err = a.Get(id)
+	} else {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changeTimeout)
 		defer cancel()
-		if err := a.Detach(ctx, id); err != nil {
-			replyAttachError(w, err)
-			return
-		}
-		reply(w, http.StatusOK, struct{}{})
+		err = a.Detach(ctx, id)
 	}
+	if err != nil {
+		replyAttachError(w, err)
+		return
+	}
+	reply(w, http.StatusOK, got)
 }
 
 // attachmentPath keeps whatever is in an ID within one segment.
@@ -139,7 +131,7 @@ func (c *Client) Detach(ctx context.Context, id string) error {
 func (c *Client) Attachments(ctx context.Context) ([]attach.Attachment, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	var r AttachmentsReply
+	var r attachmentsReply
 	return r.Attachments, c.call(ctx, http.MethodGet, attachmentsPath, nil, &r)
 }
 

@@ -191,9 +191,8 @@ func TestBadAttachRequests(t *testing.T) {
 
 func TestNoAttachmentsHere(t *testing.T) {
 	client, _ := startAttachments(t, nil)
-	_, err := client.Attach(t.Context(), attach.Ask{ID: "ctl/x"})
-	if err == nil || err.Error() != "this daemon attaches no containers" {
-		t.Errorf("attach: %v", err)
+	if _, err := client.Attach(t.Context(), attach.Ask{ID: "ctl/x"}); err == nil {
+		t.Error("attached")
 	}
 	if err := client.Detach(t.Context(), "ctl/x"); err == nil {
 		t.Error("detached")
