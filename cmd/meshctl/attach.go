@@ -119,7 +119,7 @@ func (c *cli) runAttach(ctx context.Context, arg string, f attachFlags, o *outpu
 	if err != nil {
 		return err
 	}
-	ask.ID, ask.Container = t.idOf(ask.Network), t.name
+	ask.Container = t.name
 	there, err := inside.List(ctx, t.ns)
 	if err != nil {
 		return attachCode(err)
@@ -128,14 +128,8 @@ func (c *cli) runAttach(ctx context.Context, arg string, f attachFlags, o *outpu
 	if err != nil {
 		return c.attachError(err)
 	}
-	// The same container may have been named in another way.
-	for _, a := range present(all, there) {
-		if a.Network == ask.Network && keyOf(a.ID) == "" {
-			return exit.With(exit.Unavailable, fmt.Errorf("%s is attached to the network %s already, as %s", t.name, a.Network, a.ID))
-		}
-		if a.Network == ask.Network {
-			ask.ID = a.ID
-		}
+	if ask.ID, err = idFor(t, ask.Network, present(all, there)); err != nil {
+		return err
 	}
 	fresh := !slices.ContainsFunc(all, func(a attach.Attachment) bool { return a.ID == ask.ID })
 	a, err := client.Attach(ctx, ask)
@@ -157,6 +151,22 @@ func (c *cli) runAttach(ctx context.Context, arg string, f attachFlags, o *outpu
 		_, err := fmt.Fprintf(w, "Attached %s to the network %s: %s on %s.\n", t.name, a.Network, prefixes(a.Addresses), link)
 		return err
 	})
+}
+
+// idFor gives the ID of a target's attachment to a network. The same container may
+// have been named in another way, when it was put here.
+func idFor(t target, network string, here []attach.Attachment) (string, error) {
+	id := t.idOf(network)
+	for _, a := range here {
+		switch {
+		case a.Network != network:
+		case keyOf(a.ID) == "":
+			return "", exit.With(exit.Unavailable, fmt.Errorf("%s is attached to the network %s already, as %s", t.name, a.Network, a.ID))
+		default:
+			id = a.ID
+		}
+	}
+	return id, nil
 }
 
 // present picks the attachments that have a link in a container.
