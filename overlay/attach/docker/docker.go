@@ -103,14 +103,18 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	defer listener.Close() // removes the socket, unless a successor put its own there
 
+	d := newDriver(s.opt.Core, s.opt.Networks, store)
 	srv := &http.Server{
-		Handler:     newHandler(newDriver(s.opt.Core, s.opt.Networks, store), s.opt.Log),
+		Handler:     newHandler(d, s.opt.Log),
 		ReadTimeout: readTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
 		ErrorLog: slog.NewLogLogger(s.opt.Log.Handler(), slog.LevelDebug),
 	}
 	failed := make(chan error, 1)
 	var serving sync.WaitGroup
 	serving.Go(func() { failed <- srv.Serve(listener) })
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	serving.Go(func() { s.tend(ctx, d) })
 	close(s.ready)
 	select {
 	case <-ctx.Done():
@@ -118,6 +122,7 @@ func (s *Server) Run(ctx context.Context) error {
 	case err = <-failed:
 		err = fmt.Errorf("serve Docker: %w", err)
 	}
+	stop()
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer cancel()
 	if srv.Shutdown(grace) != nil {
@@ -125,6 +130,24 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	serving.Wait()
 	return err
+}
+
+// tend gives back, until ctx is done, what Docker has asked for and left.
+func (s *Server) tend(ctx context.Context, d *driver) {
+	ticker := time.NewTicker(poolUse)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		once, cancel := context.WithTimeout(ctx, callTimeout)
+		if err := d.lapse(once); err != nil && ctx.Err() == nil {
+			s.opt.Log.Warn("what Docker has left is not given back, will be tried again", "err", err)
+		}
+		cancel()
+	}
 }
 
 // newHandler serves both drivers.

@@ -525,6 +525,104 @@ func TestStateStaysReadable(t *testing.T) {
 	}
 }
 
+// A network that could not be made uses nothing, and one that was made before what it
+// did.
+func TestFailedCreateUsesNothing(t *testing.T) {
+	d, path := testDriver(t)
+	core := &failing{Core: d.core}
+	d.core = core
+	used := func(want bool) {
+		t.Helper()
+		if got := core.Core.(*attach.Manager).Networks(); (len(got) > 0) != want {
+			t.Errorf("in use: %v, want %t", got, want)
+		}
+	}
+	create := `{"NetworkID":"` + nid + `","Options":{"com.docker.network.generic":{"network":"web"}}}`
+	core.use = errors.New("the firewall says no")
+	if _, got := post(d, "/NetworkDriver.CreateNetwork", create); !strings.Contains(got, "says no") {
+		t.Errorf("create: %s", got)
+	}
+	used(false)
+	core.use = nil
+	says(t, d, "/NetworkDriver.CreateNetwork", create, `{}`)
+	core.use = errors.New("the firewall says no")
+	if _, got := post(d, "/NetworkDriver.CreateNetwork", create); !strings.Contains(got, "says no") {
+		t.Errorf("create again: %s", got)
+	}
+	used(true)
+	core.use = nil
+	if err := os.RemoveAll(filepath.Dir(path)); err != nil {
+		t.Fatal(err)
+	}
+	if _, got := post(d, "/NetworkDriver.CreateNetwork", create); !strings.Contains(got, "remember networks") {
+		t.Errorf("create again: %s", got)
+	}
+	used(true)
+}
+
+// failing is a core whose Use fails when all has been done, as it does when the host
+// does not follow.
+type failing struct {
+	Core
+	use error
+}
+
+func (f *failing) Use(ctx context.Context, id, network string) (attach.Subnet, error) {
+	s, err := f.Core.Use(ctx, id, network)
+	return s, errors.Join(err, f.use)
+}
+
+// An engine that dies between its question for a gateway and CreateNetwork does not
+// keep a network in use for ever, nor does our own restart in between.
+func TestForgottenGateways(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, path := testDriver(t)
+		core := d.core.(*attach.Manager)
+		ask := func() {
+			t.Helper()
+			says(t, d, "/IpamDriver.RequestAddress", `{"PoolID":"web/4","Options":{"RequestAddressType":"com.docker.network.gateway"}}`,
+				`{"Address":"10.87.3.1/24","Data":null}`)
+		}
+		lapsed := func(want bool) {
+			t.Helper()
+			if err := d.lapse(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := core.Networks(); (len(got) == 0) != want {
+				t.Errorf("in use: %v, want lapsed: %t", got, want)
+			}
+		}
+		ask()
+		time.Sleep(poolUse - time.Second)
+		lapsed(false)
+		ask()
+		time.Sleep(poolUse - time.Second)
+		lapsed(false)
+		time.Sleep(time.Second)
+		lapsed(true)
+		ask()
+		d = openDriver(t, core, d.networks, path)
+		lapsed(true)
+	})
+}
+
+// The server looks after them by itself.
+func TestServerGivesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, _ := testDriver(t)
+		core := d.core.(*attach.Manager)
+		if _, err := core.Use(t.Context(), useOfPool("web"), "web"); err != nil {
+			t.Fatal(err)
+		}
+		go New(Options{}).tend(t.Context(), d)
+		time.Sleep(poolUse)
+		synctest.Wait()
+		if got := core.Networks(); len(got) != 0 {
+			t.Errorf("in use: %v", got)
+		}
+	})
+}
+
 func FuzzRequests(f *testing.F) {
 	known, _ := testDriver(f)
 	for path := range known.methods() {

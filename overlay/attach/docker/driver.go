@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"meshd/mesh"
 	"meshd/overlay/attach"
@@ -23,10 +24,13 @@ type driver struct {
 	mu     sync.Mutex
 	open   []openPool    // guarded by mu
 	closed chan struct{} // guarded by mu: closed, and made anew, when one of open goes
+
+	useMu sync.Mutex           // held while uses of pools that have lapsed end
+	asked map[string]time.Time // guarded by useMu: when a network's gateway was asked for last
 }
 
 func newDriver(core Core, networks func() []mesh.Network, store *store) *driver {
-	return &driver{core: core, networks: networks, store: store, closed: make(chan struct{})}
+	return &driver{core: core, networks: networks, store: store, closed: make(chan struct{}), asked: map[string]time.Time{}}
 }
 
 func (d *driver) methods() map[string]method {
@@ -129,7 +133,7 @@ func (d *driver) createNetwork(ctx context.Context, r createNetworkRequest) (any
 	}
 	// What cannot be had should be said now, not when a container starts.
 	if _, err := d.core.Use(ctx, useOfNetwork(r.NetworkID), name); err != nil {
-		return nil, err
+		return nil, errors.Join(err, d.unuseFailed(ctx, r.NetworkID))
 	}
 	n := network{
 		Network: name, Internal: r.Options.Internal,
@@ -145,13 +149,28 @@ func (d *driver) createNetwork(ctx context.Context, r createNetworkRequest) (any
 		}
 	})
 	if err != nil {
-		return nil, errors.Join(err, d.core.Unuse(ctx, useOfNetwork(r.NetworkID)))
+		return nil, errors.Join(err, d.unuseFailed(ctx, r.NetworkID))
 	}
 	for _, p := range pools {
 		d.closePool(poolID{p, false})
 		d.closePool(poolID{p, true})
 	}
 	return nothing, d.core.Unuse(ctx, useOfPool(name))
+}
+
+// undoWait bounds what is done for a request that has failed.
+const undoWait = 5 * time.Second
+
+// unuseFailed ends the use of a network that was not made, whatever became of it and
+// of the request: Docker does not come back to it. One that was made before keeps its
+// own.
+func (d *driver) unuseFailed(ctx context.Context, id string) error {
+	if _, ok := d.store.network(id); ok {
+		return nil
+	}
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWait)
+	defer cancel()
+	return d.core.Unuse(undo, useOfNetwork(id))
 }
 
 // A network of Docker uses one of the mesh for as long as it is there, and a pool

@@ -203,8 +203,31 @@ func (d *driver) requestAddress(ctx context.Context, r requestAddressRequest) (a
 	return requestAddressResponse{Address: got.String()}, nil
 }
 
+// poolUse is how long a pool uses its network at least: for as long as the gateway
+// may be waited for, and then for an open pool's time.
+const poolUse = callTimeout + openFor
+
+// lapse ends the uses of pools that Docker has not come back to, as when it crashed,
+// and of those from before our own restart.
+func (d *driver) lapse(ctx context.Context) error {
+	d.useMu.Lock()
+	defer d.useMu.Unlock()
+	var errs []error
+	for _, n := range d.networks() {
+		if asked, ok := d.asked[n.Name]; ok && time.Since(asked) < poolUse {
+			continue
+		}
+		delete(d.asked, n.Name)
+		errs = append(errs, d.core.Unuse(ctx, useOfPool(n.Name)))
+	}
+	return errors.Join(errs...)
+}
+
 // gateway gives this host's own address, which is nobody's to choose.
 func (d *driver) gateway(ctx context.Context, name string, wish netip.Addr) (any, error) {
+	d.useMu.Lock()
+	d.asked[name] = time.Now()
+	d.useMu.Unlock()
 	subnet, err := d.core.Use(ctx, useOfPool(name), name)
 	if err != nil {
 		return nil, err
