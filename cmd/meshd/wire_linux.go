@@ -72,9 +72,9 @@ func assemble(ctx context.Context, cfg *config.Config, log *slog.Logger) (*parts
 	p := &parts{core: core, dir: dir}
 	kernel := hostnet.New(hostnet.Options{Log: log})
 	p.containers = attach.New(attach.Options{
-		Host: kernel, Store: dir, Delegated: delegated(cfg), Changed: func(ctx context.Context) error { return p.node.ContainersChanged(ctx) },
+		Host: kernel, Store: dir, Delegated: delegated(cfg), Boot: bootID(), Changed: func(ctx context.Context) error { return p.node.ContainersChanged(ctx) },
 	})
-	if err := loadContainers(ctx, p.containers, core, log); err != nil {
+	if err := loadContainers(ctx, p.containers, core); err != nil {
 		return nil, err
 	}
 	p.gossip, err = gossip.New(gossip.Options{
@@ -111,11 +111,20 @@ func delegated(cfg *config.Config) string {
 	return mesh.DefaultNetwork
 }
 
+// bootID tells one start of the host from the next; see random(4).
+func bootID() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(id))
+}
+
 // loadContainers takes up the containers of the last run, and the leases that they
 // need.
-func loadContainers(ctx context.Context, containers *attach.Manager, core *member.Member, log *slog.Logger) error {
+func loadContainers(ctx context.Context, containers *attach.Manager, core *member.Member) error {
 	if err := containers.Load(ctx); err != nil {
-		log.Warn("containers of the last run not taken up wholly, will be tried again", "err", err)
+		return withCode(err)
 	}
 	used, inUse := overlay.Uses(containers.Networks())
 	if err := core.Use(time.Now(), used); err != nil {

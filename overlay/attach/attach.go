@@ -202,6 +202,11 @@ func (a Ask) normal() (Ask, error) {
 		if !tun.IsLinkName(a.Parent) {
 			return bad("parent of a %s: %.40q is no name of a network link", a.Mode, a.Parent)
 		}
+		for _, ours := range []string{tun.BridgePrefix, tun.PortPrefix, tun.PeerPrefix} {
+			if strings.HasPrefix(a.Parent, ours) {
+				return bad("parent of a %s: %s is a link of containers, and nothing would check what hangs on it", a.Mode, a.Parent)
+			}
+		}
 	default:
 		return bad("mode %.20q: bridge, ptp, macvlan or ipvlan", a.Mode)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"time"
@@ -23,11 +24,8 @@ func (m *Manager) Collect(ctx context.Context, now time.Time) ([]Attachment, err
 		return nil, fmt.Errorf("collect attachments: list links: %w", err)
 	}
 	ended, err := m.end(ctx, append(m.halfMade(), m.lost(ports, now)...))
-	errs := []error{err}
-	for _, n := range m.lapse(now) {
-		errs = append(errs, m.commit(n))
-	}
-	errs = append(errs, m.sweep(ctx, ports))
+	m.lapse(now)
+	errs := []error{err, m.save(), m.sweep(ctx, ports)}
 	if err := m.follow(ctx); err != nil {
 		errs = append(errs, err)
 	} else {
@@ -69,8 +67,16 @@ func (m *Manager) lost(ports []tun.Port, now time.Time) []string {
 			continue
 		}
 		p := e.port(n.name)
+		gone := !there[p.Name]
+		if p.Name == "" { // it has no end here
+			gone = e.Boot != m.opt.Boot
+			if !gone && !here[p.Peer] && !e.Moved {
+				e.Moved = true
+				n.changes++
+			}
+		}
 		switch since, noted := n.missing[id]; {
-		case (p.Name == "" || there[p.Name]) && !here[p.Peer]:
+		case !gone && !here[p.Peer]:
 			delete(n.missing, id)
 		case !noted:
 			n.missing[id] = now
@@ -110,25 +116,24 @@ func (m *Manager) endOne(ctx context.Context, id string) (Attachment, error) {
 	}
 	m.mu.Lock()
 	_, missing := n.missing[id]
-	a := n.attachment(e)
+	a, hasOther := n.attachment(e), e.Moved && e.Boot == m.opt.Boot
 	m.mu.Unlock()
 	switch {
 	case e.making: // nobody was told of it
 		return Attachment{}, m.remove(ctx, n, e)
+	case missing && hasOther: // the container has one, and its door did not need a second
+		return Attachment{}, m.opt.Host.DelPort(ctx, tun.Port{Peer: a.Peer})
 	case missing:
 		return a, m.remove(ctx, n, e)
 	}
 	return Attachment{}, nil
 }
 
-// lapse takes back reservations that were not used for the grace, and gives the
-// networks in which there were any.
-func (m *Manager) lapse(now time.Time) []*network {
+// lapse takes back reservations that were not used for the grace.
+func (m *Manager) lapse(now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var out []*network
 	for _, n := range m.networks {
-		before := n.changes
 		for a, r := range n.reserved {
 			switch since, noted := n.idle[a]; {
 			case r.Keep || n.holder[a] != nil:
@@ -139,11 +144,19 @@ func (m *Manager) lapse(now time.Time) []*network {
 				n.release(a)
 			}
 		}
-		if n.changes != before {
-			out = append(out, n)
-		}
 	}
-	return out
+}
+
+// save makes everything durable that is not yet.
+func (m *Manager) save() error {
+	m.mu.Lock()
+	all := slices.Collect(maps.Values(m.networks))
+	m.mu.Unlock()
+	var errs []error
+	for _, n := range all {
+		errs = append(errs, m.commit(n))
+	}
+	return errors.Join(errs...)
 }
 
 // mend puts links of containers back on their bridge: that was removed with

@@ -38,6 +38,10 @@ type entry struct {
 	MAC       string         `json:"mac"`
 	MTU       int            `json:"mtu"`
 	Addresses []netip.Prefix `json:"addresses"` // with the subnet's length
+	// Of a link on a physical one the host sees nothing once it is in its container:
+	// it counts as there from when it was moved until the host starts again.
+	Moved bool   `json:"moved,omitempty"`
+	Boot  string `json:"boot,omitempty"` // when its link was made
 
 	making bool      // it is not saved, and nobody was told of it
 	made   *tun.Port // how its link was made last; nil: not since the start

@@ -26,6 +26,8 @@ type Options struct {
 	// as far as this can be without a lease, so that no container sends before
 	// the rules for it are in force. nil: nothing to do.
 	Changed func(ctx context.Context) error
+	// Boot tells one start of the host from the next, at which all links go.
+	Boot string
 	// Delegated names a network whose addresses others give out on this host: it is
 	// in use, and nothing can be attached to it. Empty: there is none.
 	Delegated string
@@ -48,7 +50,10 @@ type World struct {
 type Manager struct {
 	opt  Options       // fixed at construction
 	tell chan struct{} // full while Changed runs
-	told []Network     // what Changed has carried out; owned by whom tell lets in
+	// What Changed has carried out, and whether it failed since, so that nobody
+	// knows what the host follows; owned by whom tell lets in.
+	told   []Network
+	unsure bool
 	// links is held for reading while links are made for an entry, for writing
 	// while those without an entry are removed.
 	links sync.RWMutex
@@ -78,9 +83,10 @@ func New(opt Options) *Manager {
 	return m
 }
 
-// Load reads what was stored and removes links that are not in it. A network
-// whose document is damaged takes no asks, see Findings, and the others go on. An
-// error says that a link could not be removed; Collect tries it again.
+// Load reads what was stored and removes links that are not in it, as Collect will
+// do again. A network whose document is damaged takes no asks, see Findings, and the
+// others go on. An error says that it is not known what was stored: do not go on, for
+// what is attached would be taken for nobody's.
 func (m *Manager) Load(ctx context.Context) error {
 	names, err := m.opt.Store.AttachmentNetworks()
 	if err != nil {
@@ -91,11 +97,10 @@ func (m *Manager) Load(ctx context.Context) error {
 		m.loadLocked(name)
 	}
 	m.mu.Unlock()
-	ports, err := m.opt.Host.Ports(ctx)
-	if err != nil {
-		return fmt.Errorf("list links of containers: %w", err)
+	if ports, err := m.opt.Host.Ports(ctx); err == nil {
+		_ = m.sweep(ctx, ports)
 	}
-	return m.sweep(ctx, ports)
+	return nil
 }
 
 func (m *Manager) loadLocked(name string) {
@@ -213,6 +218,7 @@ func (m *Manager) attach(ctx context.Context, ask Ask) (Attachment, error) {
 			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWait)
 			defer cancel()
 			err = errors.Join(err, m.remove(undo, n, e))
+			_ = m.follow(undo) // as in Detach
 		}
 		return Attachment{}, err
 	}
@@ -227,17 +233,41 @@ func (m *Manager) link(ctx context.Context, n *network, e *entry) error {
 	if err := m.follow(ctx); err != nil {
 		return err
 	}
+	if err := m.noteMoved(ctx, n, e); err != nil {
+		return err
+	}
 	if err := m.addPort(ctx, n, e); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	delete(n.missing, e.ID)
-	if e.making {
-		e.making = false
+	if e.making || e.Boot != m.opt.Boot {
+		e.making, e.Boot = false, m.opt.Boot
 		n.changes++
 	}
 	m.mu.Unlock()
 	return m.commit(n)
+}
+
+// noteMoved sees, before a link without an end here is made a second time, whether
+// the container has the first.
+func (m *Manager) noteMoved(ctx context.Context, n *network, e *entry) error {
+	p := e.port(n.name)
+	if p.Name != "" || e.making || e.Moved || e.Boot != m.opt.Boot {
+		return nil
+	}
+	ports, err := m.opt.Host.Ports(ctx)
+	if err != nil {
+		return err
+	}
+	here := func(o tun.Port) bool { return o.Peer == p.Peer }
+	if !slices.ContainsFunc(ports, here) {
+		m.mu.Lock()
+		e.Moved = true
+		n.changes++
+		m.mu.Unlock()
+	}
+	return nil
 }
 
 // addPort makes the link of an entry as it is to be.
@@ -384,7 +414,7 @@ func (m *Manager) Findings() []mesh.Finding {
 		n := m.networks[name]
 		if n.broken != nil {
 			all = append(all, mesh.Finding{Level: "error", Code: "attachments_damaged", Message: fmt.Sprintf(
-				"%v; until the daemon starts again no container can be attached to the network %s, and what is attached stays", n.broken, name)})
+				"%v; until the daemon starts again no container can be attached to the network %s, and what is attached keeps its link and may be cut off", n.broken, name)})
 		}
 		if n.delegated && len(n.entries) > 0 {
 			all = append(all, mesh.Finding{Level: "error", Code: "addresses_given_twice", Message: fmt.Sprintf(

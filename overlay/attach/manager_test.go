@@ -649,7 +649,7 @@ func TestRulesComeFirst(t *testing.T) {
 	if _, err := r.Attach(t.Context(), attach.Ask{ID: "ctl/a", Network: "web"}); !errors.Is(err, fail) {
 		t.Errorf("attach without rules: %v", err)
 	}
-	want("rules for web: mbr-web, 1 ports", "rules done", "DelPort")
+	want("rules for web: mbr-web, 1 ports", "rules done", "DelPort", "rules done")
 	fail = nil
 	r.attach(t, attach.Ask{ID: "ctl/a", Network: "web"})
 	want("rules for web: mbr-web, 1 ports", "rules done", "AddPort")

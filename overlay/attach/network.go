@@ -146,7 +146,7 @@ func (n *network) subnet() []netip.Prefix {
 
 // empty tells that nobody uses the network or wants to.
 func (n *network) empty() bool {
-	return len(n.entries) == 0 && len(n.reserved) == 0 && len(n.uses) == 0
+	return n.broken == nil && len(n.entries) == 0 && len(n.reserved) == 0 && len(n.uses) == 0
 }
 
 // pool gives that of an address's family.
@@ -195,6 +195,9 @@ func (n *network) admit(ask Ask, mtu int) (*entry, error) {
 			wishes = append(wishes, any)
 		}
 	}
+	if other := n.withMAC(ask.MAC); other != nil {
+		return nil, fmt.Errorf("%w: the MAC address %s is that of %s", ErrTaken, ask.MAC, other.ID)
+	}
 	e := &entry{ID: ask.ID, Mode: ask.Mode, Parent: ask.Parent, Container: ask.Container, MAC: ask.MAC, MTU: mtu, making: true}
 	for _, wish := range wishes {
 		a, err := n.takeFor(ask.ID, wish)
@@ -211,6 +214,16 @@ func (n *network) admit(ask Ask, mtu int) (*entry, error) {
 	}
 	n.add(e)
 	return e, nil
+}
+
+// withMAC finds who has a MAC address; "" is nobody's.
+func (n *network) withMAC(mac string) *entry {
+	for _, e := range n.entries {
+		if mac != "" && e.MAC == mac {
+			return e
+		}
+	}
+	return nil
 }
 
 // takeFor holds an address for an attachment, a reserved one too.
@@ -370,7 +383,10 @@ func (n *network) state() State {
 // summary is what the rest of the node has to know.
 func (n *network) summary(mtu int) Network {
 	s := Network{Name: n.name, Subnet: n.mine(mtu), Delegated: n.delegated}
-	s.InUse = n.delegated || len(n.holder) > 0 || len(n.reserved) > 0
+	if n.broken != nil { // it is not known who, and the lease must not become another node's
+		s.InUse, s.Bridge = true, BridgeName(n.name)
+	}
+	s.InUse = s.InUse || n.delegated || len(n.holder) > 0 || len(n.reserved) > 0
 	former := func(a netip.Prefix) {
 		if !slices.Contains(s.Subnet.Prefixes, a.Masked()) {
 			s.Former = append(s.Former, a.Masked())

@@ -76,6 +76,7 @@ func (m *Manager) use(ctx context.Context, id, name string) (Subnet, error) {
 	}
 	defer done()
 	var n *network
+	fresh := false
 	err = m.await(ctx, name, func(of *network) error {
 		n = of
 		if at := m.ids[id]; at != nil && (at != n || !n.uses[id]) {
@@ -84,18 +85,22 @@ func (m *Manager) use(ctx context.Context, id, name string) (Subnet, error) {
 		if !n.uses[id] {
 			m.ids[id], n.uses[id] = n, true
 			n.changes++
+			fresh = true
 		}
 		return nil
 	})
 	if err != nil {
 		return Subnet{}, err
 	}
-	// A use that could not be saved stays in force until a restart: it is asked
-	// for again, or given back.
-	if err := m.commit(n); err != nil {
-		return Subnet{}, err
+	if err = m.commit(n); err == nil {
+		err = m.follow(ctx)
 	}
-	if err := m.follow(ctx); err != nil {
+	if err != nil {
+		if fresh { // whoever was refused may not come back
+			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWait)
+			defer cancel()
+			err = errors.Join(err, m.unuse(undo, id))
+		}
 		return Subnet{}, err
 	}
 	m.mu.Lock()
@@ -110,6 +115,14 @@ func (m *Manager) Unuse(ctx context.Context, id string) error {
 		return fmt.Errorf("end use %s: %w", id, err)
 	}
 	defer done()
+	if err := m.unuse(ctx, id); err != nil {
+		return fmt.Errorf("end use %s: %w", id, err)
+	}
+	return nil
+}
+
+// unuse ends a use whose ID is busy.
+func (m *Manager) unuse(ctx context.Context, id string) error {
 	m.mu.Lock()
 	n := m.ids[id]
 	if n == nil || !n.uses[id] {
@@ -121,7 +134,7 @@ func (m *Manager) Unuse(ctx context.Context, id string) error {
 	n.changes++
 	m.mu.Unlock()
 	if err := m.commit(n); err != nil {
-		return fmt.Errorf("end use %s: %w", id, err)
+		return err
 	}
 	_ = m.follow(ctx) // as in Detach
 	return nil

@@ -111,13 +111,14 @@ func (m *Manager) follow(ctx context.Context) error {
 		return ctx.Err()
 	}
 	now := m.Networks()
-	if reflect.DeepEqual(now, m.told) {
+	if !m.unsure && reflect.DeepEqual(now, m.told) {
 		return nil
 	}
+	m.unsure = true
 	if err := m.opt.Changed(ctx); err != nil {
 		return err
 	}
-	m.told = now
+	m.told, m.unsure = now, false
 	return nil
 }
 
