@@ -198,28 +198,29 @@ func TestFirewall(t *testing.T) {
 // once.
 func TestAwait(t *testing.T) {
 	run(t, 1000, 0, func(l *reconcile.Loop, _ *fake[tunnel.Config], host *fake[tun.HostState]) {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		background := context.Background() //nolint:usetesting // the test's own is not of the bubble
+		ctx, cancel := context.WithTimeout(background, time.Second)
 		defer cancel()
 		if err := l.Await(ctx); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("without a plan: %v", err)
 		}
 		l.Set(planFor("a"))
-		if err := l.Await(context.Background()); err != nil || host.last.Link != "a" {
+		if err := l.Await(background); err != nil || host.last.Link != "a" {
 			t.Errorf("%v, with the link %q", err, host.last.Link)
 		}
 		host.mu.Lock()
 		host.fails = 1
 		host.mu.Unlock()
 		l.Set(planFor("b"))
-		if err := l.Await(context.Background()); err == nil || host.last.Link != "a" {
+		if err := l.Await(background); err == nil || host.last.Link != "a" {
 			t.Errorf("%v, with the link %q; want the failure", err, host.last.Link)
 		}
 		time.Sleep(time.Second)
-		if err := l.Await(context.Background()); err != nil || host.last.Link != "b" {
+		if err := l.Await(background); err != nil || host.last.Link != "b" {
 			t.Errorf("%v, with the link %q", err, host.last.Link)
 		}
 		l.Set(planFor("b"))
-		if err := l.Await(context.Background()); err != nil {
+		if err := l.Await(background); err != nil {
 			t.Errorf("the same again: %v", err)
 		}
 	})
