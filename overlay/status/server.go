@@ -173,51 +173,13 @@ func giveToGroup(path, name string) error {
 }
 
 func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
-	bound := &connBound{idle: map[net.Conn]uint64{}, all: map[net.Conn]bool{}}
 	return &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       readTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
-		ConnState:         bound.changed,
+		ConnState:         unixsock.Bound(maxConns),
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
-}
-
-// connBound keeps a listener at maxConns connections: of too many, the one that
-// has been idle for longest goes, so idle ones cannot lock anybody out.
-type connBound struct {
-	mu   sync.Mutex // guards all below
-	all  map[net.Conn]bool
-	idle map[net.Conn]uint64 // when it became idle, in steps
-	step uint64
-}
-
-func (b *connBound) changed(conn net.Conn, state http.ConnState) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.idle, conn)
-	switch state {
-	case http.StateClosed, http.StateHijacked:
-		delete(b.all, conn)
-		return
-	case http.StateNew, http.StateIdle:
-		b.step++
-		b.idle[conn] = b.step
-	case http.StateActive:
-	}
-	b.all[conn] = true
-	if len(b.all) <= maxConns {
-		return
-	}
-	oldest := conn // all others are busy: the newcomer goes
-	for c, step := range b.idle {
-		if at, ok := b.idle[oldest]; !ok || step < at {
-			oldest = c
-		}
-	}
-	delete(b.all, oldest)
-	delete(b.idle, oldest)
-	oldest.Close()
 }

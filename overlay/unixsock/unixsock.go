@@ -1,4 +1,5 @@
-// Package unixsock listens on the unix sockets of the daemon.
+// Package unixsock listens on the unix sockets of the daemon, and bounds how many talk
+// to it.
 package unixsock
 
 import (

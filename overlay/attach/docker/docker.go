@@ -83,6 +83,7 @@ func New(opt Options) *Server {
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 const (
+	maxConns      = 256              // an engine has one for each container that starts or ends
 	readTimeout   = 10 * time.Second // Docker is on this host and sends a request at once
 	callTimeout   = 25 * time.Second // a first lease takes some seconds; Docker's users wait no longer
 	idleTimeout   = time.Minute
@@ -107,7 +108,7 @@ func (s *Server) Run(ctx context.Context) error {
 	srv := &http.Server{
 		Handler:     newHandler(d, s.opt.Log),
 		ReadTimeout: readTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
-		ErrorLog: slog.NewLogLogger(s.opt.Log.Handler(), slog.LevelDebug),
+		ConnState: unixsock.Bound(maxConns), ErrorLog: slog.NewLogLogger(s.opt.Log.Handler(), slog.LevelDebug),
 	}
 	failed := make(chan error, 1)
 	var serving sync.WaitGroup

@@ -472,6 +472,47 @@ func TestServer(t *testing.T) {
 	}
 }
 
+// Who connects and says nothing is no burden for long, and locks nobody out.
+func TestIdleConnections(t *testing.T) {
+	dir := t.TempDir()
+	core, networks := newCore(t)
+	s := New(Options{Socket: filepath.Join(dir, "s"), State: filepath.Join(dir, "docker.json"), Core: core, Networks: networks})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	<-s.Ready()
+	dial := func() net.Conn {
+		conn, err := net.Dial("unix", s.opt.Socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	first := dial()
+	defer first.Close()
+	for range maxConns {
+		defer dial().Close()
+	}
+	if err := first.SetReadDeadline(time.Now().Add(readTimeout / 2)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("reading from the oldest connection: %v, want it closed", err)
+	}
+	last := dial()
+	defer last.Close()
+	_, _ = io.WriteString(last, "POST /Plugin.Activate HTTP/1.0\r\n\r\n")
+	if answer, err := io.ReadAll(last); err != nil || !strings.Contains(string(answer), "NetworkDriver") {
+		t.Errorf("the last one hears %q, %v", answer, err)
+	}
+}
+
 func TestDamagedState(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "docker.json")
 	for _, text := range []string{
