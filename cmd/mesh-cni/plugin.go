@@ -60,7 +60,8 @@ type plugin struct {
 // undoWait bounds what is done for an ADD that has failed.
 const undoWait = 10 * time.Second
 
-// add attaches a container. If it fails, nothing is left of it.
+// add attaches a container. If it fails, nothing is left of it, but for what an ADD
+// before it has made.
 func (p plugin) add(ctx context.Context, args *skel.CmdArgs) error {
 	c, err := parse(args)
 	if err != nil {
@@ -80,12 +81,17 @@ func (p plugin) add(ctx context.Context, args *skel.CmdArgs) error {
 		return err
 	}
 	d := p.daemon(c.Socket)
+	_, err = d.Attachment(ctx, ask.ID)
+	fresh := errors.Is(err, attach.ErrUnknown)
+	if err != nil && !fresh {
+		return failed("attach the container", err)
+	}
 	a, err := d.Attach(ctx, ask)
 	if err != nil {
 		return failed("attach the container", err)
 	}
 	err = p.finish(ctx, c, args, a)
-	if err != nil {
+	if err != nil && fresh { // else the container runs, and has it in use
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWait)
 		defer cancel()
 		// Else the daemon takes it back, or the DEL that follows does.

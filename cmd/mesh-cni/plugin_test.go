@@ -477,6 +477,23 @@ func TestRepeated(t *testing.T) {
 	r.mustAdd(t, r.args(`"mode": "ptp"`))
 }
 
+// An ADD that fails where another one has succeeded takes nothing from the container
+// that runs.
+func TestFailedRepetitionDetachesNothing(t *testing.T) {
+	r := newRig(t)
+	first := r.mustAdd(t, r.args(""))
+	r.containers.fail = errors.New("told to fail")
+	wantCode(t, "ADD again", r.add(t.Context(), r.args("")), types.ErrInternal, "told to fail")
+	r.containers.fail, r.stdout = nil, closed{}
+	wantCode(t, "ADD again", r.add(t.Context(), r.args("")), types.ErrIOFailure, "closed")
+	if all := r.List(); len(all) != 1 || r.host.String() == "" {
+		t.Errorf("attached is %v, the host has %q", all, r.host.String())
+	}
+	if err := r.check(t.Context(), again(t, r.args(""), first)); err != nil {
+		t.Errorf("CHECK after that: %v", err)
+	}
+}
+
 func TestDelWithoutDaemon(t *testing.T) {
 	t.Run("bridge", func(t *testing.T) {
 		r := newRig(t)
