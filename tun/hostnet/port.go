@@ -146,6 +146,9 @@ func (k kernel) addPair(p tun.Port) error {
 		if err := k.putOn(l, p.Parent); err != nil {
 			return err
 		}
+		if err := k.pin(l, mac); err != nil {
+			return err
+		}
 	}
 	if p.Kind == tun.PortPTP && len(p.Addresses) == 0 {
 		return errors.Join(k.answerFor(l, nil), k.LinkSetDown(l)) // with which its routes go
@@ -269,8 +272,28 @@ func (k kernel) putOn(l netlink.Link, name string) error {
 	case l.Attrs().MasterIndex == b.Attrs().Index:
 		return nil
 	}
-	if err := k.LinkSetMaster(l, b); err != nil {
+	err = k.LinkSetDown(l) // a bridge learns nothing from who is down
+	if err == nil {
+		err = k.LinkSetMaster(l, b)
+	}
+	if err != nil {
 		return fmt.Errorf("put %s on %s: %w", l.Attrs().Name, name, err)
+	}
+	return nil
+}
+
+// pin tells the bridge who is behind a port, and that it learns nobody there: of
+// frames that no bridge forwards, such as those of LLDP, it would learn senders that
+// no firewall has seen.
+func (k kernel) pin(l netlink.Link, mac net.HardwareAddr) error {
+	if err := k.LinkSetLearning(l, false); err != nil {
+		return fmt.Errorf("turn learning off on %s: %w", l.Attrs().Name, err)
+	}
+	err := k.NeighSet(&netlink.Neigh{
+		LinkIndex: l.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP, HardwareAddr: mac,
+	})
+	if err != nil {
+		return fmt.Errorf("pin %s to %s: %w", mac, l.Attrs().Name, err)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ package hostnet_test
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -133,6 +134,42 @@ func TestBridges(t *testing.T) {
 	if h.find("mbr-default") != nil {
 		t.Error("a bridge stays when nothing is wanted at all")
 	}
+}
+
+// A bridge is told who is behind a port, each time that it gets it.
+func TestPortIsPinned(t *testing.T) {
+	h := newHost(t)
+	p := port("a", tun.PortBridge, "mbr-web")
+	want := func(when string) {
+		t.Helper()
+		h.in(func() error {
+			end, err := netlink.LinkByName(p.Name)
+			if err != nil {
+				return err
+			}
+			on, err := netlink.LinkGetProtinfo(end)
+			if err != nil || on.Learning || end.Attrs().Flags&net.FlagUp == 0 {
+				t.Errorf("%s the port learns: %t, has flags %s; %v", when, on.Learning, end.Attrs().Flags, err)
+			}
+			all, err := netlink.NeighList(end.Attrs().Index, unix.AF_BRIDGE)
+			if !slices.ContainsFunc(all, func(n netlink.Neigh) bool {
+				return n.HardwareAddr.String() == p.MAC && n.State&netlink.NUD_NOARP != 0 && n.MasterIndex == end.Attrs().MasterIndex
+			}) {
+				t.Errorf("%s the bridge does not know that %s is behind the port: %v", when, p.MAC, all)
+			}
+			return err
+		})
+	}
+	h.addPort(p)
+	want("at first")
+	h.in(func() error { return netlink.LinkDel(h.find("mbr-web")) })
+	h.addPort(p)
+	want("on a new bridge")
+	h.in(func() error {
+		return errors.Join(netlink.LinkSetLearning(h.find(p.Name), true), netlink.LinkSetDown(h.find(p.Name)))
+	})
+	h.addPort(p)
+	want("after somebody had changed it")
 }
 
 func TestPort(t *testing.T) {

@@ -307,6 +307,52 @@ func TestHostileOnBridge(t *testing.T) {
 	}
 }
 
+// A bridge takes notice of frames that it never forwards, and that no firewall sees,
+// such as those of LLDP (IEEE 802.1Q, 8.6.3).
+func TestHostileUnseen(t *testing.T) {
+	l, _ := crowdedBridge(t)
+	victim, gateway := l.webA2.hardware("eth0"), l.a.hardware("mbr-web")
+	out, in := l.webA.packets(), l.webA2.packets()
+	unseen := func(src net.HardwareAddr) []byte {
+		return ether(net.HardwareAddr{0x01, 0x80, 0xc2, 0, 0, 0x0e}, src, 0x88cc, make([]byte, 46)...)
+	}
+	in.send(ether(gateway, victim, frameIP, ip(v4("web", 17, 6), v4("web", 17, 1), protocolUDP, udp(9, 9))...))
+	sent(l.a.machine, v4("web", 17, 1), l.webA2, v4("web", 17, 6), patient)
+	mark := []byte("<for the victim>")
+	for range brief {
+		out.send(unseen(victim))
+		l.a.in(func() error {
+			c, err := net.Dial("udp", netip.AddrPortFrom(v4("web", 17, 6), 9).String())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write(mark)
+			return err
+		})
+		if in.sees(time.Second, mark) != 0 {
+			t.Error("what is for the victim does not arrive there")
+		}
+	}
+	if out.sees(100*time.Millisecond, mark) == 0 {
+		t.Error("what is for the victim arrives at its neighbour, which took its MAC address")
+	}
+
+	for n := range 100 {
+		out.send(unseen(net.HardwareAddr{2, 0xee, 0, 0, 0, byte(n)}))
+	}
+	l.a.link("mbr-web", func(bridge netlink.Link) error {
+		all, err := netlink.NeighList(0, unix.AF_BRIDGE)
+		for _, n := range all {
+			if n.MasterIndex == bridge.Attrs().Index && bytes.HasPrefix(n.HardwareAddr, []byte{2, 0xee}) {
+				t.Errorf("the bridge has learned %s", n.HardwareAddr)
+				break
+			}
+		}
+		return err
+	})
+}
+
 // What leaves the bridge or comes from a port that is on none is checked by the
 // host, and in both directions.
 func TestHostileThroughHost(t *testing.T) {

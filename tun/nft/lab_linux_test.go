@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"meshd/tun"
+	"meshd/tun/hostnet"
 	"meshd/tun/netns"
 	"meshd/tun/nft"
 )
@@ -141,20 +142,32 @@ func (h host) container(network string, n int) machine {
 	h.Helper()
 	c := newMachine(h.T)
 	c.sysctl("net/ipv6/conf/default/accept_dad", "0")
-	name := fmt.Sprintf("mv-%s%d", network, n)
-	pair(h.machine, name, c, "eth0", nil)
-	h.link(name, func(l netlink.Link) error {
-		bridge, err := netlink.LinkByName(tun.BridgePrefix + network)
-		if err != nil {
-			return err
-		}
-		return netlink.LinkSetMaster(l, bridge)
+	h.addPort(tun.Port{
+		Kind: tun.PortBridge, Name: fmt.Sprintf("mv-%s%d", network, n), Peer: "mc-peer", Parent: tun.BridgePrefix + network,
+		MAC: fmt.Sprintf("02:00:00:%02x:%02x:%02x", networks[network], h.number, n), MTU: 1500,
+	})
+	f, err := os.Open(c.ns.Path())
+	if err != nil {
+		h.Fatal(err)
+	}
+	defer f.Close()
+	h.link("mc-peer", func(l netlink.Link) error { return netlink.LinkSetNsFd(l, int(f.Fd())) })
+	c.link("mc-peer", func(l netlink.Link) error {
+		return errors.Join(netlink.LinkSetName(l, "eth0"), netlink.LinkSetUp(l))
 	})
 	c.address("eth0", netip.PrefixFrom(v4(network, h.number, n), 24))
 	c.address("eth0", netip.PrefixFrom(v6(network, h.number, n), 64))
 	c.route("eth0", "0.0.0.0/0", v4(network, h.number, 1))
 	c.route("eth0", "::/0", v6(network, h.number, 1))
 	return c
+}
+
+// addPort does what the daemon does for a container.
+func (h host) addPort(p tun.Port) {
+	h.Helper()
+	if err := hostnet.New(hostnet.Options{Namespace: h.ns.Do}).AddPort(h.Context(), p); err != nil {
+		h.Fatal(err)
+	}
 }
 
 // mesh joins two hosts by what is like a TUN device on both: nobody resolves
