@@ -41,6 +41,7 @@ var codes = []struct {
 	{context.Canceled, types.ErrTryAgainLater},
 	{attach.ErrUnknownNetwork, types.ErrInvalidNetworkConfig},
 	{attach.ErrBadAsk, types.ErrInvalidNetworkConfig},
+	{attach.ErrDelegated, types.ErrInvalidNetworkConfig},
 	{attach.ErrTaken, codeTaken},
 	{attach.ErrOutside, codeOutside},
 	{attach.ErrExhausted, codeExhausted},

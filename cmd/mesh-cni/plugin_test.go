@@ -720,3 +720,17 @@ func TestParallel(t *testing.T) {
 	each(func(p plugin, args *skel.CmdArgs) error { return p.del(t.Context(), args) })
 	r.wantNothing(t, "in the end")
 }
+
+// What the daemon refuses for a reason of its own is never said to be a fault of the
+// plugin.
+func TestReasonsHaveCodes(t *testing.T) {
+	for _, reason := range []error{
+		attach.ErrUnknownNetwork, attach.ErrNoLease, attach.ErrTaken, attach.ErrOutside, attach.ErrExhausted,
+		attach.ErrInUse, attach.ErrUnknown, attach.ErrBadAsk, attach.ErrDelegated, attach.ErrDamaged,
+	} {
+		err, ok := errors.AsType[*types.Error](failed("attach", fmt.Errorf("attach: %w", reason)))
+		if !ok || err.Code == types.ErrInternal {
+			t.Errorf("%v: %v", reason, err)
+		}
+	}
+}

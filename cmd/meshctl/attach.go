@@ -251,6 +251,7 @@ func attachCode(err error) error {
 		{attach.ErrTaken, exit.Unavailable},
 		{attach.ErrInUse, exit.Unavailable},
 		{attach.ErrExhausted, exit.Unavailable},
+		{attach.ErrDelegated, exit.Unavailable},
 		{inside.ErrTaken, exit.Unavailable},
 		{attach.ErrNoLease, exit.NotReady},
 	} {
