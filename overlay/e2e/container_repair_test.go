@@ -74,6 +74,14 @@ func TestContainersAreRepaired(t *testing.T) {
 		must(t, alpha.Start())
 		reaches(t)
 	})
+	t.Run("killed and cleaned up", func(t *testing.T) {
+		alpha.Kill()
+		if out, code := runDaemon(t, alpha, "--cleanup"); code != 0 {
+			t.Fatalf("meshd --cleanup exits %d: %s", code, out)
+		}
+		must(t, alpha.Start())
+		reaches(t)
+	})
 	t.Run("a container that has gone", func(t *testing.T) {
 		must(t, a1.End())
 		if err := alpha.Client().Detach(bounded(t), a1.ID); err != nil {

@@ -138,7 +138,7 @@ func (n *Net) run(ctx context.Context, k kernel, ops []op) error {
 }
 
 // Cleanup removes everything that is ours, whichever daemon left it, and lists it
-// as commands. While a daemon runs it fails with [ErrRunning] and changes nothing.
+// as commands; but for links of containers, which go with those. While a daemon runs it fails with [ErrRunning] and changes nothing.
 func (n *Net) Cleanup(ctx context.Context) (removed []string, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -164,7 +164,9 @@ func (n *Net) Cleanup(ctx context.Context) (removed []string, err error) {
 			return err
 		}
 		for _, l := range links {
-			if isPort(l) || isPeer(l) && l.Type() != "veth" { // a pair goes with its host end
+			// A pair goes with its host end. That of a container which may run stays,
+			// as with a state that wants nothing: it would be off the mesh for good.
+			if isPort(l) && l.Attrs().NetNsID < 0 || isPeer(l) && l.Type() != "veth" {
 				ops = append(ops, delLink{l})
 			}
 		}
