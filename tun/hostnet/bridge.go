@@ -68,8 +68,9 @@ func (k kernel) fixedAddrs(l netlink.Link) ([]netip.Prefix, error) {
 }
 
 // bridgeDiff lists what makes the bridges as wanted, and what removes others. One
-// that has ports is kept, for containers would lose each other: whoever removes
-// those wants it gone, or wants nothing at all.
+// that has ports is kept, or they would be on none when it is wanted again, but the
+// host leaves it: its subnet may be elsewhere. Whoever removes the ports wants it
+// gone, or wants nothing at all.
 func bridgeDiff(have state, want tun.HostState) (ops, deletions []op) {
 	there := map[string]bridge{}
 	for _, b := range have.bridges {
@@ -104,8 +105,16 @@ func bridgeDiff(have state, want tun.HostState) (ops, deletions []op) {
 		ops, deletions = append(ops, add...), append(deletions, del...)
 	}
 	for _, b := range have.bridges {
-		if !wanted[b.name] && (b.ports == 0 || nothing) {
+		switch l := (link{name: b.name}); {
+		case wanted[b.name]:
+		case b.ports == 0 || nothing:
 			deletions = append(deletions, delBridge{b.name})
+		default:
+			for _, a := range b.addrs {
+				deletions = append(deletions, delAddr{l, a})
+			}
+			_, del := besideDiff(l, b.beside, nil)
+			deletions = append(deletions, del...)
 		}
 	}
 	return ops, deletions

@@ -121,6 +121,14 @@ func TestBridges(t *testing.T) {
 	if h.find("mbr-default") == nil {
 		t.Error("a bridge went that has a port")
 	}
+	if left := h.show(); strings.Contains(left, "10.86.17.1/24") || strings.Contains(left, "11::1/64") || strings.Contains(left, "10.86.17.0/24 dev") {
+		t.Errorf("the host is still on a bridge that nobody wants:\n%s", left)
+	}
+	h.apply(withBridge())
+	if again := h.show(); again != before {
+		t.Errorf("wanted again it is\n%swas\n%s", again, before)
+	}
+	h.apply(full())
 	h.delPort(port("a", tun.PortBridge, "mbr-default"))
 	h.apply(full())
 	if h.find("mbr-default") != nil {
