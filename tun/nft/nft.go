@@ -104,7 +104,12 @@ func (f *Firewall) apply(ctx context.Context, want tun.Rules) (done []string, er
 			if len(ops) == 0 {
 				return nil
 			}
-			if err = f.run(c, ops); err == nil {
+			for _, o := range ops {
+				if err := o.add(c); err != nil {
+					return fmt.Errorf("%s: %w", o.text, err) // half a batch goes with its socket
+				}
+			}
+			if err = f.flush(c, ops); err == nil {
 				f.foresee(have, tables, ops)
 				for _, op := range ops {
 					done = append(done, op.text)
@@ -124,17 +129,11 @@ type op struct {
 	element bool                       // it changes elements of a set, and nothing else
 }
 
-// run carries out all in one transaction.
-func (f *Firewall) run(c *nftables.Conn, ops []op) error {
-	var err error
-	for _, o := range ops {
-		if err = o.add(c); err != nil {
-			err = fmt.Errorf("%s: %w", o.text, err)
-			break
-		}
-	}
-	if flushErr := c.Flush(); err == nil && flushErr != nil {
-		err = fmt.Errorf("change firewall: %w", withAdvice(flushErr))
+// flush carries out what is in the batch, in one transaction.
+func (f *Firewall) flush(c *nftables.Conn, ops []op) error {
+	err := c.Flush()
+	if err != nil {
+		err = fmt.Errorf("change firewall: %w", withAdvice(err))
 	}
 	for _, o := range ops {
 		f.log.Debug("firewall changed", "command", o.text, "err", err)
