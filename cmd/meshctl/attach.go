@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -128,7 +129,7 @@ func (c *cli) runAttach(ctx context.Context, arg string, f attachFlags, o *outpu
 	if err != nil {
 		return c.attachError(err)
 	}
-	if ask.ID, err = idFor(t, ask.Network, present(all, there)); err != nil {
+	if ask.ID, err = idFor(t, ask.Network, all, there); err != nil {
 		return err
 	}
 	fresh := !slices.ContainsFunc(all, func(a attach.Attachment) bool { return a.ID == ask.ID })
@@ -155,11 +156,14 @@ func (c *cli) runAttach(ctx context.Context, arg string, f attachFlags, o *outpu
 
 // idFor gives the ID of a target's attachment to a network. The same container may
 // have been named in another way, when it was put here.
-func idFor(t target, network string, here []attach.Attachment) (string, error) {
+func idFor(t target, network string, all []attach.Attachment, there []inside.Interface) (string, error) {
 	id := t.idOf(network)
-	for _, a := range here {
+	sure, said := present(all, there)
+	for _, a := range slices.Concat(sure, said) {
 		switch {
-		case a.Network != network:
+		case a.Network != network || a.ID == id:
+		case keyOf(a.ID) != "" && a.HostLink == "":
+			return "", onlySaid(t, a)
 		case keyOf(a.ID) == "":
 			return "", exit.With(exit.Unavailable, fmt.Errorf("%s is attached to the network %s already, as %s", t.name, a.Network, a.ID))
 		default:
@@ -169,15 +173,27 @@ func idFor(t target, network string, here []attach.Attachment) (string, error) {
 	return id, nil
 }
 
-// present picks the attachments that have a link in a container.
-func present(all []attach.Attachment, there []inside.Interface) []attach.Attachment {
-	var out []attach.Attachment
+// present picks the attachments that have a link in a container. That is sure where
+// the host has the other end. What hangs on a physical link has none, and whose it is
+// only the link itself says: root in a container can make any link say so.
+func present(all []attach.Attachment, there []inside.Interface) (sure, said []attach.Attachment) {
 	for _, a := range all {
-		if slices.ContainsFunc(there, func(i inside.Interface) bool { return i.Peer == a.Peer }) {
-			out = append(out, a)
+		switch {
+		case a.HostLink != "":
+			if slices.ContainsFunc(there, func(i inside.Interface) bool { return i.Host == a.HostLink }) {
+				sure = append(sure, a)
+			}
+		case slices.ContainsFunc(there, func(i inside.Interface) bool { return i.Peer == a.Peer }):
+			said = append(said, a)
 		}
 	}
-	return out
+	return sure, said
+}
+
+// onlySaid refuses to take a container for one that was attached by another name.
+func onlySaid(t target, a attach.Attachment) error {
+	return exit.With(exit.Unavailable, fmt.Errorf(
+		"a link in %s says that it is %s, and so could any: if the container was attached by that name, use that", cmp.Or(t.name, t.key), a.ID))
 }
 
 // put moves the container's end there, and gives its name.

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"meshd/mesh"
 	"meshd/overlay/attach"
 	"meshd/overlay/attach/attachtest"
@@ -148,6 +150,17 @@ func (l *attachLab) links(t *testing.T, ns *netns.NS) (names []string) {
 		t.Fatal(err)
 	}
 	return names
+}
+
+// card gives the host something like a network card.
+func (l *attachLab) card(t *testing.T, name string) {
+	t.Helper()
+	err := l.host.Do(func() error {
+		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-wire"})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // process starts one in a namespace.
@@ -431,10 +444,11 @@ func TestAttachLeavesOtherDoorsAlone(t *testing.T) {
 func TestDetachMACVLAN(t *testing.T) {
 	l := newAttachLab(t)
 	ns := netns.ForTest(t)
-	l.must(t, "attach", ns.Path()) // so that there is a bridge for a parent
+	l.card(t, "lan0")
+	l.must(t, "attach", ns.Path())
 	cmd := process(t, ns)
 	for _, by := range []string{fmt.Sprint(cmd.Process.Pid), fmt.Sprintf("ctl/pid:%d/web", cmd.Process.Pid)} {
-		l.must(t, "attach", fmt.Sprint(cmd.Process.Pid), "-n", "web", "--mode", "macvlan", "--parent", "mbr-default")
+		l.must(t, "attach", fmt.Sprint(cmd.Process.Pid), "-n", "web", "--mode", "macvlan", "--parent", "lan0")
 		if got := l.links(t, ns); !slices.Equal(got, []string{"eth0", "eth1"}) {
 			t.Errorf("the container has %v", got)
 		}
@@ -443,6 +457,72 @@ func TestDetachMACVLAN(t *testing.T) {
 			t.Errorf("detached by %s the container has %v", by, got)
 		}
 	}
+}
+
+// Root in a container has no say on what becomes of others, however its links are
+// named and numbered.
+func TestFalseLinks(t *testing.T) {
+	l := newAttachLab(t)
+	l.card(t, "lan0")
+	victim, other, evil := netns.ForTest(t), netns.ForTest(t), netns.ForTest(t)
+	l.must(t, "attach", victim.Path(), "-n", "web")
+	l.must(t, "attach", other.Path(), "-n", "web", "--mode", "macvlan", "--parent", "lan0")
+	if _, err := l.Attach(t.Context(), attach.Ask{ID: "cni/one/eth0"}); err != nil {
+		t.Fatal(err)
+	}
+	var index int
+	err := victim.Do(func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err == nil {
+			index = link.Attrs().Index
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := l.ids()
+	claim := func(id string, index int) {
+		t.Helper()
+		err := evil.Do(func() error {
+			link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: attach.PeerName(id), Index: index}, PeerName: attach.PeerName(id + "-")}
+			if err := netlink.LinkAdd(link); err != nil {
+				return err
+			}
+			return netlink.LinkSetAlias(link, attach.PeerName(id))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(args string, code int, says string) {
+		t.Helper()
+		if got := l.meshctl(t, strings.Fields(args)...); got.code != code || !strings.Contains(got.stdout+got.stderr, says) {
+			t.Errorf("%s: %+v, want code %d and %q", args, got, code, says)
+		}
+		if got := l.ids(); !slices.Equal(got, before) {
+			t.Errorf("%s: attached %v, before %v", args, got, before)
+		}
+	}
+	claim("ctl/netns:"+victim.Path()+"/web", index)
+	claim("cni/one/eth0", 0)
+	check("detach "+evil.Path(), 0, " is not attached.")
+	check("detach "+evil.Path()+" -n default", 0, " is not attached.")
+	// What is on a physical link has no end on the host that would tell.
+	claim("ctl/netns:"+other.Path()+"/web", 0)
+	check("detach "+evil.Path()+" -n default", 0, " is not attached.")
+	for _, args := range []string{"attach " + evil.Path() + " -n web", "detach " + evil.Path() + " -n web", "detach " + evil.Path()} {
+		check(args, 69, "says that it is ctl/netns:"+other.Path()+"/web, and so could any")
+	}
+	check("detach ctl/netns:"+evil.Path()+"/web", 0, " is not attached.")
+	// It is attached as itself.
+	l.must(t, "attach", evil.Path())
+	if got := l.ids(); len(got) != len(before)+1 {
+		t.Errorf("attached %v, before %v", got, before)
+	}
+	l.must(t, "detach", evil.Path(), "-n", "default")
+	// By its own name what is on a physical link is known for sure.
+	l.must(t, "detach", other.Path())
 }
 
 // Several who do the same at once all get the same.

@@ -80,10 +80,15 @@ func pick(ctx context.Context, arg, network string, all []attach.Attachment) (t 
 		// What cannot be looked into has a name and a key.
 		there, _ = inside.List(ctx, t.ns)
 	}
-	here := map[string]bool{}
-	for _, a := range present(all, there) {
+	here, hint := map[string]bool{}, map[string]bool{}
+	sure, said := present(all, there)
+	for _, a := range sure {
 		here[a.ID] = true
 	}
+	for _, a := range said {
+		hint[a.ID] = true
+	}
+	var doubt error
 	for _, a := range all {
 		key := keyOf(a.ID)
 		switch {
@@ -92,11 +97,16 @@ func pick(ctx context.Context, arg, network string, all []attach.Attachment) (t 
 			return t, []attach.Attachment{a}, nil
 		case key != "" && keyOf(arg) == "" && (here[a.ID] || key == t.key || t.name != "" && a.Container == t.name):
 			mine = append(mine, a)
-		case key == "" && (a.ID == arg || here[a.ID] && network != ""):
+		case key != "" && keyOf(arg) == "" && hint[a.ID]:
+			doubt = onlySaid(t, a)
+		case key == "" && (a.ID == arg || (here[a.ID] || hint[a.ID]) && network != ""):
 			return t, nil, exit.With(exit.Unavailable, fmt.Errorf("%s is not for this command to detach, but for whoever attached it", a.ID))
 		}
 	}
-	if len(mine) == 0 && missing != nil {
+	switch {
+	case doubt != nil:
+		return t, nil, doubt
+	case len(mine) == 0 && missing != nil:
 		return t, nil, missing
 	}
 	return t, mine, nil

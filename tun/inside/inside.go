@@ -120,15 +120,24 @@ func Remove(ctx context.Context, ns, name string) error {
 // Interface is a link in a container.
 type Interface struct {
 	Name string
-	Peer string // of what was put there; empty: it is somebody else's
+	// Peer is of what was put there; empty: it is somebody else's. Whoever is root in
+	// the container can make a link say so.
+	Peer string
+	// Host is the name of the link's other end, if the caller's namespace has that;
+	// it is the one to say so.
+	Host string
 }
 
 // List gives the links in the namespace.
 func List(ctx context.Context, ns string) (all []Interface, err error) {
-	err = in(ns, func(_, there kernel) error {
+	err = in(ns, func(host, there kernel) error {
+		ends, err := host.endsOf(there)
+		if err != nil {
+			return err
+		}
 		links, err := there.links()
 		for _, l := range links {
-			i := Interface{Name: l.Attrs().Name}
+			i := Interface{Name: l.Attrs().Name, Host: ends[l.Attrs().Index]}
 			if isOurs(l) {
 				i.Peer = l.Attrs().Alias
 			}
@@ -140,6 +149,25 @@ func List(ctx context.Context, ns string) (all []Interface, err error) {
 		return nil, fmt.Errorf("list links in %s: %w", ns, err)
 	}
 	return all, nil
+}
+
+// endsOf names the links whose other end is in a namespace, by that end's index there.
+func (k kernel) endsOf(there kernel) (map[int]string, error) {
+	links, err := k.links() // first: it gives namespaces their numbers
+	if err != nil {
+		return nil, err
+	}
+	number, err := k.GetNetNsIdByFd(there.fd)
+	if err != nil {
+		return nil, fmt.Errorf("number of the namespace: %w", err)
+	}
+	ends := map[int]string{}
+	for _, l := range links {
+		if a := l.Attrs(); number >= 0 && a.NetNsID == number && l.Type() == "veth" {
+			ends[a.ParentIndex] = a.Name
+		}
+	}
+	return ends, nil
 }
 
 func isOurs(l netlink.Link) bool { return strings.HasPrefix(l.Attrs().Alias, tun.PeerPrefix) }

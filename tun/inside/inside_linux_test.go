@@ -218,7 +218,7 @@ func TestPut(t *testing.T) {
 				t.Errorf("the host has it still:\n%s", got)
 			}
 			links, err := listIn(t, l)
-			if err != nil || !slices.Contains(links, inside.Interface{Name: "eth1", Peer: "mc-one"}) || !slices.Contains(links, inside.Interface{Name: "lo"}) {
+			if err != nil || !slices.Contains(links, inside.Interface{Name: "eth1", Peer: "mc-one", Host: "mv-one"}) || !slices.Contains(links, inside.Interface{Name: "lo"}) {
 				t.Errorf("links %v, %v", links, err)
 			}
 		})
