@@ -173,7 +173,7 @@ func udp(src, dst uint16) []byte {
 
 // icmp6 makes a whole packet of it, by way of headers that are before it.
 func icmp6(src, dst netip.Addr, before []byte, message ...byte) []byte {
-	const protocol = 58
+	const protocol = protocolICMP6
 	pseudo := slices.Concat(src.AsSlice(), dst.AsSlice(), []byte{0, 0, 0, byte(len(message)), 0, 0, 0, protocol})
 	binary.BigEndian.PutUint16(message[2:], sum(pseudo, message))
 	if len(before) == 0 {
@@ -196,7 +196,7 @@ func router() []byte { return []byte{134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0
 
 const (
 	frameIP, frameARP, frameIPv6 = 0x0800, 0x0806, 0x86dd
-	protocolUDP                  = 17
+	protocolUDP, protocolICMP6   = 17, 58
 )
 
 // crowdedBridge has three containers on host a with their ports checked: 5 is
@@ -234,13 +234,31 @@ func (m machine) hardware(link string) (mac net.HardwareAddr) {
 	return mac
 }
 
+// linkLocal gives the address of a container that the kernel made.
+func (m machine) linkLocal() (local netip.Addr) {
+	m.Helper()
+	m.link("eth0", func(l netlink.Link) error {
+		all, err := netlink.AddrList(l, netlink.FAMILY_V6)
+		for _, a := range all {
+			if a.IP.IsLinkLocalUnicast() {
+				local, _ = netip.AddrFromSlice(a.IP)
+			}
+		}
+		return err
+	})
+	return local
+}
+
 func TestHostileOnBridge(t *testing.T) {
 	l, rules := crowdedBridge(t)
 	evil, victim := l.webA.hardware("eth0"), l.webA2.hardware("eth0")
 	everybody, allNodes := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
 	own, neighbour, gateway, stranger := v4("web", 17, 5), v4("web", 17, 6), v4("web", 17, 1), netip.MustParseAddr("198.51.100.7")
 	own6, neighbour6, gateway6 := v6("web", 17, 5), v6("web", 17, 6), v6("web", 17, 1)
-	nodes, local, none6 := netip.MustParseAddr("ff02::1"), netip.MustParseAddr("fe80::bad"), netip.IPv6Unspecified()
+	nodes, local, none6 := netip.MustParseAddr("ff02::1"), l.webA.linkLocal(), netip.IPv6Unspecified()
+	part := func(src, dst netip.Addr, of byte) []byte { // not the first; RFC 8200, 4.5
+		return ether(victim, evil, frameIPv6, ip(src, dst, 44, []byte{of, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0})...)
+	}
 	none4 := netip.IPv4Unspecified()
 	hello := func(src, dst netip.Addr) []byte { return ip(src, dst, protocolUDP, udp(9, 9)) }
 	legit := ether(victim, evil, frameIP, hello(own, neighbour)...)
@@ -269,6 +287,14 @@ func TestHostileOnBridge(t *testing.T) {
 		{"advertisement of a router behind options", ether(allNodes, evil, frameIPv6, icmp6(local, nodes, behindOptions, router()...)...), onBridge("ip6", 0)},
 		{"redirect", ether(victim, evil, frameIPv6, icmp6(local, neighbour6, nil, slices.Concat([]byte{137, 0, 0, 0, 0, 0, 0, 0}, own6.AsSlice(), gateway6.AsSlice())...)...), onBridge("ip6", 1)},
 
+		{"link-local source of another", ether(victim, evil, frameIPv6, hello(netip.MustParseAddr("fe80::bad"), neighbour6)...), onBridge("ip6", -1)},
+		{"advertisement of a link-local address", ether(victim, evil, frameIPv6, icmp6(own6, neighbour6, nil, target(136, l.webA2.linkLocal(), 2, evil)...)...), onBridge("neighbour", -1)},
+		{"part of what a router says", part(local, neighbour6, protocolICMP6), onBridge("ip6", 5)},
+		{"part of what nobody says", part(none6, neighbour6, protocolICMP6), onBridge("ip6", 6)},
+		{"part for all nodes", part(own6, nodes, protocolICMP6), onBridge("ip6", 7)},
+		{"part of options", part(own6, neighbour6, 60), onBridge("ip6", -1)},
+		{"headers without an end", ether(victim, evil, frameIPv6, ip(own6, neighbour6, 60, []byte{60, 0, 1, 4, 0, 0, 0, 0})...), onBridge("ip6", -1)},
+
 		{"answer of a DHCP server", ether(everybody, evil, frameIP, ip(own, netip.MustParseAddr("255.255.255.255"), protocolUDP, udp(67, 68))...), onBridge("ip", 0)},
 		{"answer of a DHCPv6 server", ether(victim, evil, frameIPv6, ip(local, neighbour6, protocolUDP, udp(547, 546))...), onBridge("ip6", 2)},
 
@@ -283,6 +309,17 @@ func TestHostileOnBridge(t *testing.T) {
 		{"IPv4 as ARP", ether(victim, evil, frameARP, hello(own, neighbour)...), onBridge("arp", -1)},
 	}
 	out, in := l.webA.packets(), l.webA2.packets()
+	for i, frame := range [][]byte{
+		part(own6, neighbour6, protocolUDP),
+		ether(victim, evil, frameIPv6, icmp6(local, neighbour6, nil, target(135, neighbour6, 1, evil)...)...),
+		ether(victim, evil, frameIPv6, icmp6(own6, neighbour6, nil, target(136, local, 2, evil)...)...),
+	} {
+		frame, mark := marked(frame, -i)
+		out.send(frame)
+		if in.sees(5*time.Second, mark) != 0 {
+			t.Errorf("what may pass does not: %x", frame)
+		}
+	}
 	n := 0
 	for _, a := range attacks {
 		t.Run(a.name, func(t *testing.T) {
@@ -353,6 +390,60 @@ func TestHostileUnseen(t *testing.T) {
 	})
 }
 
+// A host knows so many neighbours and no more: none makes some up.
+func TestHostileCrowd(t *testing.T) {
+	l, rules := crowdedBridge(t)
+	alone := newMachine(t)
+	pair(l.a.machine, "mv-alone", alone, "eth0", nil)
+	l.a.address("mv-alone", pfx("fd86:0:0:17::1/128"))
+	ask := func(m machine, link string, src netip.Addr) {
+		own, gateway := m.hardware("eth0"), v6("web", 17, 1)
+		m.packets().send(ether(l.a.hardware(link), own, frameIPv6, icmp6(src, gateway, nil, target(135, gateway, 1, own)...)...))
+	}
+	knows := func(link string, a netip.Addr) (known bool) {
+		l.a.link(link, func(l netlink.Link) error {
+			all, err := netlink.NeighList(l.Attrs().Index, netlink.FAMILY_V6)
+			known = slices.ContainsFunc(all, func(n netlink.Neigh) bool { return n.IP.String() == a.String() })
+			return err
+		})
+		return known
+	}
+	none := netip.MustParseAddr("fe80::bad")
+	l.a.apply(tun.Rules{})
+	ask(alone, "mv-alone", none)
+	for range patient {
+		if knows("mv-alone", none) {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if !knows("mv-alone", none) {
+		t.Error("without rules the host does not learn of it either")
+	}
+	l.a.in(forgetNeighbours)
+
+	for i := range rules.Segments {
+		if s := &rules.Segments[i]; s.Name == "web" {
+			s.Links = append(s.Links, "mv-alone")
+		}
+	}
+	rules.Ports = append(rules.Ports, tun.Port{Name: "mv-alone", MAC: alone.mac()})
+	l.a.apply(rules)
+	for link, m := range map[string]machine{"mv-alone": alone, "mbr-web": l.webA} {
+		ask(m, link, none)
+		ask(m, link, m.linkLocal()) // what comes later is looked at later
+		for range patient {
+			if knows(link, m.linkLocal()) {
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		if !knows(link, m.linkLocal()) || knows(link, none) {
+			t.Errorf("of %s the host knows the container: %t, what it made up: %t", link, knows(link, m.linkLocal()), knows(link, none))
+		}
+	}
+}
+
 // What leaves the bridge or comes from a port that is on none is checked by the
 // host, and in both directions.
 func TestHostileThroughHost(t *testing.T) {
@@ -364,7 +455,7 @@ func TestHostileThroughHost(t *testing.T) {
 			s.Links = append(s.Links, "mv-alone")
 		}
 	}
-	rules.Ports = append(rules.Ports, tun.Port{Name: "mv-alone", Addresses: []netip.Addr{v4("web", 17, 9), v6("web", 17, 9)}})
+	rules.Ports = append(rules.Ports, tun.Port{Name: "mv-alone", MAC: alone.mac(), Addresses: []netip.Addr{v4("web", 17, 9), v6("web", 17, 9)}})
 	l.a.route("mv-alone", "10.86.17.9/32", netip.Addr{})
 	l.a.route("mv-alone", "fd86:0:0:17::9/128", netip.Addr{})
 	l.a.apply(rules)

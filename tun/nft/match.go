@@ -55,6 +55,11 @@ type (
 	protocol uint16
 	// carries compares what an IP packet carries.
 	carries byte
+	// plain is one that there is once.
+	plain struct {
+		text string
+		of   []expr.Any
+	}
 	// all is some matches as one.
 	all []match
 )
@@ -77,6 +82,19 @@ var (
 	published = ct{expr.CtKeySTATUS, 1 << 5, "ct status dnat"} // IPS_DST_NAT
 )
 
+var (
+	// fragment tells that a packet of IPv6 is a part of one; RFC 8200, 4.5.
+	fragment = plain{"exthdr frag exists", []expr.Any{
+		&expr.Exthdr{DestRegister: 1, Type: unix.IPPROTO_FRAGMENT, Len: 1, Flags: unix.NFT_EXTHDR_F_PRESENT, Op: expr.ExthdrOpIpv6},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{1}},
+	}}
+	// found tells that there is a transport protocol behind all headers; 255 is none.
+	found = plain{"meta l4proto != 255", []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{255}},
+	}}
+)
+
 var direction = map[expr.MetaKey]string{expr.MetaKeyIIFNAME: "iifname", expr.MetaKeyOIFNAME: "oifname"}
 
 func (m iface) String() string    { return fmt.Sprintf("%s %q", direction[m.key], m.name) }
@@ -85,6 +103,7 @@ func (m holder) String() string   { return "iifname . " + m.text + " @" + m.set 
 func (m is) String() string       { return m.field.text + " " + m.text }
 func (m protocol) String() string { return "meta protocol " + protocols[m] }
 func (m carries) String() string  { return "meta l4proto " + transports[m] }
+func (m plain) String() string    { return m.text }
 func (m member) String() string   { return direction[m.key] + " @" + m.set }
 
 func (m all) String() string {
@@ -184,6 +203,8 @@ func (m protocol) exprs() []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, uint16(m))},
 	}
 }
+
+func (m plain) exprs() []expr.Any { return m.of }
 
 func (m all) exprs() []expr.Any {
 	var exprs []expr.Any

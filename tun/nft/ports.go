@@ -4,6 +4,7 @@ package nft
 
 import (
 	"net"
+	"net/netip"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -29,9 +30,16 @@ var (
 	arpIP       = field{expr.PayloadBaseNetworkHeader, 14, 4, "arp saddr ip"}
 	arpTarget   = field{expr.PayloadBaseNetworkHeader, 24, 4, "arp daddr ip"}
 	ip6Source   = field{expr.PayloadBaseNetworkHeader, 8, 16, "ip6 saddr"}
+	ip6Target   = field{expr.PayloadBaseNetworkHeader, 24, 1, "ip6 daddr"} // its first byte
 	icmp6Type   = field{expr.PayloadBaseTransportHeader, 0, 1, "icmpv6 type"}
 	icmp6Target = field{expr.PayloadBaseTransportHeader, 8, 16, "icmpv6 taddr"}
 	ports       = field{expr.PayloadBaseTransportHeader, 0, 4, "udp"} // source and destination
+)
+
+var (
+	fromLinkLocal = is{field{ip6Source.base, ip6Source.offset, 2, ip6Source.text}, []byte{0xfe, 0x80}, "fe80::/16"} // RFC 4291, 2.5.6
+	fromNobody    = is{ip6Source, make([]byte, 16), "::"}
+	toMany        = is{ip6Target, []byte{0xff}, "ff00::/8"}
 )
 
 const (
@@ -66,10 +74,10 @@ var arrivingAtBridge = &hook{nftables.ChainTypeFilter, nftables.ChainHookPrerout
 func held(ports []tun.Port) (mac, of4, of6 set) {
 	mac, of4, of6 = set{name: macs, also: nftables.TypeEtherAddr}, set{name: addresses4, also: nftables.TypeIPAddr}, set{name: addresses6, also: nftables.TypeIP6Addr}
 	for _, p := range ports {
-		if m, err := net.ParseMAC(p.MAC); err == nil && len(m) == 6 { // else it has none, and sends nothing
+		if m := macOf(p); m != nil { // else it sends nothing
 			mac.elements = append(mac.elements, element{p.Name, m})
 		}
-		for _, a := range p.Addresses {
+		for _, a := range append(linkLocalOf(p), p.Addresses...) {
 			of := &of4
 			if a.Is6() {
 				of = &of6
@@ -80,6 +88,24 @@ func held(ports []tun.Port) (mac, of4, of6 set) {
 	return mac, of4, of6
 }
 
+// macOf gives a port's MAC address, nil if it has none.
+func macOf(p tun.Port) net.HardwareAddr {
+	if m, err := net.ParseMAC(p.MAC); err == nil && len(m) == 6 {
+		return m
+	}
+	return nil
+}
+
+// linkLocalOf gives the address that the kernel gives a link by its MAC address; RFC
+// 4291, appendix A.
+func linkLocalOf(p tun.Port) []netip.Addr {
+	m := macOf(p)
+	if m == nil {
+		return nil
+	}
+	return []netip.Addr{netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})}
+}
+
 func interfaces(name string, links []string) set {
 	s := set{name: name}
 	for _, l := range links {
@@ -88,19 +114,14 @@ func interfaces(name string, links []string) set {
 	return s
 }
 
-// portIn is for what comes from a port that is on no bridge.
+// portIn is for what comes from a port that is on no bridge. Of a physical link we do
+// not know who is there.
 func portIn() chain {
 	return chain{name: fromPort, rules: []rule{
 		back(overIP, holder{ipSource, addresses4}),
-		back(overIPv6, holder{ip6Source, addresses6}), back(from(linkLocal)), back(from(unspecified)),
+		back(overIPv6, holder{ip6Source, addresses6}), back(in(tun.LANPrefix+"*"), from(linkLocal)), back(from(unspecified)),
 		drop(),
 	}}
-}
-
-// isLinkLocal compares the beginning of an address; RFC 4291, 2.5.6.
-func isLinkLocal(f field) match {
-	f.size = 2
-	return is{f, []byte{0xfe, 0x80}, "fe80::/16"}
 }
 
 // compileBridge says in rules of the kernel what ports on bridges may send.
@@ -110,7 +131,7 @@ func compileBridge(want tun.Rules) ruleset {
 	}
 	mac, of4, of6 := held(want.Ports)
 	kind := func(code byte, name string) match { return is{icmp6Type, []byte{code}, name} }
-	nobody4, nobody6 := is{arpIP, make([]byte, 4), "0.0.0.0"}, is{ip6Source, make([]byte, 16), "::"}
+	nobody4 := is{arpIP, make([]byte, 4), "0.0.0.0"}
 	return ruleset{table: bridged, sets: []set{mac, of4, of6}, chains: []chain{
 		{name: "prerouting", hook: arrivingAtBridge, rules: []rule{jump(fromPort, in(tun.PortPrefix+"*"))}},
 		{name: fromPort, rules: []rule{
@@ -134,13 +155,14 @@ func compileBridge(want tun.Rules) ruleset {
 		{name: "ip6", rules: []rule{
 			drop(icmp6, kind(134, "nd-router-advert")), drop(icmp6, kind(137, "nd-redirect")), drop(udp, fromDHCP6),
 			jump("neighbour", all{icmp6, kind(136, "nd-neighbor-advert")}),
-			jump("neighbour", all{nobody6, icmp6, kind(135, "nd-neighbor-solicit")}), // the same of IPv6; RFC 4862, 5.4
-			accept(holder{ip6Source, addresses6}), accept(isLinkLocal(ip6Source)), accept(nobody6), drop(),
+			jump("neighbour", all{fromNobody, icmp6, kind(135, "nd-neighbor-solicit")}), // the same of IPv6; RFC 4862, 5.4
+			// Neighbours and routers are found in one piece (RFC 6980), and in a part
+			// of it nothing of this would be seen.
+			drop(fragment, fromLinkLocal), drop(fragment, fromNobody), drop(fragment, toMany),
+			accept(found, holder{ip6Source, addresses6}), accept(found, fromNobody), drop(),
 		}},
 		{name: "neighbour", rules: []rule{
-			accept(holder{icmp6Target, addresses6}),
-			accept(isLinkLocal(icmp6Target)),
-			drop(),
+			accept(holder{icmp6Target, addresses6}), drop(),
 		}},
 	}}
 }
