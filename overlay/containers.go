@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -35,10 +36,17 @@ type Delegate interface {
 // collectEvery is how often containers are looked for that have gone.
 const collectEvery = 5 * time.Second
 
+// ErrNoFirewall refuses containers where nothing would check what they send.
+var ErrNoFirewall = errors.New("this host has no nftables, without which its containers could reach every network and pass for others: see the daemon's log")
+
 // ContainersChanged has the mesh and the host follow what Containers says of its
 // networks. It returns when packets of containers are kept apart as they should be
-// and the host carries them, as far as it holds leases. For one caller at a time.
+// and the host carries them, as far as it holds leases. It fails with [ErrNoFirewall]
+// if there are any and nothing can keep them apart. For one caller at a time.
 func (n *Node) ContainersChanged(ctx context.Context) error {
+	if n.unfiltered() {
+		return ErrNoFirewall
+	}
 	used, inUse := Uses(n.opt.Containers.Networks())
 	if !slices.Equal(used, n.used) || !slices.Equal(inUse, n.inUse) {
 		if err := n.opt.Mesh.Use(ctx, used, inUse); err != nil {
@@ -50,6 +58,12 @@ func (n *Node) ContainersChanged(ctx context.Context) error {
 		return err
 	}
 	return n.loop.Await(ctx)
+}
+
+// unfiltered tells whether there are containers, or somebody wants one, on a host
+// without a firewall.
+func (n *Node) unfiltered() bool {
+	return n.opt.Firewall == nil && n.opt.Containers != nil && len(n.opt.Containers.Networks()) > 0
 }
 
 // Networks are those of the mesh, as far as this node knows.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"meshd/mesh"
+	"meshd/overlay"
 	"meshd/overlay/attach"
 	"meshd/overlay/attach/attachtest"
 	"meshd/overlay/status"
@@ -92,6 +93,59 @@ func TestContainerNeedsItsRules(t *testing.T) {
 		w.rules.Fail(nil)
 		if _, err := w.attach.Attach(ctx, attach.Ask{ID: "test/a"}); err != nil {
 			t.Errorf("attach again: %v", err)
+		}
+	})
+}
+
+// Where nothing can keep networks apart, nothing is attached, and a node is on the mesh
+// all the same. What a run with a firewall has left is a finding, and can be detached.
+func TestNoContainersWithoutFirewall(t *testing.T) {
+	var store attachtest.Store
+	prepare := func(t *testing.T, w *world) {
+		before := attach.New(attach.Options{Host: &w.links, Store: &store})
+		if err := before.Load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		before.Sync(attach.World{View: view(self, beta), MTU: 1420})
+		if _, err := before.Attach(t.Context(), attach.Ask{ID: "test/old"}); err != nil {
+			t.Fatal(err)
+		}
+		w.noRules = true
+		w.attach = attach.New(attach.Options{
+			Host: &w.links, Store: &store, Changed: func(ctx context.Context) error { return w.node.ContainersChanged(ctx) },
+		})
+		if err := w.attach.Load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inWorld(t, prepare, func(t *testing.T, w *world) {
+		found := func() bool {
+			return slices.ContainsFunc(w.node.Status().Health, func(f status.Finding) bool { return f.Code == "no_firewall" && f.Level == "error" })
+		}
+		w.mesh.views <- withWeb()
+		settle()
+		if !found() {
+			t.Errorf("health %+v", w.node.Status().Health)
+		}
+		for _, network := range []string{"default", "web"} {
+			if _, err := w.attach.Attach(t.Context(), attach.Ask{ID: "test/new", Network: network}); !errors.Is(err, overlay.ErrNoFirewall) {
+				t.Errorf("attach to %s: %v", network, err)
+			}
+			if _, err := w.attach.Use(t.Context(), "test/use", network); !errors.Is(err, overlay.ErrNoFirewall) {
+				t.Errorf("use %s: %v", network, err)
+			}
+			if err := w.attach.Unuse(t.Context(), "test/use"); err != nil {
+				t.Error(err)
+			}
+		}
+		if all := w.attach.List(); len(all) != 1 || len(w.mesh.used) > 0 {
+			t.Errorf("attached %+v, uses %v", all, w.mesh.used)
+		}
+		if err := w.attach.Detach(t.Context(), "test/old"); err != nil {
+			t.Fatal(err)
+		}
+		if found() || !isReady(w.node) {
+			t.Errorf("without containers: ready %t, health %+v", isReady(w.node), w.node.Status().Health)
 		}
 	})
 }

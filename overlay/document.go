@@ -67,6 +67,9 @@ func (n *Node) findings(view *mesh.View) []status.Finding {
 	if c := n.opt.Containers; c != nil {
 		all = append(all, c.Findings()...)
 	}
+	if n.unfiltered() {
+		all = append(all, mesh.Finding{Level: "error", Code: "no_firewall", Message: ErrNoFirewall.Error()})
+	}
 	if o := n.obstacles.Load(); o != nil {
 		for _, what := range *o {
 			all = append(all, mesh.Finding{Level: "warning", Code: "packets_dropped", Message: what})

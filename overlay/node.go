@@ -92,7 +92,7 @@ type Options struct {
 	Mesh      Mesh
 	Host      Host
 	NewEngine func() (Engine, error) // with a TUN device of its own
-	Firewall  Firewall               // nil: networks are not kept apart
+	Firewall  Firewall               // nil: there can be no containers
 	// Containers are those of this host; nil: it has none. Their owner calls
 	// ContainersChanged.
 	Containers Containers

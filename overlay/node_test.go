@@ -76,6 +76,7 @@ type world struct {
 	links    attachtest.Host
 	attach   *attach.Manager
 	delegate overlay.Delegate
+	noRules  bool        // the kernel has no packet filter
 	blind    atomic.Bool // the kernel does not tell the underlay
 	node     *overlay.Node
 	mu       sync.Mutex
@@ -127,11 +128,15 @@ func inWorld(t *testing.T, prepare, test func(*testing.T, *world)) {
 		if prepare != nil {
 			prepare(t, w)
 		}
-		w.node = overlay.New(overlay.Options{
+		opt := overlay.Options{
 			Self: self.ID, Name: "alpha", Version: "test", Log: slog.New(slog.DiscardHandler),
 			Mesh: w.mesh, Host: sight{w.kernel, &w.blind}, NewEngine: w.newEngine, Link: "mesh0", TunnelPort: 51880, GossipPort: 51881,
 			Firewall: &w.rules, Containers: w.attach, Delegate: w.delegate,
-		})
+		}
+		if w.noRules {
+			opt.Firewall = nil
+		}
+		w.node = overlay.New(opt)
 		ctx, stop := context.WithCancel(t.Context())
 		w.stop = stop
 		go func() { w.done <- w.node.Run(ctx) }()

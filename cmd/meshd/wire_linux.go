@@ -280,7 +280,7 @@ func newEngine(cfg *config.Config, dir *statedir.Dir, log *slog.Logger) (overlay
 func firewall(ctx context.Context, log *slog.Logger) overlay.Firewall {
 	f := nft.New(nft.Options{Log: log})
 	if _, err := f.Obstacles(ctx); err != nil {
-		log.Warn("the networks of the mesh are not kept apart on this host", "err", err)
+		log.Warn("no container can be attached to the mesh on this host: have what is missing, and restart the daemon", "err", err)
 		return nil
 	}
 	return f
