@@ -41,7 +41,8 @@ type Rules struct {
 	Others     []string // interfaces that lead to containers that are not on the mesh
 	// Ports are those of containers, Name being the link by which their packets come;
 	// those on a physical link share one. Each sends with its own MAC address and
-	// Addresses and with no others, to its neighbours as well.
+	// Addresses and with no others, to its neighbours as well; with none at all one
+	// sends nothing.
 	Ports []Port
 }
 

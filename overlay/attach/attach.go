@@ -9,8 +9,8 @@
 // [Manager.Detach], whatever crashes: it is never given twice, and what is left
 // half-made or has lost its container is taken back. A subnet that this node no
 // longer holds is not handed out any more; who has an address of it keeps talking
-// to its neighbours on this host, and [Manager.Networks] tells the plan that
-// nothing of it may cross the mesh.
+// to its neighbours on this host, until the network is deleted, and
+// [Manager.Networks] tells the plan that nothing of it may cross the mesh.
 //
 // The owner calls [Manager.Load] once, Sync with every view and Collect now and
 // then, and makes true what Networks says when [Options].Changed asks for it. The

@@ -117,5 +117,15 @@ func rules(view *mesh.View, self mesh.Node, opt Options) tun.Rules {
 			r.Ports = append(r.Ports, p)
 		}
 	}
+	for name, c := range opt.Containers {
+		if slices.ContainsFunc(view.Networks, func(n mesh.Network) bool { return n.Name == name }) {
+			continue
+		}
+		for _, p := range c.Ports { // of a network that is deleted: they send nothing
+			if !p.Kind.IsLAN() {
+				r.Ports = append(r.Ports, tun.Port{Name: p.Name})
+			}
+		}
+	}
 	return r.Normal()
 }

@@ -38,6 +38,9 @@ func TestContainers(t *testing.T) {
 		"ports_alone": {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Held), plan.Options{Containers: map[string]plan.Containers{"web": {Ports: []tun.Port{{Kind: tun.PortPTP, Name: "mv-a"}}}}}, true},
 		"no_lease":    {node(1, "alpha", 17, mesh.Held), plan.Options{Containers: both}, true},
 		"pending":     {of(node(1, "alpha", 17, mesh.Held), 3, mesh.Pending), plan.Options{Containers: both}, true},
+		"deleted": {node(1, "alpha", 17, mesh.Held), plan.Options{Containers: map[string]plan.Containers{
+			"default": {Bridge: "mbr-default"}, "shop": both["web"],
+		}}, true},
 		"quarantined": {of(node(1, "alpha", 17, mesh.Held), 7, mesh.Quarantined), plan.Options{Containers: both}, true},
 		"stranger":    {node(9, "stranger", -1, 0), plan.Options{Containers: both}, false},
 	} {

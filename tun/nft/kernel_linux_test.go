@@ -4,6 +4,7 @@ package nft
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -83,7 +84,7 @@ func TestApply(t *testing.T) {
 				}
 				k.changes(want)
 			}
-			if removed, err := k.Remove(t.Context()); err != nil || len(removed) != tables {
+			if removed, err := k.Remove(t.Context()); err != nil || len(removed) != 2 { // one of them had ports
 				t.Errorf("Remove = %q, %v", removed, err)
 			}
 			if removed, err := k.Remove(t.Context()); err != nil || len(removed) != 0 {
@@ -247,6 +248,30 @@ func TestContainersComeAndGo(t *testing.T) {
 	k.do(func(c *nftables.Conn) error { c.DelTable(bridged); return nil })
 	few.Ports[0].MAC = more.Ports[0].MAC
 	k.wantsChanges("after a table went", few, append(goes[:2], "nft replace table bridge meshd")...)
+}
+
+// Rules for bridges stay while anything is wanted: they hold for containers of which
+// nobody knows any more, and which send nothing then.
+func TestBridgesStayClosed(t *testing.T) {
+	k := newKernel(t)
+	want, none := crowd(2), crowd(0)
+	if done := k.changes(none); slices.ContainsFunc(done, func(s string) bool { return strings.Contains(s, "bridge") }) {
+		t.Errorf("for a host that has no containers it does %q", done)
+	}
+	k.changes(want)
+	k.changes(none)
+	k.changes(none)
+	k.do(func(c *nftables.Conn) error {
+		rules, err := c.GetRules(bridged, &nftables.Chain{Name: fromPort})
+		elements, setErr := c.GetSetElements(&nftables.Set{Table: bridged, Name: macs})
+		if len(rules) != 2 || len(elements) != 0 {
+			t.Errorf("without containers there are %d rules, and they know %d", len(rules), len(elements))
+		}
+		return errors.Join(err, setErr)
+	})
+	if done := k.changes(tun.Rules{}); !slices.Contains(done, "nft delete table bridge meshd") {
+		t.Errorf("when nothing is wanted it does %q", done)
+	}
 }
 
 // More than one message holds.

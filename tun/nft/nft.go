@@ -100,6 +100,7 @@ func (f *Firewall) apply(ctx context.Context, want tun.Rules) (done []string, er
 			if readErr != nil {
 				return readErr
 			}
+			tables := staying(have, tables, want)
 			ops := diff(have, tables, opening(want))
 			if len(ops) == 0 {
 				return nil
@@ -127,6 +128,24 @@ type op struct {
 	text    string
 	add     func(*nftables.Conn) error // to the batch
 	element bool                       // it changes elements of a set, and nothing else
+}
+
+// staying keeps the rules for bridges as long as anything is wanted. Containers of
+// which nobody tells us any more, since what is known of them is damaged, may well
+// be on one still: they are cut off, rather than free to lie.
+func staying(have state, tables []ruleset, want tun.Rules) []ruleset {
+	if want.IsZero() || have.tables[bridged] == nil {
+		return tables
+	}
+	tables = slices.Clone(tables)
+	for i, t := range tables {
+		if t.table == bridged && t.content == nil {
+			t = bridgeFor(nil)
+			t.content = contentOf(t)
+			tables[i] = t
+		}
+	}
+	return tables
 }
 
 // flush carries out what is in the batch, in one transaction.

@@ -124,12 +124,19 @@ func portIn() chain {
 	}}
 }
 
-// compileBridge says in rules of the kernel what ports on bridges may send.
+// compileBridge is for what containers send on bridges. No host pays for it that has
+// never had any.
 func compileBridge(want tun.Rules) ruleset {
 	if len(want.Ports) == 0 {
 		return ruleset{table: bridged}
 	}
-	mac, of4, of6 := held(want.Ports)
+	return bridgeFor(want.Ports)
+}
+
+// bridgeFor says in rules of the kernel what ports may send; what is on a bridge and
+// none of them sends nothing.
+func bridgeFor(senders []tun.Port) ruleset {
+	mac, of4, of6 := held(senders)
 	kind := func(code byte, name string) match { return is{icmp6Type, []byte{code}, name} }
 	nobody4 := is{arpIP, make([]byte, 4), "0.0.0.0"}
 	return ruleset{table: bridged, sets: []set{mac, of4, of6}, chains: []chain{
