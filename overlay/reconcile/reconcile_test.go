@@ -43,6 +43,14 @@ func (f *fake[W]) count() int {
 	return len(f.calls)
 }
 
+// link is that of the last state that was applied.
+func (f *fake[W]) link() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	state, _ := any(f.last).(tun.HostState)
+	return state.Link
+}
+
 // run starts a loop in virtual time and hands it to the test.
 func run(t *testing.T, tunnelFails, hostFails int, test func(*reconcile.Loop, *fake[tunnel.Config], *fake[tun.HostState])) {
 	synctest.Test(t, func(t *testing.T) {
@@ -205,19 +213,19 @@ func TestAwait(t *testing.T) {
 			t.Errorf("without a plan: %v", err)
 		}
 		l.Set(planFor("a"))
-		if err := l.Await(background); err != nil || host.last.Link != "a" {
-			t.Errorf("%v, with the link %q", err, host.last.Link)
+		if err := l.Await(background); err != nil || host.link() != "a" {
+			t.Errorf("%v, with the link %q", err, host.link())
 		}
 		host.mu.Lock()
 		host.fails = 1
 		host.mu.Unlock()
 		l.Set(planFor("b"))
-		if err := l.Await(background); err == nil || host.last.Link != "a" {
-			t.Errorf("%v, with the link %q; want the failure", err, host.last.Link)
+		if err := l.Await(background); err == nil || host.link() != "a" {
+			t.Errorf("%v, with the link %q; want the failure", err, host.link())
 		}
 		time.Sleep(time.Second)
-		if err := l.Await(background); err != nil || host.last.Link != "b" {
-			t.Errorf("%v, with the link %q", err, host.last.Link)
+		if err := l.Await(background); err != nil || host.link() != "b" {
+			t.Errorf("%v, with the link %q", err, host.link())
 		}
 		l.Set(planFor("b"))
 		if err := l.Await(background); err != nil {
