@@ -658,7 +658,7 @@ func TestRulesComeFirst(t *testing.T) {
 // Many at once: no address twice, and one write for several.
 func TestParallel(t *testing.T) {
 	r := newRig(t)
-	r.store.Before = func() error { time.Sleep(time.Millisecond); return nil } // as a disk does
+	r.store.Before = func() error { time.Sleep(5 * time.Millisecond); return nil } // as a disk does
 	const n = 100
 	each := func(do func(id string) error) {
 		t.Helper()
