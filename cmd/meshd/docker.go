@@ -3,15 +3,10 @@ package main
 import (
 	"context"
 	"log/slog"
-	"path/filepath"
 
 	"meshd/overlay/attach/docker"
 	"meshd/overlay/config"
 )
-
-// dockerState is the file in the state directory that remembers what Docker calls
-// its networks.
-const dockerState = "docker.json"
 
 // serveDocker answers Docker's engine until ctx is done, if the configuration has
 // a socket for that. Only where that is one of its own must it be had.
@@ -20,7 +15,7 @@ func serveDocker(ctx context.Context, cfg *config.Config, p *parts, log *slog.Lo
 		return nil
 	}
 	err := docker.New(docker.Options{
-		Socket: cfg.Docker.Socket, State: filepath.Join(cfg.StateDir, dockerState),
+		Socket: cfg.Docker.Socket, Store: p.dir,
 		Core: p.containers, Networks: p.node.Networks, Log: log,
 	}).Run(ctx)
 	if err != nil && !cfg.Docker.Required() {

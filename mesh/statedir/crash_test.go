@@ -41,7 +41,7 @@ func deeds(t *testing.T) []deed {
 				t.Fatal(err)
 			}
 			d := open(t, path)
-			if err := errors.Join(d.SaveState(state), d.SaveTable([][]byte{{1}}), d.SavePeers(nil), d.SaveAttachments("web", []byte("1"))); err != nil {
+			if err := errors.Join(d.SaveState(state), d.SaveTable([][]byte{{1}}), d.SavePeers(nil), d.SaveAttachments("web", []byte("1")), d.SaveDocker([]byte("1"))); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -132,6 +132,14 @@ func deeds(t *testing.T) []deed {
 		document, err := d.LoadAttachments("web")
 		return string(document), err
 	}
+	docker := func(path string) (string, error) {
+		d, err := readAll(path)
+		if err != nil {
+			return "", err
+		}
+		document, err := d.LoadDocker()
+		return string(document), err
+	}
 	seeds := func(path string) (string, error) {
 		d, err := readAll(path)
 		if err != nil {
@@ -166,6 +174,7 @@ func deeds(t *testing.T) []deed {
 		}), seeds, oldMembership.Seeds[0], "new:1", nil},
 		{"save table", founded(member.State{Epoch: 7}), with(func(d *Dir) error { return d.SaveTable([][]byte{{2}, {3}}) }), table, "[[1]]", "[[2] [3]]", nil},
 		{"save attachments", founded(member.State{Epoch: 7}), with(func(d *Dir) error { return d.SaveAttachments("web", []byte("2")) }), attachments, "1", "2", nil},
+		{"save Docker's networks", founded(member.State{Epoch: 7}), with(func(d *Dir) error { return d.SaveDocker([]byte("2")) }), docker, "1", "2", nil},
 		{"check", founded(member.State{Epoch: 7}), with((*Dir).Check), epoch, "7", "7", nil},
 		{"adopt", copied, func(path string) error { _, _, err := Adopt(path); return err }, machine, "elsewhere", "here", nil},
 	}

@@ -143,6 +143,9 @@ func damaged(dir, name string, err error) error {
 	if slices.Contains(caches, name) {
 		what = "delete it: it is only a cache"
 	}
+	if name == fileDocker {
+		what = "restore it from a backup; or delete it, restart meshd and make the Docker networks of meshd again"
+	}
 	if network, ok := attachNetwork(name); ok {
 		what = "restore it from a backup; or stop the containers of the network " + network + ", delete the file and restart meshd"
 	}

@@ -7,6 +7,7 @@
 //	table   signed objects of all members           a cache
 //	peers   gossip addresses last seen              a cache
 //	attach-NETWORK  containers of a network and their addresses
+//	docker  which networks of Docker's are which of the mesh's
 //	lock    held by the one process that writes
 //
 // A file is replaced whole and durably: a crash leaves the old or the new one.
@@ -54,6 +55,8 @@ const (
 	fileStamp = "stamp"
 	filePeers = "peers"
 	fileLock  = "lock"
+
+	fileDocker = "docker" // the host's, whatever mesh it is in
 )
 
 // files are those of a state; caches are the ones that can be done without, and
@@ -475,7 +478,7 @@ func ours(name string) bool {
 	}
 	name = strings.TrimPrefix(strings.TrimPrefix(name, ".new-"), ".tmp-")
 	_, attach := attachNetwork(name)
-	return attach || name == fileLock || slices.Contains(files, name)
+	return attach || name == fileLock || name == fileDocker || slices.Contains(files, name)
 }
 
 func shared(path, why string) error {

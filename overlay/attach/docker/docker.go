@@ -11,7 +11,7 @@
 //
 // Docker moves the link into the container and sets addresses and routes there.
 // An endpoint is the attachment "docker/<endpoint ID>", so the core remembers it;
-// what Docker calls a network is in our state file, since Docker tells of it once.
+// what Docker calls a network is in our [Store], since Docker tells of it once.
 // A request that is too large, malformed or impossible is answered with Docker's
 // own form of an error, and changes nothing.
 //
@@ -55,10 +55,20 @@ type Core interface {
 	Get(id string) (attach.Attachment, error)
 }
 
+// Store keeps one document. Its methods are called from many goroutines, by one at
+// a time.
+type Store interface {
+	// LoadDocker gives the document as it was saved, or fails with fs.ErrNotExist.
+	LoadDocker() ([]byte, error)
+	// SaveDocker replaces the document, which is JSON: durably, and whole or not at
+	// all.
+	SaveDocker(document []byte) error
+}
+
 // Options of a [Server].
 type Options struct {
 	Socket string // path of the unix socket; Docker finds it by the spec file that is installed
-	State  string // path of the state file
+	Store  Store
 	Core   Core
 	// Networks lists the networks of the mesh. It is called from many goroutines.
 	Networks func() []mesh.Network
@@ -92,9 +102,9 @@ const (
 )
 
 // Run listens and serves until ctx ends, then lets running requests finish for a
-// moment. It fails when another process listens there, or the state is damaged.
+// moment. It fails when another process listens there, or what was stored is damaged.
 func (s *Server) Run(ctx context.Context) error {
-	store, err := openStore(s.opt.State)
+	store, err := openStore(s.opt.Store)
 	if err != nil {
 		return err
 	}

@@ -2,11 +2,13 @@ package docker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -57,17 +59,37 @@ func newCoreAt(t testing.TB, slots ...int) (*attach.Manager, func() []mesh.Netwo
 	return core, func() []mesh.Network { return networks }
 }
 
-// testDriver gives a driver with its state file.
-func testDriver(t testing.TB) (d *driver, path string) {
-	t.Helper()
-	core, networks := newCore(t)
-	path = filepath.Join(t.TempDir(), "docker.json")
-	return openDriver(t, core, networks, path), path
+// disk is a store in memory.
+type disk struct {
+	document []byte
+	err      error // of every method
 }
 
-func openDriver(t testing.TB, core Core, networks func() []mesh.Network, path string) *driver {
+func (d *disk) LoadDocker() ([]byte, error) {
+	if d.document == nil {
+		return nil, cmp.Or(d.err, fs.ErrNotExist)
+	}
+	return d.document, d.err
+}
+
+func (d *disk) SaveDocker(document []byte) error {
+	if d.err == nil {
+		d.document = document
+	}
+	return d.err
+}
+
+// testDriver gives a driver with its store.
+func testDriver(t testing.TB) (*driver, *disk) {
 	t.Helper()
-	store, err := openStore(path)
+	core, networks := newCore(t)
+	disk := new(disk)
+	return openDriver(t, core, networks, disk), disk
+}
+
+func openDriver(t testing.TB, core Core, networks func() []mesh.Network, disk Store) *driver {
+	t.Helper()
+	store, err := openStore(disk)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +129,7 @@ func TestRecorded(t *testing.T) {
 				t.Fatal(err)
 			}
 			core, networks := newCoreAt(t, recordedSlot(t, raw, 86), recordedSlot(t, raw, 87))
-			d := openDriver(t, core, networks, filepath.Join(t.TempDir(), "docker.json"))
+			d := openDriver(t, core, networks, new(disk))
 			const refusal = `{"Err":`
 			var renamed []string // names of pools, then and now
 			for i, step := range strings.Split(strings.TrimSpace(string(raw)), "\n\n") {
@@ -262,7 +284,7 @@ func TestLargeRequest(t *testing.T) {
 
 // Deleting what is not there is no error: Docker repeats itself.
 func TestRepeated(t *testing.T) {
-	d, path := testDriver(t)
+	d, disk := testDriver(t)
 	create := `{"NetworkID":"` + nid + `","Options":{"com.docker.network.generic":{"network":"web"}}}`
 	endpoint := `{"NetworkID":"` + nid + `","EndpointID":"` + eid + `"}`
 	for range 2 {
@@ -275,7 +297,7 @@ func TestRepeated(t *testing.T) {
 		}
 	}
 	// Our restart: the core is another process's memory here, the networks are ours.
-	d = openDriver(t, d.core, d.networks, path)
+	d = openDriver(t, d.core, d.networks, disk)
 	_, joined := post(d, "/NetworkDriver.Join", endpoint)
 	if !strings.Contains(joined, `"Gateway":"10.87.3.1"`) || !strings.Contains(joined, `"SrcName":"mc-`) {
 		t.Errorf("join after a restart: %s", joined)
@@ -313,12 +335,12 @@ func TestJoin(t *testing.T) {
 		"ipvlan":  {`{"com.docker.network.generic":{"mode":"ipvlan","parent":"eth0"}}`, ``, byMesh + `}`, "/25"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d, path := testDriver(t)
+			d, disk := testDriver(t)
 			endpoint := func(rest string) string {
 				return `{"NetworkID":"` + nid + `","EndpointID":"` + eid + `"` + rest + `}`
 			}
 			says(t, d, "/NetworkDriver.CreateNetwork", `{"NetworkID":"`+nid+`","Options":`+tt.options+`}`, `{}`)
-			d = openDriver(t, d.core, d.networks, path) // it is remembered
+			d = openDriver(t, d.core, d.networks, disk) // it is remembered
 			// Docker sets the MAC address that it is told, which an ipvlan refuses.
 			if _, got := post(d, "/NetworkDriver.CreateEndpoint", endpoint("")); strings.Contains(got, "MacAddress") != (name != "ipvlan") {
 				t.Errorf("create endpoint: %s", got)
@@ -409,7 +431,7 @@ func TestServer(t *testing.T) {
 	dir := t.TempDir()
 	core, networks := newCore(t)
 	opt := Options{
-		Socket: filepath.Join(dir, "run", "docker.sock"), State: filepath.Join(dir, "docker.json"),
+		Socket: filepath.Join(dir, "run", "docker.sock"), Store: new(disk),
 		Core: core, Networks: networks,
 	}
 	run := func(t *testing.T) (stop func() error) {
@@ -476,7 +498,7 @@ func TestServer(t *testing.T) {
 func TestIdleConnections(t *testing.T) {
 	dir := t.TempDir()
 	core, networks := newCore(t)
-	s := New(Options{Socket: filepath.Join(dir, "s"), State: filepath.Join(dir, "docker.json"), Core: core, Networks: networks})
+	s := New(Options{Socket: filepath.Join(dir, "s"), Store: new(disk), Core: core, Networks: networks})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
@@ -514,33 +536,32 @@ func TestIdleConnections(t *testing.T) {
 }
 
 func TestDamagedState(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "docker.json")
 	for _, text := range []string{
 		"", "{", "null", `{"version":2}`, `{"version":1,"networks":{"a/b":{"network":"web"}}}`,
 		`{"version":1,"networks":{"a":{"network":"../web"}}}`, `{"version":1,"networks":{"a":{"network":"web","gateway":"x"}}}`,
 		`{"version":1,"networks":{"a":{"network":"web","mode":"x"}}}`, `{"version":1,"networks":{"a":{"network":"web","parent":"eth0"}}}`,
 		`{"version":1,"pools":{"named":"web"}}`, `{"version":1,"pools":{"+1":"We b"}}`,
 	} {
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		disk := &disk{document: []byte(text)}
 		core, networks := newCore(t)
-		err := New(Options{Socket: path + ".sock", State: path, Core: core, Networks: networks}).Run(t.Context())
-		if err == nil || !strings.Contains(err.Error(), path+" is damaged") {
+		err := New(Options{Socket: filepath.Join(t.TempDir(), "s"), Store: disk, Core: core, Networks: networks}).Run(t.Context())
+		if err == nil || !strings.Contains(err.Error(), "is damaged") || !strings.Contains(err.Error(), "make the Docker networks of meshd again") {
 			t.Errorf("%q: %v", text, err)
 		}
-		if now, err := os.ReadFile(path); err != nil || string(now) != text {
-			t.Errorf("%q became %q, %v", text, now, err)
+		if string(disk.document) != text {
+			t.Errorf("%q became %q", text, disk.document)
 		}
+	}
+	broken := errors.New("the disk says no")
+	if err := New(Options{Store: &disk{err: broken}}).Run(t.Context()); !errors.Is(err, broken) {
+		t.Errorf("a disk that cannot be read: %v", err)
 	}
 }
 
 // What cannot be remembered is not done.
 func TestUnwritableState(t *testing.T) {
-	d, path := testDriver(t)
-	if err := os.RemoveAll(filepath.Dir(path)); err != nil {
-		t.Fatal(err)
-	}
+	d, disk := testDriver(t)
+	disk.err = errors.New("the disk is full")
 	if _, got := post(d, "/NetworkDriver.CreateNetwork", `{"NetworkID":"`+nid+`"}`); !strings.Contains(got, "remember networks of Docker") {
 		t.Errorf("create: %s", got)
 	}
@@ -549,27 +570,10 @@ func TestUnwritableState(t *testing.T) {
 	}
 }
 
-// What the next start would call damaged is not written.
-func TestStateStaysReadable(t *testing.T) {
-	d, path := testDriver(t)
-	says(t, d, "/NetworkDriver.CreateNetwork", `{"NetworkID":"`+nid+`"}`, `{}`)
-	err := d.store.update(func(m *memory) {
-		for i := range maxState / 32 {
-			m.Networks[strconv.Itoa(i)] = network{Network: "web", Mode: attach.Bridge}
-		}
-	})
-	if err == nil || !strings.Contains(err.Error(), "remove some") {
-		t.Errorf("too much for the file: %v", err)
-	}
-	if s, err := openStore(path); err != nil || len(s.mem.Networks) != 1 {
-		t.Errorf("the next start: %.200v", err)
-	}
-}
-
 // A network that could not be made uses nothing, and one that was made before what it
 // did.
 func TestFailedCreateUsesNothing(t *testing.T) {
-	d, path := testDriver(t)
+	d, disk := testDriver(t)
 	core := &failing{Core: d.core}
 	d.core = core
 	used := func(want bool) {
@@ -592,9 +596,7 @@ func TestFailedCreateUsesNothing(t *testing.T) {
 	}
 	used(true)
 	core.use = nil
-	if err := os.RemoveAll(filepath.Dir(path)); err != nil {
-		t.Fatal(err)
-	}
+	disk.err = errors.New("the disk is full")
 	if _, got := post(d, "/NetworkDriver.CreateNetwork", create); !strings.Contains(got, "remember networks") {
 		t.Errorf("create again: %s", got)
 	}
@@ -617,7 +619,7 @@ func (f *failing) Use(ctx context.Context, id, network string) (attach.Subnet, e
 // keep a network in use for ever, nor does our own restart in between.
 func TestForgottenGateways(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, path := testDriver(t)
+		d, disk := testDriver(t)
 		core := d.core.(*attach.Manager)
 		ask := func() {
 			t.Helper()
@@ -642,7 +644,7 @@ func TestForgottenGateways(t *testing.T) {
 		time.Sleep(time.Second)
 		lapsed(true)
 		ask()
-		d = openDriver(t, core, d.networks, path)
+		d = openDriver(t, core, d.networks, disk)
 		lapsed(true)
 	})
 }

@@ -4,11 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
-	"os"
-	"path/filepath"
 	"sync"
 
 	"meshd/mesh"
@@ -25,52 +22,41 @@ type network struct {
 	Parent   string      `json:"parent,omitempty"` // of macvlan and ipvlan
 }
 
-// memory is the content of the state file.
+// memory is the document that [Store] keeps.
 type memory struct {
 	Version  int                `json:"version"`
 	Networks map[string]network `json:"networks"` // by Docker's network ID
 	Pools    map[string]string  `json:"pools"`    // network of the mesh, by the name of an unnamed pool
 }
 
-const (
-	stateVersion = 1
-	maxState     = 4 << 20 // some ten thousand networks
-)
+const stateVersion = 1
 
-// store is the state file. Its methods may be called from any goroutine.
+// store is what is remembered. Its methods may be called from any goroutine.
 type store struct {
-	path string // fixed at construction
+	disk Store // fixed at construction
 
 	mu  sync.Mutex
-	mem memory // guarded by mu; as in the file
+	mem memory // guarded by mu; as on disk
 }
 
-// openStore reads the file; no file is one without networks.
-func openStore(path string) (*store, error) {
-	s := &store{path: path, mem: memory{Version: stateVersion, Networks: map[string]network{}, Pools: map[string]string{}}}
-	f, err := os.Open(path)
+// openStore reads what was saved; nothing is no networks.
+func openStore(disk Store) (*store, error) {
+	s := &store{disk: disk, mem: memory{Version: stateVersion, Networks: map[string]network{}, Pools: map[string]string{}}}
+	raw, err := disk.LoadDocker()
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read networks of Docker: %w", err)
+		return nil, err
 	}
-	defer f.Close()
-	raw, err := io.ReadAll(io.LimitReader(f, maxState+1))
-	if err == nil {
-		s.mem, err = decodeMemory(raw)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s is damaged: %w: restore it, or remove it and make the Docker networks of meshd again", path, err)
+	if s.mem, err = decodeMemory(raw); err != nil {
+		return nil, fmt.Errorf("the file docker in the state directory is damaged: %w: restore it, or remove it and make the Docker networks of meshd again", err)
 	}
 	return s, nil
 }
 
 func decodeMemory(raw []byte) (memory, error) {
 	var m memory
-	if len(raw) > maxState {
-		return memory{}, fmt.Errorf("more than %d bytes", maxState)
-	}
 	if err := json.Unmarshal(raw, &m); err != nil {
 		return memory{}, err
 	}
@@ -127,42 +113,13 @@ func (s *store) update(change func(*memory)) error {
 	maps.Copy(next.Networks, s.mem.Networks)
 	maps.Copy(next.Pools, s.mem.Pools)
 	change(&next)
-	raw, err := json.MarshalIndent(next, "", "\t")
-	if err == nil && len(raw) >= maxState { // the next start would call it damaged
-		err = fmt.Errorf("they would take more than %d bytes: remove some", maxState)
-	}
+	raw, err := json.Marshal(next)
 	if err == nil {
-		err = replaceFile(s.path, append(raw, '\n'))
+		err = s.disk.SaveDocker(raw)
 	}
 	if err != nil {
 		return fmt.Errorf("remember networks of Docker: %w", err)
 	}
 	s.mem = next
 	return nil
-}
-
-// replaceFile is all or nothing, also when the power fails.
-func replaceFile(path string, content []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(content)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
 }

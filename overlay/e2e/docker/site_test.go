@@ -326,9 +326,10 @@ func (s *site) nothingLeft() {
 	if got := s.attached(); len(got) != 0 {
 		s.t.Errorf("%s: attachments are left: %v", s.Name, got)
 	}
-	state, err := os.ReadFile(filepath.Join(s.StateDir(), "docker.json"))
+	file, err := os.ReadFile(filepath.Join(s.StateDir(), "docker"))
 	must(s.t, err)
-	if want := `{"version":1,"networks":{},"pools":{}}`; strings.Join(strings.Fields(string(state)), "") != want {
+	_, state, _ := strings.Cut(string(file), "\n")
+	if want := `{"version":1,"networks":{},"pools":{}}`; strings.Join(strings.Fields(state), "") != want {
 		s.t.Errorf("%s: the state is not empty:\n%s", s.Name, state)
 	}
 	s.soon(func() error {
