@@ -109,9 +109,9 @@ func serve(ctx context.Context, cfg *config.Config, path string, stderr io.Write
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 
-	settings := newSettings(path, cfg, log)
+	settings, door := newSettings(path, cfg, log), newDockerDoor(cfg, parts, log)
 	server := status.NewServer(status.Options{
-		Control: cfg.Control, HTTP: httpAddress(cfg), Daemon: served{node, settings}, Settings: settings, Charters: parts,
+		Control: cfg.Control, HTTP: httpAddress(cfg), Daemon: served{node, settings, door}, Settings: settings, Charters: parts,
 		Attachments: parts.containers, Log: log,
 	})
 	settings.check, settings.apply = parts.check, parts.appliers(server, logs)
@@ -150,7 +150,7 @@ func serve(ctx context.Context, cfg *config.Config, path string, stderr io.Write
 
 	doors := make(chan error, 1)
 	go func() {
-		err := serveDocker(ctx, cfg, parts, log)
+		err := door.serve(ctx)
 		if err != nil {
 			stop(err)
 		}

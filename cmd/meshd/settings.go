@@ -141,11 +141,12 @@ func (s *settings) obey(ctx context.Context, signals <-chan os.Signal) {
 	}
 }
 
-// served is what the status server shows: the node, and what its settings have to
-// say.
+// served is what the status server shows: the node, and what its settings and its
+// door for Docker have to say.
 type served struct {
 	*overlay.Node
 	settings *settings
+	door     *dockerDoor
 }
 
 // Status implements [status.Daemon].
@@ -155,5 +156,6 @@ func (s served) Status() status.Document {
 		doc.Health = append(doc.Health, status.Finding{Level: "info", Code: "restart_needed",
 			Message: fmt.Sprintf("the config file was reloaded with changes that count when the daemon is restarted: %s", strings.Join(keys, ", "))})
 	}
+	doc.Health = append(doc.Health, s.door.findings()...)
 	return doc
 }
