@@ -167,7 +167,7 @@ func (n *network) take(wish netip.Addr) (netip.Prefix, error) {
 		if wish.Is4() {
 			family = "IPv4"
 		}
-		return netip.Prefix{}, fmt.Errorf("%w: it has no %s", ErrOutside, family)
+		return netip.Prefix{}, fmt.Errorf("%w: the network %s has no %s", ErrOutside, n.name, family)
 	}
 	if !wish.IsUnspecified() {
 		return netip.PrefixFrom(wish, p.prefix.Bits()), p.wish(wish)

@@ -212,6 +212,7 @@ func TestRefused(t *testing.T) {
 		{"auxiliary addresses", "/NetworkDriver.CreateNetwork", network(`,"IPv4Data":[{"Pool":"10.86.0.0/16","AuxAddresses":{"a":"10.86.0.7/16"}}]`), 400, "auxiliary"},
 		{"pool of Docker", "/NetworkDriver.CreateNetwork", network(`,"IPv4Data":[{"AddressSpace":"LocalDefault","Pool":"10.87.0.0/16"}]`), 200, "add --ipam-driver meshd"},
 		{"unknown network", "/NetworkDriver.CreateNetwork", network(`,"Options":{"com.docker.network.generic":{"network":"dmz"}}`), 200, "default (10.86.0.0/16, fd00:86::/48), web"},
+		{"unknown network, what to do", "/NetworkDriver.CreateNetwork", network(`,"Options":{"com.docker.network.generic":{"network":"dmz"}}`), 200, "see `meshctl network list`"},
 		{"two networks", "/NetworkDriver.CreateNetwork", network(`,"IPv4Data":[{"AddressSpace":"meshd","Pool":"10.87.0.0/16"}],"Options":{"com.docker.network.generic":{"network":"default"}}`), 200, "is of network web"},
 		{"unknown pool yet", "/NetworkDriver.CreateNetwork", network(`,"IPv4Data":[{"AddressSpace":"meshd","Pool":"0.0.0.0/0","Gateway":"0.0.0.0/0"}]`), 200, "not known any more which pool"},
 		{"swarm", "/NetworkDriver.AllocateNetwork", network(""), 200, "no Swarm"},
@@ -228,7 +229,8 @@ func TestRefused(t *testing.T) {
 		{"parent of a bridge", "/NetworkDriver.CreateNetwork", network(`,"Options":{"com.docker.network.generic":{"parent":"eth0"}}`), 400, "goes with -o mode=macvlan"},
 		{"a path for a link", "/NetworkDriver.CreateNetwork", network(`,"Options":{"com.docker.network.generic":{"mode":"ipvlan","parent":"../eth0"}}`), 400, "no name of a network link"},
 		{"range", "/IpamDriver.RequestPool", `{"Pool":"10.87.0.0/16","SubPool":"10.87.3.0/28"}`, 400, "--ip-range"},
-		{"foreign pool", "/IpamDriver.RequestPool", `{"Pool":"192.0.2.0/24"}`, 200, "not in a network"},
+		{"foreign pool", "/IpamDriver.RequestPool", `{"Pool":"192.0.2.0/24"}`, 200, "`meshctl network create NAME --ipv4 192.0.2.0/24` makes one"},
+		{"foreign IPv6 pool", "/IpamDriver.RequestPool", `{"Pool":"2001:db8::/64","V6":true}`, 200, "--ipv6 2001:db8::/64` makes one"},
 		{"pool with host bits", "/IpamDriver.RequestPool", `{"Pool":"10.87.3.1/24"}`, 400, "not a subnet"},
 		{"pool of another network", "/IpamDriver.RequestPool", `{"Pool":"10.86.0.0/16","Options":{"network":"web"}}`, 200, "of network default"},
 		{"pool of no network", "/IpamDriver.RequestPool", `{"Options":{"network":"dmz"}}`, 200, "no such network"},
@@ -256,6 +258,29 @@ func TestRefused(t *testing.T) {
 	}
 	if got := core.Networks(); len(got) != 1 || got[0].Name != "web" {
 		t.Errorf("networks in use: %v, want web alone", got)
+	}
+}
+
+// A network without IPv6 says so, and what to do, however late Docker asks.
+func TestNoIPv6(t *testing.T) {
+	core := attach.New(attach.Options{Host: new(attachtest.Host), Store: new(attachtest.Store)})
+	if err := core.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	view := attachtest.View(attachtest.Lease("web", 3, mesh.Held))
+	core.Sync(attach.World{MTU: 1420, View: view})
+	d := openDriver(t, core, func() []mesh.Network { return view.Networks }, new(disk))
+	if !d.lacks("web", true) || d.lacks("web", false) {
+		t.Fatalf("web is %v, want one without IPv6", view.Networks)
+	}
+	for path, body := range map[string]string{
+		"/IpamDriver.RequestPool":    `{"V6":true,"Options":{"network":"web"}}`,
+		"/IpamDriver.RequestAddress": `{"PoolID":"web/6"}`,
+	} {
+		code, got := post(d, path, body)
+		if code != http.StatusOK || !strings.Contains(got, "network web") || !strings.Contains(got, "has no IPv6") || !strings.Contains(got, "without --ipv6") {
+			t.Errorf("%s: %d %s", path, code, got)
+		}
 	}
 }
 

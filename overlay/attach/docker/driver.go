@@ -74,7 +74,7 @@ func (d *driver) named(name string) (mesh.Network, error) {
 	if i := slices.IndexFunc(all, func(n mesh.Network) bool { return n.Name == name }); i >= 0 {
 		return all[i], nil
 	}
-	return mesh.Network{}, fmt.Errorf("%w: %.70q: the mesh has %s", attach.ErrUnknownNetwork, name, list(all))
+	return mesh.Network{}, fmt.Errorf("%w: %.70q: it has %s: see `meshctl network list`", attach.ErrUnknownNetwork, name, list(all))
 }
 
 // around finds the network of the mesh of which p is a part.
@@ -87,8 +87,22 @@ func (d *driver) around(p netip.Prefix) (mesh.Network, error) {
 			}
 		}
 	}
-	return mesh.Network{}, fmt.Errorf("%s is not in a network of the mesh: it has %s", p, list(all))
+	flag := "--ipv4"
+	if p.Addr().Is6() {
+		flag = "--ipv6"
+	}
+	return mesh.Network{}, fmt.Errorf("%s is not in a network of the mesh: it has %s; `meshctl network create NAME %s %s` makes one", p, list(all), flag, p.Masked())
 }
+
+// lacks tells that a network has no range of a family. One that is not there lacks
+// nothing.
+func (d *driver) lacks(name string, is6 bool) bool {
+	n, err := d.named(name)
+	return err == nil && !slices.ContainsFunc(n.Ranges(), func(p netip.Prefix) bool { return p.Addr().Is6() == is6 })
+}
+
+// withoutIPv6 is what to do when a network has none.
+const withoutIPv6 = "make Docker's network without --ipv6"
 
 // list prints networks for people.
 func list(networks []mesh.Network) string {

@@ -65,8 +65,11 @@ func (d *driver) requestPool(ctx context.Context, r requestPoolRequest) (any, er
 	}
 	ranges := n.Ranges()
 	i := slices.IndexFunc(ranges, func(p netip.Prefix) bool { return p.Addr().Is6() == r.V6 })
+	if i < 0 && r.V6 {
+		return nil, fmt.Errorf("network %s of the mesh has no IPv6: it is %s: %s", name, list([]mesh.Network{n}), withoutIPv6)
+	}
 	if i < 0 {
-		return nil, fmt.Errorf("network %s of the mesh has no addresses of that family: it is %s", name, list([]mesh.Network{n}))
+		return nil, fmt.Errorf("network %s of the mesh has no IPv4: it is %s", name, list([]mesh.Network{n}))
 	}
 	pool, id := anyIPv4, poolID{name, r.V6}
 	if r.V6 {
@@ -197,6 +200,9 @@ func (d *driver) requestAddress(ctx context.Context, r requestAddressRequest) (a
 		return d.gateway(ctx, name, wish)
 	}
 	got, err := d.core.Reserve(ctx, attach.Want{Door: door, Network: name, Address: wish})
+	if id.is6 && errors.Is(err, attach.ErrOutside) && d.lacks(name, true) {
+		return nil, fmt.Errorf("%w: %s", err, withoutIPv6)
+	}
 	if err != nil {
 		return nil, err
 	}
