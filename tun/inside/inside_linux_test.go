@@ -435,7 +435,7 @@ func TestPutRefusesRoutesOfOthers(t *testing.T) {
 	p, want := bridge()
 	l.add(t, p, want.Gateways)
 	err := l.put(t.Context(), want)
-	if err == nil || !strings.Contains(err.Error(), "10.86.0.0/16 is reached by eth0 there already") {
+	if err == nil || !strings.Contains(err.Error(), "the container is on the network 10.86.0.0/16 already, by eth0") {
 		t.Errorf("error %v", err)
 	}
 	if got := show(t, l.container); got != before {

@@ -199,7 +199,7 @@ func routesOf(k kernel, l netlink.Link, links []netlink.Link, want Link) ([]neti
 	}
 	for _, r := range routes {
 		if by := others[r]; by != "" {
-			return nil, fmt.Errorf("%s is reached by %s there already", r, by)
+			return nil, fmt.Errorf("the container is on the network %s already, by %s", r, by)
 		}
 	}
 	return routes, nil
