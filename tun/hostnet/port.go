@@ -38,6 +38,9 @@ func (n *Net) AddPort(ctx context.Context, p tun.Port) error {
 		}
 		return fmt.Errorf("kind %q is unknown", p.Kind)
 	})
+	if err != nil && p.Kind.IsLAN() {
+		return fmt.Errorf("make a %s on %s: %w", p.Kind, p.Parent, err) // people know that name, and none of ours
+	}
 	if err != nil {
 		return fmt.Errorf("add port %s: %w", p.Peer, err)
 	}
@@ -73,7 +76,7 @@ func (n *Net) DelPort(ctx context.Context, p tun.Port) error {
 }
 
 // Ports lists all ports: Name where the host end is there, with the Parent that it
-// is on, and Peer where the other one is here as well, since nobody has moved it
+// is on and whether it is Down, and Peer where the other one is here as well, since nobody has moved it
 // into a container. Nothing else is filled in.
 func (n *Net) Ports(ctx context.Context) (ports []tun.Port, err error) {
 	if ctx.Err() != nil {
@@ -89,7 +92,7 @@ func (n *Net) Ports(ctx context.Context) (ports []tun.Port, err error) {
 		for _, l := range links {
 			if a := l.Attrs(); isPort(l) {
 				byEnd[a.Index] = len(ports)
-				ports = append(ports, tun.Port{Name: a.Name, Parent: names[a.MasterIndex]})
+				ports = append(ports, tun.Port{Name: a.Name, Parent: names[a.MasterIndex], Down: a.Flags&net.FlagUp == 0})
 			}
 		}
 		for _, l := range links {
@@ -143,6 +146,9 @@ func (k kernel) addPair(p tun.Port) error {
 		return err
 	}
 	if p.Kind == tun.PortBridge {
+		if p.MAC == macOf(p.Parent).String() {
+			return fmt.Errorf("the MAC address %s is that of the bridge %s: %w", p.MAC, p.Parent, unix.EADDRINUSE)
+		}
 		if err := k.putOn(l, p.Parent); err != nil {
 			return err
 		}
@@ -321,7 +327,7 @@ func (k kernel) addSlave(p tun.Port) error {
 	}
 	parent, err := k.LinkByName(p.Parent)
 	if err != nil {
-		return fmt.Errorf("find %s: %w", p.Parent, err)
+		return err
 	}
 	if p.MTU > parent.Attrs().MTU {
 		p.MTU = parent.Attrs().MTU // it takes no more
