@@ -58,7 +58,7 @@ func run(ctx context.Context, p plugin) *types.Error {
 	}
 	return skel.PluginMainFuncsWithError(skel.CNIFuncs{
 		Add: command(p.add), Del: command(p.del), Check: command(p.check), GC: command(p.gc), Status: command(p.status),
-	}, cni.VersionsStartingFrom("0.3.1"), "CNI plugin mesh-cni "+version)
+	}, cni.VersionsStartingFrom("0.3.1"), "CNI plugin mesh-cni "+version+": called by container runtimes; see docs/containers.md")
 }
 
 // boundInput reads the standard input, since the library would read any amount of
