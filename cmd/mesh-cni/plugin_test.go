@@ -464,7 +464,7 @@ func TestRepeated(t *testing.T) {
 	if second := r.mustAdd(t, r.args("")); second != first {
 		t.Errorf("the same ADD again gives %s, and gave %s", second, first)
 	}
-	wantCode(t, "another ADD", r.add(t.Context(), r.args(`"mode": "ptp"`)), codeInUse, "in use")
+	wantCode(t, "another ADD", r.add(t.Context(), r.args(`"mode": "ptp"`)), codeInUse, "attached already, in another way")
 	if err := r.check(t.Context(), again(t, r.args(""), first)); err != nil {
 		t.Errorf("CHECK after that: %v", err)
 	}

@@ -50,7 +50,7 @@ var (
 	ErrTaken          = errors.New("the address is taken")
 	ErrOutside        = errors.New("the address is not one for containers of this node")
 	ErrExhausted      = errors.New("no address is free")
-	ErrInUse          = errors.New("the id is in use for something else")
+	ErrInUse          = errors.New("it is attached already, in another way")
 	ErrUnknown        = errors.New("nothing is attached by that id")
 	ErrBadAsk         = errors.New("the request makes no sense")
 	ErrDelegated      = errors.New("others give out its addresses on this host")
@@ -148,8 +148,8 @@ type Host interface {
 	// fine. Only Name and Peer matter, and one of them will do.
 	DelPort(ctx context.Context, p tun.Port) error
 	// Ports lists what there is of ours, by tun.PortPrefix and tun.PeerPrefix:
-	// Name where the host end is there, with the Parent that it is on, and Peer where
-	// that is in the host's namespace yet. Nothing else is filled in.
+	// Name where the host end is there, with the Parent that it is on and whether it
+	// is Down, and Peer where that is in the host's namespace yet. Nothing else is filled in.
 	Ports(ctx context.Context) ([]tun.Port, error)
 }
 
