@@ -61,7 +61,7 @@ func (c *cli) attach() *cobra.Command {
 		},
 		ValidArgsFunction: completeTargets,
 	}
-	o.addFlags(cmd)
+	o.addFlags(cmd, "{{.interface}}")
 	flags := cmd.Flags()
 	flags.StringVarP(&f.network, "network", "n", mesh.DefaultNetwork, "`NAME` of the network")
 	flags.StringArrayVar(&f.addresses, "ip", nil, "`ADDRESS` of this host's subnet in it, at most one of each family; without: free ones")
@@ -247,7 +247,7 @@ func (c *cli) attachError(err error) error {
 	case errors.Is(err, attach.ErrUnknownNetwork):
 		err = fmt.Errorf("%w: see `%s`", err, c.again("network list"))
 	case errors.Is(err, attach.ErrInUse):
-		err = fmt.Errorf("%w: it is attached in another way: detach it first", err)
+		err = fmt.Errorf("%w: detach it first", err)
 	}
 	return noDaemon(attachCode(err), fmt.Sprintf("start it with `%s`", c.daemonCommand()))
 }

@@ -281,6 +281,38 @@ func TestAttachNetworks(t *testing.T) {
 	}
 }
 
+func TestAttachListOrder(t *testing.T) {
+	l := newAttachLab(t)
+	for _, ask := range []attach.Ask{
+		{ID: "cni/d/eth0", Network: "web", Container: "one"}, {ID: "cni/c/eth0", Network: "web"}, {ID: "cni/b/eth0", Container: "two"},
+		{ID: "cni/e/eth0", Container: "one"}, {ID: "cni/a/eth0", Network: "web", Container: "one"},
+	} {
+		if _, err := l.Attach(t.Context(), ask); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const want = "cni/e/eth0 cni/b/eth0 cni/c/eth0 cni/a/eth0 cni/d/eth0 \n"
+	if got := l.must(t, "attach", "list", "-f", "{{range .}}{{.id}} {{end}}"); got != want {
+		t.Errorf("order %q, want %q", got, want)
+	}
+}
+
+// The template that the help offers is one that works there.
+func TestTemplateOfHelp(t *testing.T) {
+	l := newAttachLab(t)
+	ns := netns.ForTest(t)
+	for _, args := range [][]string{{"attach", ns.Path()}, {"attach", "list"}, {"status"}, {"version"}} {
+		_, help, _ := strings.Cut(l.must(t, append(slices.Clone(args), "--help")...), "such as '")
+		example, _, ok := strings.Cut(help, "'")
+		if !ok {
+			t.Fatalf("%s: the help has no example", args)
+		}
+		if got := l.must(t, append(args, "-f", example)...); strings.TrimSpace(got) == "" {
+			t.Errorf("%s -f %q prints nothing", args, example)
+		}
+	}
+}
+
 // A container that has ended is detached by what it was called.
 func TestDetachWhatHasEnded(t *testing.T) {
 	l := newAttachLab(t)
@@ -349,10 +381,11 @@ func TestAttachErrors(t *testing.T) {
 		{"attach " + ns.Path() + " --ip 10.86.8.9", 64, "not one for containers of this node"},
 		{"attach " + ns.Path() + " --ip 10.86.7.8 --ip 10.86.7.10", 64, "two addresses of one family"},
 		{"attach " + ns.Path() + " --mac 01:00:5e:00:00:01", 64, "no MAC address of a host"},
-		{"attach " + ns.Path() + " --mode macvlan --parent nothing0", 1, "nothing0"},
+		{"attach " + ns.Path() + " --mode macvlan --parent nothing0", 1, "to default: make a macvlan on nothing0: Link not found"},
+		{"attach " + ns.Path() + " -n web --ip fd00::9", 64, "the network web has no IPv6"},
 		{"attach " + ns.Path() + " --interface lo", 69, "the name is taken in the namespace: lo"},
 		{"attach " + ns.Path() + " --interface ../x", 1, "no name of a network link"},
-		{"attach " + other.Path() + " --mode ptp", 69, "detach it first"},
+		{"attach " + other.Path() + " --mode ptp", 69, "it is attached already, in another way: detach it first"},
 		{"attach " + l.host.Path(), 64, "this host's own"},
 		{"attach " + file, 66, "no such network namespace"},
 		{"attach /run/netns/nothing", 66, `there is no network namespace "/run/netns/nothing"`},
@@ -366,6 +399,7 @@ func TestAttachErrors(t *testing.T) {
 		{"attach halted", 1, "the container halted does not run"},
 		{"attach hosts", 64, "the container hosts has the host's network"},
 		{"attach elsewhere", 66, "of the container elsewhere is not here: Docker runs in another machine or namespace"},
+		{"detach hosts", 64, "has the host's network"},
 		{"detach nothing", 66, "docker knows no such container"},
 		{"detach ctl/pid:2147483647/web", 66, "there is no process"},
 		{"detach cni/one/eth0", 69, "whoever attached it"},
@@ -384,6 +418,11 @@ func TestAttachErrors(t *testing.T) {
 			}
 		})
 	}
+	t.Run("detach what has ended and is not attached", func(t *testing.T) {
+		if out := l.must(t, "detach", "halted"); out != "halted is not attached.\n" {
+			t.Errorf("says %q", out)
+		}
+	})
 	for _, path := range l.asked {
 		if strings.Contains(path, "..") {
 			t.Errorf("Docker was asked for %s", path)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -32,10 +33,13 @@ STATE is live, local (the subnet is not held now: only this host is reached) or 
 			if err != nil {
 				return c.attachError(err)
 			}
+			slices.SortFunc(all, func(a, b attach.Attachment) int {
+				return cmp.Or(cmp.Compare(a.Network, b.Network), cmp.Compare(a.Container, b.Container), cmp.Compare(a.ID, b.ID))
+			})
 			return o.print(c.stdout, all, func(w io.Writer, wide bool) error { return writeAttachments(w, all, wide) })
 		},
 	}
-	o.addFlags(cmd)
+	o.addFlags(cmd, "{{range .}}{{.state}} {{end}}")
 	return cmd
 }
 

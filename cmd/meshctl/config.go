@@ -182,7 +182,7 @@ func (c *cli) configReload() *cobra.Command {
 			return nil
 		},
 	}
-	o.addFlags(cmd)
+	o.addFlags(cmd, "{{.file}}")
 	return cmd
 }
 

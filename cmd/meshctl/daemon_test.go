@@ -495,7 +495,7 @@ func TestNetworkOfADaemon(t *testing.T) {
 		{"over a member", []string{"create", "lan", "--ipv4", "10.188.0.0/16"}, nil, 78, "overlaps the node beta at 10.188.3.3:51880", "1 [default]"},
 		{"meanwhile another", []string{"create", "web", "--ipv4", "10.187.0.0/16"}, fmt.Errorf("%w: another came", status.ErrCharter), 1, "another came: run this again", "1 [default]"},
 		{"made", []string{"create", "web", "--ipv4", "10.187.0.0/16"}, nil, 0, "hear of it within seconds", "2 [default web]"},
-		{"in use", []string{"delete", "web"}, nil, 1, "the network web has subnets on beta:", "2 [default web]"},
+		{"in use", []string{"delete", "web"}, nil, 1, "the network web has subnets on beta: disconnect what is attached to it there and remove Docker's networks of it,", "2 [default web]"},
 		{"by force", []string{"delete", "web", "--force"}, nil, 0, "Deleted the network web", "3 [default]"},
 	} {
 		kept.mu.Lock()

@@ -106,7 +106,7 @@ func pick(ctx context.Context, arg, network string, all []attach.Attachment) (t 
 	switch {
 	case doubt != nil:
 		return t, nil, doubt
-	case len(mine) == 0 && missing != nil:
+	case len(mine) == 0 && missing != nil && !errors.Is(missing, errEnded):
 		return t, nil, missing
 	}
 	return t, mine, nil

@@ -79,7 +79,7 @@ func (c *cli) networkList() *cobra.Command {
 			return o.print(c.stdout, rows, func(w io.Writer, _ bool) error { return writeNetworks(w, rows) })
 		},
 	}
-	o.addFlags(cmd)
+	o.addFlags(cmd, "{{range .}}{{.name}} {{end}}")
 	return cmd
 }
 
@@ -202,9 +202,10 @@ func randomIPv6() netip.Prefix {
 
 const networkDeleteHelp = `Delete a network. It needs the CA key.
 
-All nodes give their subnets in it back, so what is attached to it loses its
-addresses at once. It refuses while nodes have subnets there, unless --force is
-given. The network "default" stays.`
+All nodes give their subnets in it back. What is attached to it keeps its addresses
+and is cut off at once: ` + "`meshctl attach list`" + ` shows it as stale, until it is detached.
+It refuses while nodes have subnets there, unless --force is given. The network
+"default" stays.`
 
 func (c *cli) networkDelete() *cobra.Command {
 	var ca string
@@ -241,7 +242,7 @@ func (c *cli) runNetworkDelete(ctx context.Context, name, ca string, force bool)
 			return exit.With(exit.NotReady, errors.New("no daemon runs that knows who has subnets there: start it, or use --force"))
 		}
 		if names := holders(place.doc, name); len(names) > 0 {
-			return exit.With(exit.Failed, fmt.Errorf("the network %s has subnets on %s: disconnect what is attached to it there, or delete it all the same with --force", name, someOf(names)))
+			return exit.With(exit.Failed, fmt.Errorf("the network %s has subnets on %s: disconnect what is attached to it there and remove Docker's networks of it, or delete it all the same with --force", name, someOf(names)))
 		}
 	}
 	if err := c.changeCharter(ctx, place, ca, rest); err != nil {

@@ -22,9 +22,10 @@ type output struct {
 
 var formats = []string{"table", "wide", "json", "yaml"}
 
-func (o *output) addFlags(cmd *cobra.Command) {
+// addFlags adds flags whose help has an example of a template.
+func (o *output) addFlags(cmd *cobra.Command, example string) {
 	cmd.Flags().StringVarP(&o.format, "output", "o", "table", "`FORM`: "+strings.Join(formats, ", "))
-	cmd.Flags().StringVarP(&o.template, "format", "f", "", "Go `TEMPLATE` over the names of -o json, such as '{{.state}}'")
+	cmd.Flags().StringVarP(&o.template, "format", "f", "", "Go `TEMPLATE` over the names of -o json, such as '"+example+"'")
 	// Only a flag that does not exist is refused.
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 }

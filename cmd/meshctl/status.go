@@ -65,7 +65,7 @@ func (c *cli) status() *cobra.Command {
 			return c.showStatus(cmd.Context(), client, cfg, &o)
 		},
 	}
-	o.addFlags(cmd)
+	o.addFlags(cmd, "{{.state}}")
 	cmd.Flags().StringVar(&check, "check", "", "print nothing, only exit with the code; `WHAT` is "+strings.Join(checks, " or "))
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it again every two seconds")
 	_ = cmd.RegisterFlagCompletionFunc("check", cobra.FixedCompletions(checks, cobra.ShellCompDirectiveNoFileComp))

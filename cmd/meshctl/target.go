@@ -15,6 +15,9 @@ import (
 	"meshd/cmd/internal/exit"
 )
 
+// errEnded says that a container is known and has no network now.
+var errEnded = errors.New("does not run")
+
 // target is a container, whatever runs it.
 type target struct {
 	key  string // names it, as in the IDs of its attachments: "docker:3f4e5d6c7b8a"
@@ -70,7 +73,7 @@ func findContainer(ctx context.Context, name string) (target, error) {
 	t := target{key: kindDocker + ":" + c.ID[:12], name: c.Name}
 	switch {
 	case c.State.Pid <= 0:
-		return t, exit.With(exit.Failed, fmt.Errorf("the container %s does not run", c.Name))
+		return t, exit.With(exit.Failed, fmt.Errorf("the container %s %w", c.Name, errEnded))
 	case c.HostConfig.NetworkMode == "host":
 		return t, usage("the container %s has the host's network: it reaches the mesh as the host does", c.Name)
 	}

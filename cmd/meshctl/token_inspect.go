@@ -58,7 +58,7 @@ func (c *cli) tokenInspect() *cobra.Command {
 			return o.print(c.stdout, doc, doc.writeText)
 		},
 	}
-	o.addFlags(cmd)
+	o.addFlags(cmd, "{{.serial}}")
 	return cmd
 }
 

@@ -30,7 +30,7 @@ func (c *cli) version() *cobra.Command {
 			return o.print(c.stdout, doc, doc.writeText)
 		},
 	}
-	o.addFlags(cmd)
+	o.addFlags(cmd, "{{.client}}")
 	return cmd
 }
 
