@@ -69,7 +69,7 @@ type Ask struct {
 	// stand for any free one. Empty: a free one of each family that the network
 	// has. One that the same door has reserved is used, and stays reserved.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
-	MAC       string       `json:"mac,omitempty"`       // empty: one that follows from the address
+	MAC       string       `json:"mac,omitempty"`       // empty: one that follows from the address; none for an ipvlan
 	Container string       `json:"container,omitempty"` // for people
 }
 
@@ -214,6 +214,9 @@ func (a Ask) normal() (Ask, error) {
 		mac, err := net.ParseMAC(a.MAC)
 		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
 			return bad("%.40q is no MAC address of a host", a.MAC)
+		}
+		if a.Mode == IPVLAN {
+			return bad("an ipvlan has the MAC address of %s, and no other: ask without one, or for a macvlan", a.Parent)
 		}
 		a.MAC = mac.String()
 	}

@@ -123,7 +123,11 @@ func parseDocument(network string, raw []byte) (*document, error) {
 }
 
 func (e *entry) check() error {
-	_, err := Ask{ID: e.ID, Mode: e.Mode, Parent: e.Parent, Container: e.Container, MAC: e.MAC}.normal()
+	mode := e.Mode
+	if mode == IPVLAN {
+		mode = MACVLAN // an entry has a MAC address that only of those may be asked for
+	}
+	_, err := Ask{ID: e.ID, Mode: mode, Parent: e.Parent, Container: e.Container, MAC: e.MAC}.normal()
 	if _, bad := net.ParseMAC(e.MAC); err == nil {
 		err = bad
 	}

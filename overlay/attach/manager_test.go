@@ -211,6 +211,10 @@ func TestModes(t *testing.T) {
 	if b.MAC == "" || c.MAC != "" {
 		t.Errorf("macvlan has the MAC address %q, ipvlan %q; want none for what has its parent's", b.MAC, c.MAC)
 	}
+	r.restart(t, attach.Options{}) // its document has a MAC address
+	if again := r.attach(t, attach.Ask{ID: "ctl/c", Network: "web", Mode: attach.IPVLAN, Parent: "eth0"}); again.Addresses[0] != c.Addresses[0] {
+		t.Errorf("after a restart ipvlan has %v, before %v", again.Addresses, c.Addresses)
+	}
 	r.detach(t, "ctl/c")
 	r.wantHost(t, "")
 }
@@ -254,6 +258,7 @@ func TestAsks(t *testing.T) {
 		"bridge with a parent":      {attach.Ask{ID: "ctl/b", Parent: "eth0"}, attach.ErrBadAsk},
 		"macvlan without a parent":  {attach.Ask{ID: "ctl/b", Mode: attach.MACVLAN}, attach.ErrBadAsk},
 		"parent that is a path":     {attach.Ask{ID: "ctl/b", Mode: attach.IPVLAN, Parent: "../x"}, attach.ErrBadAsk},
+		"MAC of an ipvlan":          {attach.Ask{ID: "ctl/b", Mode: attach.IPVLAN, Parent: "eth0", MAC: "02:00:00:00:00:01"}, attach.ErrBadAsk},
 		"MAC of a group":            {attach.Ask{ID: "ctl/b", MAC: "03:00:00:00:00:01"}, attach.ErrBadAsk},
 		"MAC that is none":          {attach.Ask{ID: "ctl/b", MAC: "x"}, attach.ErrBadAsk},
 		"container with an escape":  {attach.Ask{ID: "ctl/b", Container: "\x1b[2J"}, attach.ErrBadAsk},
