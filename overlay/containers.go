@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"errors"
+	"reflect"
 	"slices"
 	"time"
 
@@ -93,8 +94,17 @@ func (n *Node) contain(view *mesh.View, opt plan.Options) map[string]plan.Contai
 	}
 	n.opt.Containers.Sync(attach.World{View: view, MTU: opt.MTU, NoIPv6: opt.NoIPv6})
 	all := map[string]plan.Containers{}
+	var subnets []attach.Subnet
 	for _, c := range n.opt.Containers.Networks() {
+		subnets = append(subnets, c.Subnet)
 		all[c.Name] = plan.Containers{Bridge: c.Bridge, Ports: c.Ports, Former: c.Former, Delegated: c.Delegated}
+	}
+	if !reflect.DeepEqual(subnets, n.subnets) { // their links are to follow, at once
+		n.subnets = subnets
+		select {
+		case n.moved <- struct{}{}:
+		default:
+		}
 	}
 	return all
 }
@@ -125,6 +135,7 @@ func (n *Node) tend(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-n.moved:
 		case <-timer.C:
 		}
 		if n.view.Load() == nil {

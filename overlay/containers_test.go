@@ -249,3 +249,25 @@ func TestDelegatedSubnet(t *testing.T) {
 		}
 	})
 }
+
+// Where the node has another subnet, the host leads to no container by an address of
+// the one before, from that moment on.
+func TestContainersFollowTheSubnet(t *testing.T) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
+		w.mesh.views <- view(self, beta)
+		settle()
+		if _, err := w.attach.Attach(t.Context(), attach.Ask{ID: "test/a", Mode: attach.PTP}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * time.Second) // so that the next look is some seconds away
+		synctest.Wait()
+		if got := len(w.links.Addresses()); got != 1 {
+			t.Fatalf("the host leads to %d addresses", got)
+		}
+		w.mesh.views <- view(member(1, "alpha", 18), beta)
+		synctest.Wait()
+		if got := w.links.Addresses(); len(got) > 0 {
+			t.Errorf("the host leads to %v still", got)
+		}
+	})
+}

@@ -139,20 +139,22 @@ type Node struct {
 	uses     atomic.Pointer[[]tun.Use] // in the ranges of the mesh; nil until the first view
 	view     atomic.Pointer[mesh.View]
 
-	planMu  sync.Mutex              // one plan after the other; guards the next two
+	planMu  sync.Mutex              // one plan after the other; guards the next three
 	planned bool                    // once
 	carried map[string]mesh.Network // those of the last plan
+	subnets []attach.Subnet         // of containers, then
 	health  atomic.Pointer[[]mesh.Finding]
 
 	used, inUse []string                 // networks, as the mesh was told; owned by ContainersChanged
 	obstacles   atomic.Pointer[[]string] // to packets of containers
+	moved       chan struct{}            // their subnets are others; capacity 1
 }
 
 // New builds a node; it does nothing before Run.
 func New(opt Options) *Node {
 	n := &Node{
 		opt: opt, ready: make(chan struct{}), changed: make(chan struct{}, 1),
-		quit: make(chan error, 1), stopped: make(chan struct{}),
+		quit: make(chan error, 1), stopped: make(chan struct{}), moved: make(chan struct{}, 1),
 	}
 	n.mtuSet.Store(int64(opt.MTU))
 	n.advertise.Store(&opt.Advertise)

@@ -175,9 +175,9 @@ func (m *Manager) mend(ctx context.Context, ports []tun.Port) error {
 
 // astray gives the links that are not as they should be, by attachment.
 func (m *Manager) astray(ports []tun.Port) map[string]string {
-	on := map[string]string{}
+	byName := map[string]tun.Port{}
 	for _, p := range ports {
-		on[p.Name] = p.Parent
+		byName[p.Name] = p
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -188,8 +188,10 @@ func (m *Manager) astray(ports []tun.Port) map[string]string {
 			continue
 		}
 		want := n.port(e)
-		have, there := on[want.Name]
-		if there && (e.Mode == Bridge && have != want.Parent || e.Mode == PTP && (e.made == nil || !reflect.DeepEqual(*e.made, want))) {
+		have, there := byName[want.Name]
+		down := e.Mode == PTP && len(want.Addresses) == 0
+		other := e.Mode == Bridge && have.Parent != want.Parent || e.Mode == PTP && (e.made == nil || !reflect.DeepEqual(*e.made, want))
+		if there && (other || have.Down != down) {
 			out[id] = want.Name
 		}
 	}

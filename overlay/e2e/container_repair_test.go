@@ -51,6 +51,8 @@ func TestContainersAreRepaired(t *testing.T) {
 	for name, fault := range map[string]func() error{
 		"the bridge removed":           onLink("mbr-default", netlink.LinkDel),
 		"the bridge down":              onLink("mbr-default", netlink.LinkSetDown),
+		"a link down":                  onLink(a0.HostLink, netlink.LinkSetDown),
+		"a link without a bridge down": onLink(routed.HostLink, netlink.LinkSetDown),
 		"a link taken off the bridge":  onLink(a0.HostLink, netlink.LinkSetNoMaster),
 		"the bridge's addresses taken": onLink("mbr-default", flushAddresses),
 	} {

@@ -296,6 +296,19 @@ func TestPortInTheWay(t *testing.T) {
 			t.Errorf("AddPort(%s) = %v, want EEXIST", p.Name, err)
 		}
 	}
+	bridges := port("d", tun.PortBridge, "mbr-web")
+	h.addPort(bridges)
+	bridges = port("e", tun.PortBridge, "mbr-web")
+	h.in(func() error {
+		l, err := netlink.LinkByName("mbr-web")
+		if err == nil {
+			bridges.MAC = l.Attrs().HardwareAddr.String()
+		}
+		return err
+	})
+	if err := h.net.AddPort(t.Context(), bridges); !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("a container with the bridge's own MAC address: %v", err)
+	}
 	bad := port("c", tun.PortBridge, "mbr-web")
 	bad.MAC = "nonsense"
 	if err := h.net.AddPort(t.Context(), bad); err == nil {

@@ -89,6 +89,7 @@ func (h *Host) Ports(ctx context.Context) ([]tun.Port, error) {
 		if h.ports[name].Kind == tun.PortBridge && !h.ports[name].astray {
 			p.Parent = h.ports[name].Parent
 		}
+		p.Down = h.ports[name].Kind == tun.PortPTP && len(h.ports[name].Addresses) == 0
 		if !h.ports[name].moved {
 			p.Peer = h.ports[name].Peer
 		}
