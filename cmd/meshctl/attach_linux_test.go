@@ -37,6 +37,7 @@ type attachLab struct {
 
 	mu         sync.Mutex // guards what is below
 	containers map[string]container
+	endpoints  map[string]string // of containers, by name: the one in a network of the mesh
 	asked      []string
 }
 
@@ -80,7 +81,8 @@ func (l *attachLab) docker(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "/containers/json" {
 		var all []map[string]any
 		for name := range l.containers {
-			all = append(all, map[string]any{"Names": []string{"/" + name}})
+			networks := map[string]any{"bridge": map[string]any{"EndpointID": ""}, "web": map[string]any{"EndpointID": l.endpoints[name]}}
+			all = append(all, map[string]any{"Names": []string{"/other/" + name, "/" + name}, "NetworkSettings": map[string]any{"Networks": networks}})
 		}
 		_ = json.NewEncoder(w).Encode(all)
 		return
@@ -278,6 +280,39 @@ func TestAttachNetworks(t *testing.T) {
 	}
 	if out := l.must(t, "attach", "list", "-o", "json"); out != "[]\n" {
 		t.Errorf("list %q", out)
+	}
+}
+
+// What Docker has attached is shown by the name that Docker knows.
+func TestAttachListNamesWhatDockerAttached(t *testing.T) {
+	l := newAttachLab(t)
+	endpoint, gone := strings.Repeat("e", 64), strings.Repeat("f", 64)
+	for _, id := range []string{"docker/" + endpoint, "docker/" + gone, "cni/x/eth0"} {
+		if _, err := l.Attach(t.Context(), attach.Ask{ID: id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.run("web1", 1, "web", "")
+	l.run("web2", 1, "bridge", "")
+	l.endpoints = map[string]string{"web1": endpoint}
+	var got []attach.Attachment
+	out := l.must(t, "attach", "list", "-o", "json")
+	if err := json.Unmarshal([]byte(out), &got); err != nil || len(got) != 3 {
+		t.Fatalf("list %s: %v", out, err)
+	}
+	for i, want := range []string{" cni/x/eth0", " docker/" + gone, "web1 docker/" + endpoint} {
+		if line := got[i].Container + " " + got[i].ID; line != want {
+			t.Errorf("line %d is %q, want %q", i, line, want)
+		}
+	}
+	if got := l.must(t, "attach", "list"); !strings.Contains(got, "\ndefault  web1 ") {
+		t.Errorf("as text:\n%s", got)
+	}
+	for _, host := range []string{"unix:///nowhere/docker.sock", "tcp://203.0.113.7:2375"} {
+		t.Setenv("DOCKER_HOST", host)
+		if got := l.must(t, "attach", "list"); strings.Contains(got, "web1") || strings.Count(got, "\n") != 4 {
+			t.Errorf("without Docker:\n%s", got)
+		}
 	}
 }
 

@@ -75,19 +75,28 @@ func inspectContainer(ctx context.Context, name string) (container, error) {
 	return c, nil
 }
 
-// containers lists the names of those that run.
-func containers(ctx context.Context) (names []string, err error) {
-	var all []struct{ Names []string }
-	err = askDocker(ctx, "/containers/json", &all)
-	for _, c := range all {
-		for _, name := range c.Names {
-			// One of a link has another slash.
-			if name = strings.TrimPrefix(name, "/"); dockerName.MatchString(name) {
-				names = append(names, name)
-			}
+// running is what Docker lists of a container that runs.
+type running struct {
+	Names           []string
+	NetworkSettings struct {
+		Networks map[string]struct{ EndpointID string }
+	}
+}
+
+// names are its own ones. What links to it calls it by one with another slash.
+func (r running) names() (own []string) {
+	for _, name := range r.Names {
+		if name = strings.TrimPrefix(name, "/"); dockerName.MatchString(name) {
+			own = append(own, name)
 		}
 	}
-	return names, err
+	return own
+}
+
+// containers lists those that run.
+func containers(ctx context.Context) (all []running, err error) {
+	err = askDocker(ctx, "/containers/json", &all)
+	return all, err
 }
 
 // dockerSocket is where Docker's own tools would ask.

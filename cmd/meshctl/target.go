@@ -125,6 +125,9 @@ func (t target) idOf(network string) string { return ctlDoor + t.key + "/" + net
 // ctlDoor starts the IDs of what this command attaches.
 const ctlDoor = "ctl/"
 
+// dockerDoor starts the IDs of what Docker attached; its ID of the endpoint follows.
+const dockerDoor = "docker/"
+
 // keyOf is the target's in an ID of ours; empty: it is somebody else's.
 func keyOf(id string) string {
 	rest, ok := strings.CutPrefix(id, ctlDoor)
@@ -149,7 +152,11 @@ func completeTargets(cmd *cobra.Command, args []string, _ string) ([]string, cob
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	names, _ := containers(cmd.Context()) // without Docker there are none
+	var names []string
+	all, _ := containers(cmd.Context()) // without Docker there are none
+	for _, c := range all {
+		names = append(names, c.names()...)
+	}
 	entries, _ := os.ReadDir(netnsDir)
 	for _, e := range entries {
 		names = append(names, e.Name())
