@@ -84,4 +84,13 @@ func TestAttachByHand(t *testing.T) {
 	if got := s.attached(); len(got) > 0 {
 		t.Errorf("attached are %v", got)
 	}
+
+	// What Docker attaches is listed by the name that only Docker knows.
+	s.create("web", "-o", "network=web")
+	s.sleeper("web3", "--network", "web")
+	list, err := s.byHand("attach", "list")
+	must(t, err)
+	if !strings.Contains(list, "\nweb      web3 ") {
+		t.Errorf("the list does not name web3:\n%s", list)
+	}
 }
