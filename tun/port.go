@@ -60,6 +60,8 @@ type Port struct {
 	// them to Name, and nothing else may be believed to come from there. A ptp
 	// without any is down: it is for a container whose addresses are void.
 	Addresses []netip.Addr
+	// Internal: it sends to its own segment and to nowhere else.
+	Internal bool
 	// Down tells of a host end that is there and not up; nobody wants one so.
 	Down bool
 	// Gateways are, for ptp, the host's own addresses by which the container finds

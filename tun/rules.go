@@ -106,7 +106,11 @@ func (r Rules) String() string {
 		b.WriteString("masquerade what leaves the mesh\n")
 	}
 	for _, p := range r.Normal().Ports {
-		b.WriteString("check " + p.Name + ": " + p.MAC + list("", p.Addresses, netip.Addr.String) + "\n")
+		line := "check " + p.Name + ": " + p.MAC + list("", p.Addresses, netip.Addr.String)
+		if p.Internal {
+			line += ", internal"
+		}
+		b.WriteString(line + "\n")
 	}
 	return b.String()
 }

@@ -69,6 +69,7 @@ type Ask struct {
 	// stand for any free one. Empty: a free one of each family that the network
 	// has. One that the same door has reserved is used, and stays reserved.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
+	Internal  bool         `json:"internal,omitempty"`  // it sends to its network and to nowhere else
 	MAC       string       `json:"mac,omitempty"`       // empty: one that follows from the address; none for an ipvlan
 	Container string       `json:"container,omitempty"` // for people
 }

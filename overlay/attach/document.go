@@ -35,6 +35,7 @@ type entry struct {
 	Mode      Mode           `json:"mode"`
 	Parent    string         `json:"parent,omitempty"`
 	Container string         `json:"container,omitempty"`
+	Internal  bool           `json:"internal,omitempty"`
 	MAC       string         `json:"mac"`
 	MTU       int            `json:"mtu"`
 	Addresses []netip.Prefix `json:"addresses"` // with the subnet's length

@@ -198,7 +198,7 @@ func (n *network) admit(ask Ask, mtu int) (*entry, error) {
 	if other := n.withMAC(ask.MAC); other != nil {
 		return nil, fmt.Errorf("%w: the MAC address %s is that of %s", ErrTaken, ask.MAC, other.ID)
 	}
-	e := &entry{ID: ask.ID, Mode: ask.Mode, Parent: ask.Parent, Container: ask.Container, MAC: ask.MAC, MTU: mtu, making: true}
+	e := &entry{ID: ask.ID, Mode: ask.Mode, Parent: ask.Parent, Container: ask.Container, Internal: ask.Internal, MAC: ask.MAC, MTU: mtu, making: true}
 	for _, wish := range wishes {
 		a, err := n.takeFor(ask.ID, wish)
 		if err != nil {
@@ -332,7 +332,7 @@ func (n *network) port(e *entry) tun.Port {
 
 // port is the link of an entry.
 func (e *entry) port(network string) tun.Port {
-	p := tun.Port{Kind: e.Mode, Parent: e.Parent, MAC: e.MAC, MTU: e.MTU}
+	p := tun.Port{Kind: e.Mode, Parent: e.Parent, MAC: e.MAC, MTU: e.MTU, Internal: e.Internal}
 	p.Name, p.Peer = links(e.ID, e.Mode)
 	if e.Mode == Bridge {
 		p.Parent = BridgeName(network)
@@ -359,7 +359,7 @@ func (e *entry) fits(ask Ask) bool {
 			return false
 		}
 	}
-	return e.Mode == ask.Mode && e.Parent == ask.Parent && (ask.MAC == "" || ask.MAC == e.MAC) &&
+	return e.Mode == ask.Mode && e.Parent == ask.Parent && e.Internal == ask.Internal && (ask.MAC == "" || ask.MAC == e.MAC) &&
 		(len(ask.Addresses) == 0 || len(ask.Addresses) == len(e.Addresses))
 }
 

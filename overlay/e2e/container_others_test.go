@@ -13,6 +13,7 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 
+	"meshd/overlay/attach"
 	"meshd/overlay/e2e/cluster"
 	"meshd/overlay/e2e/lab"
 )
@@ -110,4 +111,34 @@ func TestOtherContainers(t *testing.T) {
 		together(t, member.Host, beta.Host.IPv4)
 		together(t, other, beta.Host.IPv4)
 	})
+}
+
+// A container that is internal reaches its network, on every host, and nothing else,
+// whatever routes it makes for itself.
+func TestInternalContainer(t *testing.T) {
+	t.Parallel()
+	c := newMesh(t, 2)
+	alpha, beta := c.Nodes[0], c.Nodes[1]
+	for _, mode := range []attach.Mode{attach.Bridge, attach.PTP} {
+		t.Run(string(mode), func(t *testing.T) {
+			in, err := alpha.Contain(bounded(t), "in-"+string(mode), attach.Ask{Mode: mode, Internal: true}) // with a default route
+			must(t, err)
+			out, err := alpha.Contain(bounded(t), "out-"+string(mode), attach.Ask{Mode: mode})
+			must(t, err)
+			far := contain(t, beta, "far-"+string(mode), "")
+			for _, to := range []netip.Addr{far.IPv4, far.IPv6, out.IPv4, out.IPv6, in.Gateways[0]} {
+				_, err := in.Await(bounded(t), to)
+				must(t, err)
+			}
+			_, err = far.Await(bounded(t), in.IPv6)
+			must(t, err)
+			for _, to := range []netip.Addr{beta.Host.IPv4, beta.Host.IPv6, alpha.Host.IPv4} {
+				if _, err := in.Ping(t.Context(), to); err == nil {
+					t.Errorf("it reaches %s", to)
+				}
+				_, err := out.Await(bounded(t), to)
+				must(t, err)
+			}
+		})
+	}
 }

@@ -17,6 +17,7 @@ const (
 	fromMesh, toMesh        = "from_mesh", "to_mesh"
 	fromOthers, fromPort    = "from_others", "from_port"
 	fromSegment, toSegment  = "from-", "to-" // and the segment's name; it may be "mesh"
+	withinSegment           = "within-"      // the same
 	linksOf                 = "links-"       // a set, and the segment's name
 	toOthers, linksOfOthers = "to_others", "others"
 )
@@ -34,6 +35,7 @@ var (
 
 var (
 	linkLocal   = netip.MustParsePrefix("fe80::/10")
+	multicast   = netip.MustParsePrefix("ff00::/8")
 	unspecified = netip.MustParsePrefix("::/128")
 )
 
@@ -85,6 +87,9 @@ func compileHost(want tun.Rules) ruleset {
 		prerouting.rules = append(prerouting.rules, jump(fromSegment+s.Name, member{expr.MetaKeyIIFNAME, linksOf + s.Name}))
 		forward.rules = append(forward.rules, jump(toSegment+s.Name, member{expr.MetaKeyOIFNAME, linksOf + s.Name}))
 		segments = append(segments, segmentIn(s, want), segmentOut(s))
+		if hasInternals(want.Ports) {
+			segments = append(segments, segmentInside(s))
+		}
 		for _, r := range s.Ranges {
 			// Else who is asked by way of Docker's bridge would answer the mesh by
 			// ours, with an address that it must not have there.
@@ -124,6 +129,10 @@ func compileHost(want tun.Rules) ruleset {
 	}
 	_, of4, of6 := held(want.Ports)
 	all.sets = append(all.sets, of4, of6)
+	if hasInternals(want.Ports) {
+		in4, in6 := internals(want.Ports)
+		all.sets = append(all.sets, in4, in6)
+	}
 	all.chains = append(append(all.chains, others, portIn()), segments...)
 	return all
 }
@@ -164,6 +173,10 @@ func segmentIn(s tun.Segment, want tun.Rules) chain {
 			c.rules = append(c.rules, drop(to(r)))
 		}
 	}
+	if hasInternals(want.Ports) {
+		inside := withinSegment + s.Name
+		c.rules = append(c.rules, jump(inside, overIP, holder{ipSource, internal4}), jump(inside, overIPv6, holder{ip6Source, internal6}))
+	}
 	for _, p := range s.Own {
 		c.rules = append(c.rules, accept(from(p)))
 	}
@@ -174,6 +187,21 @@ func segmentIn(s tun.Segment, want tun.Rules) chain {
 	// 2.5.2 and 2.5.6).
 	c.rules = append(c.rules, accept(from(linkLocal)), accept(from(unspecified)), drop())
 	return c
+}
+
+// segmentInside is for what comes from containers that get no further than their
+// segment. By IPv6 they look for each other with multicast.
+func segmentInside(s tun.Segment) chain {
+	c := chain{name: withinSegment + s.Name}
+	for _, r := range s.Ranges {
+		c.rules = append(c.rules, accept(to(r)))
+	}
+	c.rules = append(c.rules, accept(to(linkLocal)), accept(to(multicast)), drop())
+	return c
+}
+
+func hasInternals(ports []tun.Port) bool {
+	return slices.ContainsFunc(ports, func(p tun.Port) bool { return p.Internal })
 }
 
 // segmentOut is for what is forwarded to the containers of a segment.

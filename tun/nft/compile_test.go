@@ -42,6 +42,11 @@ func wants() map[string]tun.Rules {
 		"no_containers": {Link: "mesh0", Segments: []tun.Segment{control, without(web)}},
 		"two_networks":  {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, web, db}},
 		"with_ports":    {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, web, db}, Ports: ports},
+		"internal": {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, web, db}, Ports: []tun.Port{
+			{Kind: tun.PortPTP, Name: "mv-aaaaaaaaaa", MAC: "02:00:00:00:00:0a", Addresses: ports[0].Addresses, Internal: true},
+			{Kind: tun.PortBridge, Parent: "mbr-db", Name: "mv-bbbbbbbbbb", MAC: "02:00:00:00:00:0b", Addresses: ports[1].Addresses, Internal: true},
+			{Kind: tun.PortBridge, Parent: "mbr-db", Name: "mv-cccccccccc", MAC: "02:00:00:00:00:0c", Addresses: []netip.Addr{netip.MustParseAddr("10.87.3.12")}},
+		}},
 		"no_masquerade": {Link: "mesh0", Segments: []tun.Segment{control, web, db}},
 		"one_of_two":    {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, web, without(db)}},
 		"delegated":     {Link: "mesh0", Masquerade: true, Segments: []tun.Segment{control, delegated, db}},

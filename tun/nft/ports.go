@@ -18,7 +18,10 @@ import (
 var bridged = &nftables.Table{Name: TableName, Family: nftables.TableFamilyBridge}
 
 // Names of sets: what may be said to come from a port.
-const macs, addresses4, addresses6 = "macs", "addresses4", "addresses6"
+const (
+	macs, addresses4, addresses6 = "macs", "addresses4", "addresses6"
+	internal4, internal6         = "internal4", "internal6"
+)
 
 // Fields of packets: IEEE 802.3; RFC 791; RFC 826, for Ethernet and IPv4; RFC
 // 8200; RFC 4861.
@@ -86,6 +89,28 @@ func held(ports []tun.Port) (mac, of4, of6 set) {
 		}
 	}
 	return mac, of4, of6
+}
+
+// internals are the sets of the addresses that get no further than their segment,
+// each with the link by which its packets come to the host.
+func internals(ports []tun.Port) (of4, of6 set) {
+	of4, of6 = set{name: internal4, also: nftables.TypeIPAddr}, set{name: internal6, also: nftables.TypeIP6Addr}
+	for _, p := range ports {
+		link := p.Name
+		if p.Kind == tun.PortBridge {
+			link = p.Parent
+		}
+		for _, a := range p.Addresses {
+			switch {
+			case !p.Internal:
+			case a.Is4():
+				of4.elements = append(of4.elements, element{link, a.AsSlice()})
+			default:
+				of6.elements = append(of6.elements, element{link, a.AsSlice()})
+			}
+		}
+	}
+	return of4, of6
 }
 
 // macOf gives a port's MAC address, nil if it has none.

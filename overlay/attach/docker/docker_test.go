@@ -381,6 +381,10 @@ func TestJoin(t *testing.T) {
 			if got := d.core.(*attach.Manager).List(); len(got) != 1 || got[0].Mode != mode {
 				t.Errorf("attached: %+v, want mode %s", got, mode)
 			}
+			used := d.core.(*attach.Manager).Networks()
+			if internal := strings.HasPrefix(name, "internal"); len(used) != 1 || len(used[0].Ports) != 1 || used[0].Ports[0].Internal != internal {
+				t.Errorf("the rules are for %+v, want internal %t", used, internal)
+			}
 		})
 	}
 }

@@ -250,6 +250,7 @@ func (d *driver) createEndpoint(ctx context.Context, r createEndpointRequest) (a
 	}
 	ask := attach.Ask{
 		ID: attachment(r.EndpointID), Network: n.Network, Mode: n.Mode, Parent: n.Parent, Addresses: addresses, MAC: have.MacAddress,
+		Internal: n.Internal,
 	}
 	if len(addresses) == 0 { // another IPAM driver, without addresses of its own
 		ask.Addresses = []netip.Addr{netip.IPv4Unspecified()}
