@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"meshd/overlay/e2e/cluster"
 	"meshd/overlay/e2e/lab"
@@ -442,8 +443,11 @@ func forget(h *lab.Host) error {
 	return h.Do(func() error {
 		links, err := netlink.LinkList()
 		for _, l := range links {
-			if name := l.Attrs().Name; name != "lo" && name != "eth0" {
-				err = errors.Join(err, netlink.LinkDel(l))
+			if name := l.Attrs().Name; name == "lo" || name == "eth0" {
+				continue
+			}
+			if gone := netlink.LinkDel(l); !errors.Is(gone, unix.ENODEV) { // with its container, just now
+				err = errors.Join(err, gone)
 			}
 		}
 		c := new(nftables.Conn)
