@@ -601,6 +601,12 @@ func TestNoNamespace(t *testing.T) {
 	}
 	ended := other.Path()
 	other.Close()
+	for range 1000 { // its thread has gone for Go, and a moment later for the kernel
+		if _, err := os.Stat(ended); err != nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
 	for _, path := range []string{"", file, fifo, gone, file + "/x", dir, ended, "/proc/self/ns/mnt", "/dev/null", "/proc/0/ns/net"} {
 		do(t, l.host, func() error {
 			if err := inside.Put(t.Context(), path, want); !errors.Is(err, inside.ErrNoNamespace) {
