@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -97,6 +98,13 @@ func TestOtherContainers(t *testing.T) {
 	}
 	on := addresses(t, beta)[0]
 	together(t, other, beta.Host.IPv4) // outside of the mesh it is free
+	// The daemon has heard of the bridge a moment after it was made: Docker takes
+	// longer to start what hangs on it.
+	for ctx := bounded(t); ctx.Err() == nil; pause(ctx, 50*time.Millisecond) {
+		if _, err := other.Ping(ctx, on); err != nil {
+			break
+		}
+	}
 	t.Run("alone on the host", func(t *testing.T) {
 		apart(t, other, on)
 		apart(t, beta.Host, other.IPv4)
