@@ -49,6 +49,9 @@ type LAN struct {
 	Beside     []netip.Addr // that other links lead to, as those of a bridge
 }
 
+// RouteProtocol is the number that marks our routes, on the host and in containers.
+const RouteProtocol = 109
+
 // Route is one of our routes. All carry our route protocol number, which is how
 // they are told from anybody else's.
 type Route struct {

@@ -34,7 +34,7 @@ import (
 
 // RouteProtocol marks our routes (rtm_protocol, "proto" in ip route). 'm' is
 // free in iproute2's rt_protos and not used by FRR, BIRD, systemd or Cilium.
-const RouteProtocol = 109
+const RouteProtocol = tun.RouteProtocol
 
 const (
 	// Before DHCP's and NetworkManager's 100 and more, after the 0 of what an

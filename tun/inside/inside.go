@@ -41,7 +41,7 @@ var (
 )
 
 // RouteProtocol marks our routes, there as on the host (hostnet.RouteProtocol).
-const RouteProtocol = 109
+const RouteProtocol = tun.RouteProtocol
 
 // Link is what a container's end of an attachment should be.
 type Link struct {
