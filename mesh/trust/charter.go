@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"meshd/mesh"
@@ -19,6 +20,7 @@ type Charter struct {
 	Version  uint64
 	Previous Hash // of the charter before; zero for the first
 	Networks []mesh.Network
+	Reserved []netip.Prefix // subnets that nobody leases but who is pinned to them
 	Created  time.Time
 }
 
@@ -29,6 +31,7 @@ type charterBody struct {
 	Previous Hash              `cbor:"4,keyasint"`
 	Networks []networkBody     `cbor:"5,keyasint"`
 	Created  time.Time         `cbor:"6,keyasint"`
+	Reserved []netip.Prefix    `cbor:"7,keyasint,omitempty"`
 }
 
 type networkBody struct {
@@ -38,6 +41,9 @@ type networkBody struct {
 	IPv6    netip.Prefix `cbor:"4,keyasint"`
 	IPv6Len int          `cbor:"5,keyasint"`
 }
+
+// maxReserved leaves a charter with all of its networks below [MaxObject].
+const maxReserved = 128
 
 // maxNetworks bounds a charter: one lease per network must fit a record.
 const maxNetworks = 64
@@ -78,9 +84,26 @@ func (c *Charter) Newer(old *Charter) bool {
 // ErrNotNext says that a charter is not the one after another.
 var ErrNotNext = errors.New("charter does not follow the newest one")
 
-// Next is the charter after c, to be signed, with other networks.
+// Next is the charter after c, to be signed, with other networks. What is reserved
+// in networks that are no longer there is left out.
 func (c *Charter) Next(now time.Time, networks []mesh.Network) *Charter {
-	return &Charter{Name: c.Name, Version: c.Version + 1, Previous: c.Hash, Networks: networks, Created: now}
+	next := &Charter{Name: c.Name, Version: c.Version + 1, Previous: c.Hash, Networks: networks, Created: now}
+	for _, p := range c.Reserved {
+		if isSubnet(networks, p) {
+			next.Reserved = append(next.Reserved, p)
+		}
+	}
+	return next
+}
+
+// isSubnet tells whether p is a subnet of one of the networks.
+func isSubnet(networks []mesh.Network, p netip.Prefix) bool {
+	return slices.ContainsFunc(networks, func(n mesh.Network) bool { _, err := n.SlotOf(p); return err == nil })
+}
+
+// IsReserved tells whether one of the prefixes is kept for who is pinned to it.
+func (c *Charter) IsReserved(prefixes []netip.Prefix) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return slices.Contains(c.Reserved, p) })
 }
 
 // Follows verifies that c is a next charter of old. A network that both have must
@@ -107,7 +130,7 @@ func (c *Charter) Sign(ca ed25519.PrivateKey) ([]byte, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	body := charterBody{Name: c.Name, CA: c.CA, Version: c.Version, Previous: c.Previous, Created: c.Created.Truncate(time.Second)}
+	body := charterBody{Name: c.Name, CA: c.CA, Version: c.Version, Previous: c.Previous, Reserved: c.Reserved, Created: c.Created.Truncate(time.Second)}
 	for _, n := range c.Networks {
 		body.Networks = append(body.Networks, networkBody(n))
 	}
@@ -124,7 +147,7 @@ func ParseCharter(raw []byte, id mesh.ID) (*Charter, error) {
 	}
 	c := &Charter{
 		Object: e.Object, Name: body.Name, CA: body.CA, Version: body.Version,
-		Previous: body.Previous, Created: body.Created,
+		Previous: body.Previous, Reserved: body.Reserved, Created: body.Created,
 	}
 	for _, n := range body.Networks {
 		c.Networks = append(c.Networks, mesh.Network(n))
@@ -171,6 +194,14 @@ func (c *Charter) check() error {
 				}
 			}
 			ranges = append(ranges, r)
+		}
+	}
+	if len(c.Reserved) > maxReserved {
+		return fmt.Errorf("%w: %d subnets are reserved, at most %d", ErrMalformed, len(c.Reserved), maxReserved)
+	}
+	for i, p := range c.Reserved {
+		if slices.Contains(c.Reserved[:i], p) || !isSubnet(c.Networks, p) {
+			return fmt.Errorf("%w: reserved %s is no subnet of a network, or appears twice", ErrMalformed, p)
 		}
 	}
 	return nil

@@ -83,8 +83,16 @@ type Record struct {
 	Labels       map[string]string
 	Capabilities []string
 	Suites       []string
-	Left         bool // the member has left; its leases are released
+	Left         bool          // the member has left; its leases are released
+	Uptime       time.Duration // of the daemon, when it signed this; in seconds
+	Keys         Generations   // of the gossip key
 	env          envelope
+}
+
+// Generations of the gossip key that a member works with.
+type Generations struct {
+	Newest uint64 // that it has and opens messages with
+	Sends  uint64 // that it seals messages with
 }
 
 type recordBody struct {
@@ -99,6 +107,9 @@ type recordBody struct {
 	Capabilities []string          `cbor:"9,keyasint,omitempty"`
 	Suites       []string          `cbor:"10,keyasint,omitempty"`
 	Left         bool              `cbor:"11,keyasint,omitempty"`
+	Uptime       uint64            `cbor:"12,keyasint,omitempty"` // seconds
+	NewestKey    uint64            `cbor:"13,keyasint,omitempty"`
+	SendsKey     uint64            `cbor:"14,keyasint,omitempty"`
 }
 
 type leaseBody struct {
@@ -125,6 +136,7 @@ func (r *Record) Sign(identity ed25519.PrivateKey) ([]byte, error) {
 	b := recordBody{
 		Epoch: r.Version.Epoch, Seq: r.Version.Seq, Certificate: r.Certificate, Nonce: r.Nonce, Key: r.Key,
 		Endpoints: r.Endpoints, Labels: r.Labels, Capabilities: r.Capabilities, Suites: r.Suites, Left: r.Left,
+		Uptime: uint64(r.Uptime / time.Second), NewestKey: r.Keys.Newest, SendsKey: r.Keys.Sends,
 	}
 	for _, l := range r.Leases {
 		l.Since = l.Since.Truncate(time.Second)
@@ -150,7 +162,8 @@ func ParseRecord(raw []byte) (*Record, error) {
 	r := &Record{
 		Object: e.Object, Version: mesh.Version{Epoch: b.Epoch, Seq: b.Seq}, Certificate: b.Certificate,
 		Nonce: b.Nonce, Key: b.Key, Endpoints: b.Endpoints, Labels: b.Labels,
-		Capabilities: b.Capabilities, Suites: b.Suites, Left: b.Left, env: e,
+		Capabilities: b.Capabilities, Suites: b.Suites, Left: b.Left,
+		Uptime: time.Duration(min(b.Uptime, uint64(maxLife/time.Second))) * time.Second, Keys: Generations{b.NewestKey, b.SendsKey}, env: e,
 	}
 	for _, l := range b.Leases {
 		r.Leases = append(r.Leases, mesh.Lease(l))
@@ -194,6 +207,10 @@ func (r *Record) check() error {
 	switch {
 	case r.Version.Epoch == 0 || r.Version.Epoch > MaxEpoch:
 		return fmt.Errorf("%w: epoch %d, 1 to %d", ErrMalformed, r.Version.Epoch, uint64(MaxEpoch))
+	case r.Uptime < 0 || r.Uptime > maxLife:
+		return fmt.Errorf("%w: up for %s", ErrMalformed, r.Uptime)
+	case r.Keys.Sends > r.Keys.Newest || r.Keys.Newest > MaxGeneration:
+		return fmt.Errorf("%w: sends with gossip key %d, and %d is its newest", ErrMalformed, r.Keys.Sends, r.Keys.Newest)
 	case r.Key.IsZero():
 		return fmt.Errorf("%w: no tunnel key", ErrMalformed)
 	case len(r.Endpoints) > MaxEndpoints:

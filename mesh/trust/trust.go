@@ -8,7 +8,10 @@
 //	   └──signs──> Credential (in a Token)    a narrow right to make certificates
 //	                    └──signs──> Certificate ◄──admits── Admission, by a member
 //	                                    ▲
-//	                                 Record   what the member says of itself
+//	   │                             Record   what the member says of itself
+//	   │                             Tombstone  a member: another one is gone
+//	   │                             Rekey    a member that may: the next gossip key
+//	   └──signs──> Revocation                 a node or a token counts no more
 //
 // Every object is one CBOR array in core deterministic encoding (RFC 8949,
 // section 4.2.1):
@@ -53,9 +56,9 @@ const (
 	KindCertificate Kind = 3
 	KindAdmission   Kind = 4
 	KindRecord      Kind = 5
-	KindRevocation  Kind = 6 // reserved, not yet issued
-	KindTombstone   Kind = 7 // reserved, not yet issued
-	KindRekey       Kind = 8 // reserved, not yet issued
+	KindRevocation  Kind = 6
+	KindTombstone   Kind = 7
+	KindRekey       Kind = 8
 )
 
 // contexts keep a signature over one kind from counting for another.
@@ -65,6 +68,9 @@ var contexts = map[Kind]string{
 	KindCertificate: "meshd v1 certificate\x00",
 	KindAdmission:   "meshd v1 admission\x00",
 	KindRecord:      "meshd v1 record\x00",
+	KindRevocation:  "meshd v1 revocation\x00",
+	KindTombstone:   "meshd v1 tombstone\x00",
+	KindRekey:       "meshd v1 rekey\x00",
 }
 
 // Errors that callers decide by.
