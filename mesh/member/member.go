@@ -48,11 +48,14 @@ type State struct {
 	Epoch  uint64       // of the last daemon that ran; raised, durably, before a new one speaks
 	Leases []mesh.Lease // held ones, to be held again after a restart
 	Left   bool         // the node has left the mesh
+
+	Renewed time.Time // when a record was last published; zero: never, or not known
 }
 
 // Output is what one Step asks its owner to do.
 type Output struct {
 	Charter   []byte       // not nil: newer than the one before; must be durable before Save is
+	Keyring   *Keyring     // not nil: changed; must be durable before it is used, and used before Broadcast goes out
 	Save      *State       // not nil: must be durable before Broadcast goes out
 	Broadcast [][]byte     // signed objects for everybody
 	Want      []trust.Hash // certificates that others refer to and we lack
