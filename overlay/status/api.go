@@ -26,13 +26,21 @@ import (
 //	POST /v1/leave     {} when the node has left and cleaned up
 //	POST /v1/down      {} when the host is clean
 //
+//	GET  /v1/objects          {"objects": ["base64", ...]}, what the node believes, the charter first
+//	POST /v1/objects          {"object": "base64"} that the CA signed; {} when it is saved
+//	POST /v1/forget           {"node": ID}; {} when its tombstone is saved
+//	POST /v1/leases/renumber  {"network": NAME, "force": false}
+//	POST /v1/leases/release   {"network": NAME}
+//	GET  /v1/keys             a KeysReply
+//	POST /v1/keys/rotate      {"key": "gossip" or "tunnel", "now": false}; {} when the new one is saved
+//
 //	POST   /v1/attachments        attach.Ask; an attach.Attachment, once its link is there
 //	GET    /v1/attachments        {"attachments": [attach.Attachment, ...]}, by ID
 //	GET    /v1/attachments/ID     an attach.Attachment
 //	DELETE /v1/attachments/ID     {} when there is nothing left of it
 //
 // An error is {"error":"..."} with a status of 400 or above, and for programs
-// a "code" where it is one of the package attach.
+// a "code" where they may act on it.
 
 // PingRequest asks for probes to one node.
 type PingRequest struct {
@@ -101,7 +109,7 @@ const (
 
 type errorReply struct {
 	Error string `json:"error"`
-	Code  string `json:"code,omitempty"` // see attachErrors
+	Code  string `json:"code,omitempty"` // see codes
 }
 
 type versionReply struct {
@@ -142,6 +150,7 @@ func controlHandler(stop context.Context, opt Options) http.Handler {
 		handle("GET, POST", attachmentsPath, func(w http.ResponseWriter, r *http.Request) { serveAttachments(a, w, r) })
 		handle("GET, DELETE", attachmentsPath+"/{id...}", func(w http.ResponseWriter, r *http.Request) { serveAttachment(a, w, r) })
 	}
+	operate(opt, handle)
 	handle(http.MethodPost, "/v1/leave", change(d.Leave))
 	handle(http.MethodPost, "/v1/down", change(d.Down))
 	return mux

@@ -2,7 +2,6 @@ package status
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"net/url"
 
@@ -25,44 +24,6 @@ type attachmentsReply struct {
 
 const attachmentsPath = "/v1/attachments"
 
-// attachErrors are the sentinels that keep their meaning on the way to a client.
-var attachErrors = []struct {
-	code   string
-	status int
-	err    error
-}{
-	{"unknown_network", http.StatusNotFound, attach.ErrUnknownNetwork},
-	{"unknown", http.StatusNotFound, attach.ErrUnknown},
-	{"bad_ask", http.StatusBadRequest, attach.ErrBadAsk},
-	{"outside", http.StatusBadRequest, attach.ErrOutside},
-	{"taken", http.StatusConflict, attach.ErrTaken},
-	{"in_use", http.StatusConflict, attach.ErrInUse},
-	{"exhausted", http.StatusConflict, attach.ErrExhausted},
-	{"no_lease", http.StatusServiceUnavailable, attach.ErrNoLease},
-	{"delegated", http.StatusConflict, attach.ErrDelegated},
-	{"damaged", http.StatusInternalServerError, attach.ErrDamaged},
-}
-
-// attachError is the sentinel of a code; nil: there is none.
-func attachError(code string) error {
-	for _, e := range attachErrors {
-		if e.code == code {
-			return e.err
-		}
-	}
-	return nil
-}
-
-func replyAttachError(w http.ResponseWriter, err error) {
-	for _, e := range attachErrors {
-		if errors.Is(err, e.err) {
-			reply(w, e.status, errorReply{err.Error(), e.code})
-			return
-		}
-	}
-	replyError(w, http.StatusInternalServerError, err.Error())
-}
-
 func serveAttachments(a Attachments, w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodGet {
 		reply(w, http.StatusOK, attachmentsReply{notNil(a.List())})
@@ -82,7 +43,7 @@ func serveAttach(a Attachments, w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	got, err := a.Attach(ctx, ask)
 	if err != nil {
-		replyAttachError(w, err)
+		replyFailure(w, err)
 		return
 	}
 	reply(w, http.StatusOK, got)
@@ -100,7 +61,7 @@ func serveAttachment(a Attachments, w http.ResponseWriter, r *http.Request) {
 		err = a.Detach(ctx, id)
 	}
 	if err != nil {
-		replyAttachError(w, err)
+		replyFailure(w, err)
 		return
 	}
 	reply(w, http.StatusOK, got)

@@ -165,7 +165,7 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 	if err := json.NewDecoder(io.LimitReader(response.Body, maxError)).Decode(&e); err != nil || e.Error == "" {
 		return nil, fmt.Errorf("ask the daemon on %s: it answers %s", c.socket, response.Status)
 	}
-	if kind := attachError(e.Code); kind != nil {
+	if kind := codedError(e.Code); kind != nil {
 		return nil, refusal{clean(e.Error), kind}
 	}
 	switch response.StatusCode {

@@ -63,6 +63,9 @@ type Options struct {
 	Daemon      Daemon
 	Settings    Settings    // nil: nobody can ask for the configuration
 	Charters    Charters    // nil: nobody can ask for the charter
+	Objects     Objects     // nil: nobody can ask for signed objects, nor give any
+	Leases      Leases      // nil: nobody can change leases
+	Keys        Keys        // nil: nobody can ask for keys, nor rotate them
 	Attachments Attachments // nil: nobody can attach containers
 	Log         *slog.Logger
 }
