@@ -1,0 +1,178 @@
+package exchange
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"meshd/mesh/trust"
+)
+
+const (
+	// maxKeys bounds one list: 2000 members with 4 objects each, and as many again.
+	maxKeys = 16 << 10
+	// maxBytes bounds the objects that one exchange brings each way: those of 2000
+	// members weigh 1.5 MB. What does not fit is for the next one.
+	maxBytes = 2 << 20
+)
+
+const (
+	magic   = "mshX"
+	version = 1
+
+	same   = 0
+	differ = 1
+)
+
+var errMalformed = errors.New("malformed exchange")
+
+// outcome is what an exchange has brought.
+type outcome struct {
+	got   [][]byte
+	sent  int  // objects
+	whole bool // nothing that the other has is lacking here, but for what was refused before
+}
+
+// ask is the asking side of an exchange.
+func ask(conn io.ReadWriter, own *Set, past *memory) (outcome, error) {
+	hello := binary.BigEndian.AppendUint64(append([]byte(magic), version), own.digest)
+	if _, err := conn.Write(hello); err != nil {
+		return outcome{}, err
+	}
+	r := bufio.NewReader(conn)
+	verdict, err := r.ReadByte()
+	switch {
+	case err != nil:
+		return outcome{}, err
+	case verdict == same:
+		return outcome{whole: true}, nil
+	case verdict != differ:
+		return outcome{}, fmt.Errorf("%w: answer %d", errMalformed, verdict)
+	}
+	theirs, err := readKeys(r)
+	if err != nil {
+		return outcome{}, err
+	}
+	refused, err := readKeys(r)
+	if err != nil {
+		return outcome{}, err
+	}
+	has := index(append(theirs, refused...))
+	out := appendKeys(nil, past.worth(own, own.lacking(theirs)))
+	out, sent, all := appendObjects(out, own.pick(func(k uint64) bool { return !has[k] }), maxBytes)
+	if _, err := conn.Write(out); err != nil {
+		return outcome{}, err
+	}
+	got, whole, err := readObjects(r)
+	return outcome{got, sent, whole && all}, err
+}
+
+// answer is the other side. One that is refused is not answered.
+func answer(conn io.ReadWriter, own *Set, past *memory) (outcome, error) {
+	r := bufio.NewReader(conn)
+	var hello [len(magic) + 1 + 8]byte
+	if _, err := io.ReadFull(r, hello[:]); err != nil {
+		return outcome{}, err
+	}
+	if string(hello[:len(magic)]) != magic || hello[len(magic)] != version {
+		return outcome{}, fmt.Errorf("%w: hello %x", errMalformed, hello[:len(magic)+1])
+	}
+	if binary.BigEndian.Uint64(hello[len(magic)+1:]) == own.digest {
+		_, err := conn.Write([]byte{same})
+		return outcome{whole: true}, err
+	}
+	if _, err := conn.Write(appendKeys(appendKeys([]byte{differ}, own.keys), past.refused(own))); err != nil {
+		return outcome{}, err
+	}
+	wanted, err := readKeys(r)
+	if err != nil {
+		return outcome{}, err
+	}
+	got, whole, err := readObjects(r)
+	if err != nil {
+		return outcome{}, err
+	}
+	wants := index(wanted)
+	out, sent, all := appendObjects(nil, own.pick(func(k uint64) bool { return wants[k] }), maxBytes)
+	_, err = conn.Write(out)
+	return outcome{got, sent, whole && all}, err
+}
+
+// appendKeys writes a list of keys, as many as a list may have.
+func appendKeys(out []byte, keys []uint64) []byte {
+	keys = keys[:min(len(keys), maxKeys)]
+	out = binary.BigEndian.AppendUint32(out, uint32(len(keys)))
+	for _, k := range keys {
+		out = binary.BigEndian.AppendUint64(out, k)
+	}
+	return out
+}
+
+// readKeys reads a list of keys. It grows with what comes, not with what was
+// announced.
+func readKeys(r io.Reader) ([]uint64, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n > maxKeys {
+		return nil, fmt.Errorf("%w: %d keys", errMalformed, n)
+	}
+	var keys []uint64
+	var one [8]byte
+	for range n {
+		if _, err := io.ReadFull(r, one[:]); err != nil {
+			return nil, err
+		}
+		keys = append(keys, binary.BigEndian.Uint64(one[:]))
+	}
+	return keys, nil
+}
+
+// appendObjects writes as many of the objects, from the first on, as fit, and tells
+// how many, and whether that is all.
+func appendObjects(out []byte, objects [][]byte, most int) (_ []byte, sent int, all bool) {
+	for _, o := range objects {
+		if most -= 2 + len(o); most < 0 {
+			break
+		}
+		out = binary.BigEndian.AppendUint16(out, uint16(len(o)))
+		out = append(out, o...)
+		sent++
+	}
+	all = sent == len(objects)
+	out = binary.BigEndian.AppendUint16(out, 0)
+	if all {
+		return append(out, 1), sent, all
+	}
+	return append(out, 0), sent, all
+}
+
+// readObjects reads what appendObjects has written.
+func readObjects(r io.Reader) (objects [][]byte, all bool, err error) {
+	var head [2]byte
+	for room := maxBytes; ; {
+		if _, err := io.ReadFull(r, head[:]); err != nil {
+			return nil, false, err
+		}
+		n := int(binary.BigEndian.Uint16(head[:]))
+		if n == 0 {
+			break
+		}
+		if room -= 2 + n; n > trust.MaxObject || room < 0 || len(objects) == maxKeys {
+			return nil, false, fmt.Errorf("%w: object %d has %d bytes", errMalformed, len(objects), n)
+		}
+		object := make([]byte, n)
+		if _, err := io.ReadFull(r, object); err != nil {
+			return nil, false, err
+		}
+		objects = append(objects, object)
+	}
+	if _, err := io.ReadFull(r, head[:1]); err != nil {
+		return nil, false, err
+	}
+	return objects, head[0] == 1, nil
+}
