@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -37,6 +38,10 @@ func (h *Host) Pings(ctx context.Context, to netip.Addr, every time.Duration) (*
 	ctx, p.stop = context.WithCancel(ctx)
 	var err error
 	if p.conn, err = h.ListenPacket(ctx, p.family.network, ""); err != nil {
+		return nil, fmt.Errorf("ping %s from %s: %w", to, h.Name, err)
+	}
+	if err := onlyReplies(p.conn.(*net.IPConn), p.family); err != nil {
+		p.conn.Close()
 		return nil, fmt.Errorf("ping %s from %s: %w", to, h.Name, err)
 	}
 	p.tasks.Go(func() { p.send(ctx) })
@@ -71,8 +76,9 @@ func (p *Pings) receive() {
 		}
 		if seq, ok := echoSeq(buf[:n], p.family.reply, p.id); ok {
 			p.mu.Lock()
-			if seq < len(p.answered) {
-				p.answered[seq] = true
+			// The number has 16 bits: it is the last request that has it.
+			if last := len(p.answered) - 1; seq <= last {
+				p.answered[last-(last-seq)&0xffff] = true
 			}
 			p.mu.Unlock()
 		}
@@ -100,18 +106,34 @@ func (p *Pings) Gap() time.Duration {
 // Lost counts the requests that were sent before the given time, and those of them
 // without an answer. When [Pings.Flows] has seen a later one answered, they are
 // lost.
-func (p *Pings) Lost(before time.Time) (lost, sent int) {
+func (p *Pings) Lost(before time.Time) (lost, sent int) { return p.Between(time.Time{}, before) }
+
+// Between is [Pings.Lost] of the requests that were sent in some time.
+func (p *Pings) Between(from, to time.Time) (lost, sent int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for i, at := range p.sent {
-		if at.Before(before) {
-			sent++
-			if !p.answered[i] {
-				lost++
-			}
+	first, _ := slices.BinarySearchFunc(p.sent, from, time.Time.Compare)
+	for i := first; i < len(p.sent) && p.sent[i].Before(to); i++ {
+		sent++
+		if !p.answered[i] {
+			lost++
 		}
 	}
 	return lost, sent
+}
+
+// LastLost tells when the last request without an answer was sent, of those in
+// some time; the zero time: there is none.
+func (p *Pings) LastLost(from, to time.Time) (last time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	first, _ := slices.BinarySearchFunc(p.sent, from, time.Time.Compare)
+	for i := first; i < len(p.sent) && p.sent[i].Before(to); i++ {
+		if !p.answered[i] {
+			last = p.sent[i]
+		}
+	}
+	return last
 }
 
 // Flows waits until a request that was sent after the given time is answered,

@@ -1,0 +1,415 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"meshd/overlay/e2e/cluster"
+	"meshd/overlay/e2e/lab"
+	"meshd/tun/hostnet"
+)
+
+// gossipPort is every daemon's, UDP and TCP.
+const gossipPort = 51881
+
+// meshLink is the daemons' TUN device.
+const meshLink = "mesh0"
+
+// layer is what a fault happens to. Two faults of different layers may happen at
+// once.
+type layer int
+
+const (
+	daemon layer = iota
+	network
+	kernel
+)
+
+// fault is a kind of thing that may happen.
+type fault struct {
+	name string
+	at   layer
+	draw func(*drawer) act
+}
+
+// act is a fault that was drawn: on whom, and for how long.
+type act struct {
+	name       string
+	text       string        // a sentence about it
+	last       time.Duration // from its begin to its end
+	begin, end func(context.Context) error
+	hurts      func(a, b *cluster.Node) bool // may packets between these get lost?
+	moves      *cluster.Node                 // gets other addresses by it; nil: nobody does
+}
+
+// faults are all. What is not here cannot be done on this machine: see skipped.
+var faults = []fault{
+	{"kill", daemon, (*drawer).kill},
+	{"restart", daemon, (*drawer).restart},
+	{"freeze", daemon, (*drawer).freeze},
+	{"disk", daemon, (*drawer).disk},
+	{"rejoin", daemon, (*drawer).rejoin},
+	{"partition", network, (*drawer).partition},
+	{"one-way", network, (*drawer).oneWay},
+	{"flapping", network, (*drawer).flapping},
+	{"loss", network, (*drawer).loss},
+	{"cable", network, (*drawer).cable},
+	{"no-gossip", network, (*drawer).noGossip},
+	{"tun", kernel, (*drawer).tun},
+	{"flush", kernel, (*drawer).flush},
+}
+
+// skipped is what the list of faults has and this program does not do, and why.
+var skipped = map[string]string{
+	"clock":   "a namespace has no wall clock of its own; the simulator steps clocks",
+	"suspend": "the machine would sleep with us; the simulator suspends nodes",
+	"delay":   "many kernels lack netem; the simulator delays and repeats packets",
+}
+
+func names() (all []string) {
+	for _, f := range faults {
+		all = append(all, f.name)
+	}
+	return all
+}
+
+func known(name string) bool { return slices.Contains(names(), name) }
+
+// drawer draws an act.
+type drawer struct {
+	*rand.Rand
+	*chaos
+}
+
+// drawStep draws what happens in a step: one fault, or two at once.
+func (c *chaos) drawStep(step int) []act {
+	d := &drawer{rand.New(rand.NewPCG(c.seed, uint64(step))), c}
+	from := slices.DeleteFunc(slices.Clone(faults), func(f fault) bool {
+		return c.only != "" && !slices.Contains(strings.Split(c.only, ","), f.name)
+	})
+	first := from[d.IntN(len(from))]
+	acts := []act{d.act(first)}
+	others := slices.DeleteFunc(from, func(f fault) bool { return f.at == first.at })
+	if len(others) > 0 && d.Float64() < 0.2 {
+		acts = append(acts, d.act(others[d.IntN(len(others))]))
+	}
+	return acts
+}
+
+func (d *drawer) act(f fault) act {
+	a := f.draw(d)
+	a.name = f.name
+	nothing := func(context.Context) error { return nil }
+	if a.begin == nil {
+		a.begin = nothing
+	}
+	if a.end == nil {
+		a.end = nothing
+	}
+	return a
+}
+
+func (d *drawer) between(least, most time.Duration) time.Duration {
+	return least + time.Duration(d.Int64N(int64(most-least))).Round(time.Millisecond)
+}
+
+func (d *drawer) node() *cluster.Node { return d.Nodes[d.IntN(len(d.Nodes))] }
+
+// ordinary draws a node that does not keep the CA's key.
+func (d *drawer) ordinary() *cluster.Node { return d.Nodes[1+d.IntN(len(d.Nodes)-1)] }
+
+// split draws two groups of nodes, none empty.
+func (d *drawer) split() (a, b []*cluster.Node) {
+	all := d.Perm(len(d.Nodes))
+	n := 1 + d.IntN(len(all)-1)
+	for i, k := range all {
+		if i < n {
+			a = append(a, d.Nodes[k])
+		} else {
+			b = append(b, d.Nodes[k])
+		}
+	}
+	return a, b
+}
+
+func list(nodes []*cluster.Node) string {
+	var out []string
+	for _, n := range nodes {
+		out = append(out, n.Name)
+	}
+	slices.Sort(out)
+	return strings.Join(out, " ")
+}
+
+// with tells which pairs have a node.
+func with(nodes ...*cluster.Node) func(a, b *cluster.Node) bool {
+	return func(a, b *cluster.Node) bool { return slices.Contains(nodes, a) || slices.Contains(nodes, b) }
+}
+
+func nobody(_, _ *cluster.Node) bool { return false }
+
+func (d *drawer) kill() act {
+	n, down := d.node(), d.between(0, 5*time.Second)
+	return act{
+		text: fmt.Sprintf("%s: kill -9, and %s later it starts", n.Name, down), last: down, hurts: with(n),
+		begin: func(context.Context) error { d.expectEnd(n); n.Kill(); return nil },
+		end:   func(context.Context) error { return d.start(n) },
+	}
+}
+
+func (d *drawer) restart() act {
+	n, down := d.node(), d.between(0, time.Second)
+	return act{
+		text: fmt.Sprintf("%s: SIGTERM, and %s later it starts", n.Name, down), last: down, hurts: with(n),
+		begin: func(ctx context.Context) error { d.expectEnd(n); return n.Stop(ctx) },
+		end:   func(context.Context) error { return d.start(n) },
+	}
+}
+
+func (d *drawer) freeze() act {
+	n, down := d.node(), d.between(time.Second, 30*time.Second)
+	return act{
+		text: fmt.Sprintf("%s: SIGSTOP for %s", n.Name, down), last: down, hurts: with(n),
+		begin: func(context.Context) error { return n.Process().Signal(unix.SIGSTOP) },
+		end:   func(context.Context) error { return n.Process().Signal(unix.SIGCONT) },
+	}
+}
+
+// disk hurts nobody: the data plane needs none.
+func (d *drawer) disk() act {
+	n, down := d.node(), d.between(2*time.Second, 10*time.Second)
+	dir := n.StateDir()
+	return act{
+		text: fmt.Sprintf("%s: its disk is read-only for %s", n.Name, down), last: down, hurts: nobody,
+		begin: func(context.Context) error {
+			return n.Host.Do(func() error {
+				return errors.Join(unix.Mount(dir, dir, "", unix.MS_BIND, ""), unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+			})
+		},
+		end: func(context.Context) error {
+			return n.Host.Do(func() error { return unix.Unmount(dir, unix.MNT_DETACH) })
+		},
+	}
+}
+
+// rejoin lets a node leave, and its host come again as one that nobody knows.
+func (d *drawer) rejoin() act {
+	n := d.ordinary()
+	return act{
+		text: fmt.Sprintf("%s leaves; its host joins as another node", n.Name), hurts: with(n), moves: n,
+		begin: func(ctx context.Context) error {
+			d.expectEnd(n)
+			if _, err := n.Meshctl(ctx, "leave"); err != nil {
+				return err
+			}
+			<-n.Process().Done()
+			return os.RemoveAll(n.StateDir())
+		},
+		end: func(ctx context.Context) error {
+			token, err := d.Nodes[0].Token(ctx)
+			if err == nil {
+				err = n.Join(ctx, token)
+			}
+			if err == nil {
+				err = d.start(n)
+			}
+			return err
+		},
+	}
+}
+
+// filter has hosts filter, all others not.
+func (c *chaos) filter(of func(*cluster.Node) lab.Filter) func(context.Context) error {
+	return func(context.Context) error {
+		var errs []error
+		for _, n := range c.Nodes {
+			errs = append(errs, n.Host.Filter(of(n)))
+		}
+		return errors.Join(errs...)
+	}
+}
+
+func nothing(*cluster.Node) lab.Filter { return lab.Filter{} }
+
+// deaf is what keeps nodes from hearing others.
+func deaf(from []*cluster.Node) lab.Filter {
+	var f lab.Filter
+	for _, n := range from {
+		f.From = append(f.From, n.Host.IPv4, n.Host.IPv6)
+	}
+	return f
+}
+
+// apart has the nodes of b hear nothing of those of a, and if both the other way,
+// too.
+func (c *chaos) apart(a, b []*cluster.Node, both bool) func(context.Context) error {
+	return c.filter(func(n *cluster.Node) lab.Filter {
+		switch {
+		case slices.Contains(b, n):
+			return deaf(a)
+		case both:
+			return deaf(b)
+		}
+		return lab.Filter{}
+	})
+}
+
+func across(a []*cluster.Node) func(x, y *cluster.Node) bool {
+	return func(x, y *cluster.Node) bool { return slices.Contains(a, x) != slices.Contains(a, y) }
+}
+
+func (d *drawer) partition() act {
+	a, b := d.split()
+	last := d.between(time.Second, 40*time.Second)
+	return act{
+		text: fmt.Sprintf("partition for %s: %s | %s", last, list(a), list(b)), last: last, hurts: across(a),
+		begin: d.apart(a, b, true), end: d.filter(nothing),
+	}
+}
+
+func (d *drawer) oneWay() act {
+	a, b := d.split()
+	last := d.between(time.Second, 20*time.Second)
+	return act{
+		text: fmt.Sprintf("one-way partition for %s: nothing from %s to %s", last, list(a), list(b)), last: last, hurts: across(a),
+		begin: d.apart(a, b, false), end: d.filter(nothing),
+	}
+}
+
+func (d *drawer) flapping() act {
+	a, b := d.split()
+	var beats []time.Duration
+	for range 2 * (3 + d.IntN(5)) {
+		beats = append(beats, d.between(100*time.Millisecond, 1500*time.Millisecond))
+	}
+	return act{
+		text: fmt.Sprintf("flapping, %d times: %s | %s", len(beats)/2, list(a), list(b)), hurts: across(a),
+		begin: func(ctx context.Context) error {
+			for i, beat := range beats {
+				do := d.apart(a, b, true)
+				if i%2 == 1 {
+					do = d.filter(nothing)
+				}
+				if err := do(ctx); err != nil {
+					return err
+				}
+				if err := pause(ctx, beat); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		end: d.filter(nothing),
+	}
+}
+
+func (d *drawer) loss() act {
+	some, _ := d.split()
+	share, last := 0.05+0.45*d.Float64(), d.between(3*time.Second, 15*time.Second)
+	return act{
+		text: fmt.Sprintf("%.0f %% of what is sent to %s is lost, for %s", 100*share, list(some), last), last: last, hurts: with(some...),
+		begin: d.filter(func(n *cluster.Node) lab.Filter {
+			if slices.Contains(some, n) {
+				return lab.Filter{Loss: share}
+			}
+			return lab.Filter{}
+		}),
+		end: d.filter(nothing),
+	}
+}
+
+func (d *drawer) cable() act {
+	n, last := d.node(), d.between(100*time.Millisecond, 10*time.Second)
+	return act{
+		text: fmt.Sprintf("%s: the cable is out for %s", n.Name, last), last: last, hurts: with(n),
+		begin: func(context.Context) error { return n.Host.LinkDown() },
+		end:   func(context.Context) error { return n.Host.LinkUp() },
+	}
+}
+
+// noGossip hurts nobody: tunnels need no gossip.
+func (d *drawer) noGossip() act {
+	last := d.between(5*time.Second, 30*time.Second)
+	return act{
+		text: fmt.Sprintf("nothing of gossip gets through for %s", last), last: last, hurts: nobody,
+		begin: d.filter(func(*cluster.Node) lab.Filter { return lab.Filter{Ports: []uint16{gossipPort}} }),
+		end:   d.filter(nothing),
+	}
+}
+
+func (d *drawer) tun() act {
+	n := d.node()
+	what, do := "deleted", netlink.LinkDel
+	if d.IntN(2) == 0 {
+		what, do = "set down", netlink.LinkSetDown
+	}
+	return act{
+		text: fmt.Sprintf("%s: the TUN device is %s", n.Name, what), hurts: with(n),
+		begin: func(context.Context) error {
+			return n.Host.Do(func() error {
+				l, err := netlink.LinkByName(meshLink)
+				if errors.As(err, new(netlink.LinkNotFoundError)) {
+					return nil // the daemon is dead: that is another fault
+				}
+				if err != nil {
+					return err
+				}
+				return do(l)
+			})
+		},
+	}
+}
+
+func (d *drawer) flush() act {
+	n := d.node()
+	return act{
+		text: fmt.Sprintf("%s: our routes are flushed", n.Name), hurts: with(n),
+		begin: func(context.Context) error {
+			return n.Host.Do(func() error {
+				routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL,
+					&netlink.Route{Protocol: hostnet.RouteProtocol, Table: unix.RT_TABLE_UNSPEC},
+					netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+				for _, r := range routes {
+					if delErr := netlink.RouteDel(&r); !errors.Is(delErr, unix.ESRCH) { // the daemon ends just now
+						err = errors.Join(err, delErr)
+					}
+				}
+				return err
+			})
+		},
+	}
+}
+
+// addressesOn lists what a host's kernel has of the mesh.
+func addressesOn(h *lab.Host) (all []netip.Addr, err error) {
+	err = h.Do(func() error {
+		l, err := netlink.LinkByName(meshLink)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		for _, a := range addrs {
+			ip, _ := netip.AddrFromSlice(a.IP)
+			if !ip.IsLinkLocalUnicast() {
+				all = append(all, ip.Unmap())
+			}
+		}
+		return err
+	})
+	return all, err
+}

@@ -1,0 +1,499 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"meshd/mesh"
+	"meshd/overlay/config"
+	"meshd/overlay/e2e/cluster"
+	"meshd/overlay/e2e/lab"
+	"meshd/overlay/status"
+)
+
+// pair is two nodes that ping each other: one by IPv4, the other by IPv6.
+type pair struct {
+	a, b  *cluster.Node
+	flows []*lab.Pings
+	// guarded by chaos.mu
+	hurt  bool      // the fault under way may keep them apart
+	since time.Time // from then on nothing may be lost while not hurt
+}
+
+// answerIn is how long an answer may take while all is well, on a machine that is
+// busy: what is later counts as lost.
+const answerIn = 4 * time.Second
+
+// watchPair begins the pings between two nodes.
+func (c *chaos) watchPair(ctx context.Context, a, b *cluster.Node) error {
+	p := &pair{a: a, b: b}
+	for i, way := range [][2]*cluster.Node{{a, b}, {b, a}} {
+		to, err := way[1].Addresses(ctx)
+		if err != nil {
+			return err
+		}
+		if len(to) != 2 {
+			return fmt.Errorf("%s has the addresses %s, and it should be one for each family", way[1].Name, to)
+		}
+		flow, err := way[0].Host.Pings(ctx, to[i], c.every)
+		if err != nil {
+			return err
+		}
+		p.flows = append(p.flows, flow)
+	}
+	p.since = time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pairs = append(c.pairs, p)
+	return nil
+}
+
+func (c *chaos) stopPairs() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.pairs {
+		p.stop()
+	}
+}
+
+func (p *pair) stop() {
+	for _, f := range p.flows {
+		f.Stop()
+	}
+}
+
+// follow has the pings go to a node's new addresses.
+func (c *chaos) follow(ctx context.Context, n *cluster.Node) error {
+	ctx2, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := n.WaitReady(ctx2); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	var old []*pair
+	c.pairs = slices.DeleteFunc(c.pairs, func(p *pair) bool {
+		if p.a == n || p.b == n {
+			old = append(old, p)
+		}
+		return p.a == n || p.b == n
+	})
+	c.mu.Unlock()
+	for _, p := range old {
+		p.stop()
+	}
+	for _, o := range c.Nodes {
+		if o == n {
+			continue
+		}
+		if err := c.watchPair(ctx, n, o); err != nil {
+			return err
+		}
+		c.mu.Lock()
+		c.pairs[len(c.pairs)-1].hurt = true
+		c.mu.Unlock()
+	}
+	return nil
+}
+
+// judge looks whether the pair has lost anything up to a time, from when it was
+// well. Called with mu.
+func (p *pair) judge(c *chaos, to time.Time) {
+	for _, f := range p.flows {
+		lost, sent := f.Between(p.since, to)
+		c.report.healthy(lost, sent)
+		if lost > 0 {
+			c.violateLocked("lost", "%s: %d of %d pings lost, and no fault is between these two", f, lost, sent)
+		}
+	}
+	if to.After(p.since) {
+		p.since = to
+	}
+}
+
+// silent names a pair that the fault has hurt and that is not well for good since
+// its end; empty: all are.
+func (c *chaos) silent(ended time.Time) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	for _, p := range c.pairs {
+		if !p.hurt {
+			continue
+		}
+		for _, f := range p.flows {
+			// An answer of half a second ago should be here, and for another second
+			// each had one.
+			last := f.LastLost(ended, now.Add(-500*time.Millisecond))
+			if _, sent := f.Between(ended, now.Add(-500*time.Millisecond)); sent < 3 || !last.IsZero() && now.Sub(last) < 1500*time.Millisecond {
+				return fmt.Sprintf("%s gets no answers", f)
+			}
+		}
+	}
+	return ""
+}
+
+// excuse ends a fault: what the pairs lost that it has hurt is counted, and from
+// now on they may not lose anything. It gives how long after its end traffic
+// flowed again.
+func (c *chaos) excuse(began, ended time.Time) (traffic time.Duration, lost, sent int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now().Add(-500 * time.Millisecond)
+	for _, p := range c.pairs {
+		if !p.hurt {
+			continue
+		}
+		for _, f := range p.flows {
+			l, s := f.Between(began.Add(-time.Second), now)
+			lost, sent = lost+l, sent+s
+			if last := f.LastLost(ended, now); !last.IsZero() {
+				traffic = max(traffic, last.Add(c.every).Sub(ended))
+			}
+		}
+		p.hurt, p.since = false, now
+	}
+	return traffic, lost, sent
+}
+
+// watch begins all that looks on while faults happen; stop ends it, and what
+// looks at the wire has the last word.
+func (c *chaos) watch(ctx context.Context) (stop func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var tasks sync.WaitGroup
+	var wires []*lab.Watch
+	stop = func() {
+		cancel()
+		tasks.Wait()
+		for _, w := range wires {
+			w.Stop()
+		}
+	}
+	ranges, err := c.ranges(ctx)
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	var frames atomic.Int64
+	for _, n := range c.Nodes {
+		w, err := n.Host.Watch(func(frame []byte) {
+			frames.Add(1)
+			if a, found := inner(frame, ranges); found {
+				c.violate("I3", "a packet of %s crosses the underlay of %s in clear text", a, n.Name)
+			}
+		})
+		if err != nil {
+			stop()
+			return nil, err
+		}
+		wires = append(wires, w)
+	}
+	c.report.frames = &frames
+	every := func(d time.Duration, look func(context.Context)) {
+		tasks.Go(func() {
+			for tick := time.NewTicker(d); ; {
+				select {
+				case <-tick.C:
+					look(ctx)
+				case <-ctx.Done():
+					tick.Stop()
+					return
+				}
+			}
+		})
+	}
+	every(500*time.Millisecond, func(context.Context) { c.judgePairs() })
+	every(time.Second, c.judgeOwners)
+	every(2*time.Second, func(context.Context) { c.judgeDaemons() })
+	return stop, nil
+}
+
+func (c *chaos) judgePairs() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.pairs {
+		if !p.hurt {
+			p.judge(c, time.Now().Add(-answerIn))
+		}
+	}
+}
+
+// ranges are the mesh's, none of which is on the underlay.
+func (c *chaos) ranges(ctx context.Context) ([]netip.Prefix, error) {
+	d, err := c.Nodes[0].Document(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := []netip.Prefix{mesh.ControlRange(d.Mesh.ID)}
+	for _, n := range d.Networks {
+		for _, r := range n.Ranges {
+			all = append(all, r.Prefix)
+		}
+	}
+	return all, nil
+}
+
+// inner finds an address of the mesh where there should be none: in the header of
+// a frame's packet, or of a packet that is anywhere in it.
+func inner(frame []byte, ranges []netip.Prefix) (netip.Addr, bool) {
+	if len(frame) < 14 {
+		return netip.Addr{}, false
+	}
+	ours := func(b []byte) (netip.Addr, bool) {
+		a, _ := netip.AddrFromSlice(b)
+		return a, slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) })
+	}
+	packet := frame[14:]
+	var addresses [][]byte
+	switch kind := binary.BigEndian.Uint16(frame[12:]); {
+	case kind == 0x0800 && len(packet) >= 20:
+		addresses = [][]byte{packet[12:16], packet[16:20]}
+	case kind == 0x86dd && len(packet) >= 40:
+		addresses = [][]byte{packet[8:24], packet[24:40]}
+	}
+	for _, b := range addresses {
+		if a, found := ours(b); found {
+			return a, true
+		}
+	}
+	// The IPv6 ranges are long enough to be looked for in whatever is sent.
+	for _, r := range ranges {
+		if r.Addr().Is6() {
+			prefix := r.Addr().As16()
+			if i := bytes.Index(packet, prefix[:min(r.Bits()/8, 16)]); i >= 0 && r.Bits() >= 48 && i+16 <= len(packet) && inPacket(packet, i, ours) {
+				a, _ := netip.AddrFromSlice(packet[i : i+16])
+				return a, true
+			}
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// inPacket tells whether an address at i is the source of an IPv6 packet whose
+// destination is in the mesh too: six bytes that are equal are no proof.
+func inPacket(b []byte, i int, ours func([]byte) (netip.Addr, bool)) bool {
+	if i < 8 || i+32 > len(b) || b[i-8]>>4 != 6 {
+		return false
+	}
+	_, source := ours(b[i : i+16])
+	_, destination := ours(b[i+16 : i+32])
+	return source && destination
+}
+
+// documents asks all daemons at once; who does not answer soon is left out.
+func (c *chaos) documents(ctx context.Context) map[*cluster.Node]*status.Document {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	var mu sync.Mutex
+	var asked sync.WaitGroup
+	all := map[*cluster.Node]*status.Document{}
+	for _, n := range c.Nodes {
+		asked.Go(func() {
+			if d, err := n.Document(ctx); err == nil {
+				mu.Lock()
+				defer mu.Unlock()
+				all[n] = d
+			}
+		})
+	}
+	asked.Wait()
+	return all
+}
+
+func held(leases []status.Lease) (all []netip.Prefix) {
+	for _, l := range leases {
+		if l.State == mesh.Held.String() {
+			all = append(all, l.Prefixes...)
+		}
+	}
+	return all
+}
+
+// judgeOwners looks for what two have: in the kernels, in what the daemons say of
+// themselves, and in the table of any one of them.
+func (c *chaos) judgeOwners(ctx context.Context) {
+	owner := map[netip.Addr]string{}
+	for _, n := range c.Nodes {
+		addresses, err := addressesOn(n.Host)
+		if err != nil {
+			continue // the link goes just now
+		}
+		for _, a := range addresses {
+			if other := owner[a]; other != "" {
+				c.violate("I1", "%s and %s both have the address %s", other, n.Name, a)
+			}
+			owner[a] = n.Name
+		}
+	}
+	owners := map[netip.Prefix]string{}
+	for n, d := range c.documents(ctx) {
+		for _, p := range held(d.Node.Leases) {
+			if other := owners[p]; other != "" {
+				c.violate("I1", "%s and %s both hold %s", other, n.Name, p)
+			}
+			owners[p] = n.Name
+		}
+		table := map[netip.Prefix]string{}
+		for _, peer := range d.Peers {
+			for _, p := range held(peer.Leases) {
+				if other := table[p]; other != "" {
+					c.violate("I1", "in the table of %s, %s and %s both hold %s", n.Name, other, peer.Name, p)
+				}
+				table[p] = peer.Name
+			}
+		}
+	}
+}
+
+// disagreement says what is missing until all are ready and see the same owners;
+// empty: nothing.
+func (c *chaos) disagreement(ctx context.Context) string {
+	documents := c.documents(ctx)
+	leases := map[mesh.NodeID][]netip.Prefix{}
+	for _, n := range c.Nodes {
+		d := documents[n]
+		switch {
+		case d == nil:
+			return fmt.Sprintf("%s does not answer", n.Name)
+		case d.State != mesh.Ready:
+			return fmt.Sprintf("%s is %s", n.Name, d.State)
+		}
+		for _, f := range d.Health {
+			if f.Level == "error" {
+				return fmt.Sprintf("%s says %s: %s", n.Name, f.Code, f.Message)
+			}
+		}
+		leases[d.Node.ID] = held(d.Node.Leases)
+	}
+	for n, d := range documents {
+		for id, want := range leases {
+			if id == d.Node.ID {
+				continue
+			}
+			i := slices.IndexFunc(d.Peers, func(p status.Peer) bool { return p.ID == id })
+			if i < 0 {
+				return fmt.Sprintf("%s does not know %s", n.Name, id.Short())
+			}
+			if have := held(d.Peers[i].Leases); !slices.Equal(have, want) {
+				return fmt.Sprintf("%s sees %s with %s, who has %s", n.Name, d.Peers[i].Name, have, want)
+			}
+		}
+	}
+	return ""
+}
+
+// demand is what a daemon takes of its machine.
+type demand struct {
+	RSS         int   `json:"rss"` // bytes
+	Descriptors int   `json:"descriptors"`
+	Goroutines  int   `json:"goroutines"`
+	Log         int64 `json:"log"` // bytes
+}
+
+func demandOf(ctx context.Context, n *cluster.Node) (demand, error) {
+	u, err := n.Usage()
+	if err != nil {
+		return demand{}, err
+	}
+	m, err := n.Metrics(ctx, fmt.Sprintf("127.0.0.1:%d", config.DefaultHTTPPort), "go_goroutines")
+	return demand{u.RSS, u.Descriptors, int(m["go_goroutines"]), logSize(n)}, err
+}
+
+// What a daemon may take while faults happen, and what more than before them when
+// they are over.
+const (
+	mostRSS         = 128 << 20
+	mostDescriptors = 512
+	mostLog         = 64 << 10 // a minute: some 300 lines, with faults every few seconds
+	moreRSS         = 24 << 20
+	moreDescriptors = 10
+	moreGoroutines  = 20
+)
+
+// judgeDaemons looks at what the daemons take, and that they live.
+func (c *chaos) judgeDaemons() {
+	for _, n := range c.Nodes {
+		c.mu.Lock()
+		mayEnd := c.ends[n]
+		c.mu.Unlock()
+		if mayEnd {
+			continue
+		}
+		select {
+		case <-n.Process().Done():
+			c.violate("I6", "the daemon of %s has ended: %v", n.Name, n.Process().Wait(context.Background()))
+			continue
+		default:
+		}
+		u, err := n.Usage()
+		if err != nil {
+			continue // it ends just now
+		}
+		if u.RSS > mostRSS || u.Descriptors > mostDescriptors {
+			c.violate("I6", "%s has %d MiB and %d descriptors", n.Name, u.RSS>>20, u.Descriptors)
+		}
+	}
+}
+
+// calm waits until the daemons have given back what the faults took.
+func (c *chaos) calm(ctx context.Context) error {
+	c.mu.Lock()
+	c.doing = "the faults are over"
+	c.mu.Unlock()
+	if err := pause(ctx, answerIn+time.Second); err != nil {
+		return err
+	}
+	bounded, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var most demand // before
+	for _, d := range c.base {
+		most.RSS, most.Descriptors, most.Goroutines = max(most.RSS, d.RSS), max(most.Descriptors, d.Descriptors), max(most.Goroutines, d.Goroutines)
+	}
+	var left []string
+	err := cluster.Poll(bounded, func() (bool, error) {
+		left = nil
+		after := demand{}
+		for _, n := range c.Nodes {
+			d, err := demandOf(bounded, n)
+			if err != nil {
+				return false, err
+			}
+			after.RSS, after.Descriptors, after.Goroutines = max(after.RSS, d.RSS), max(after.Descriptors, d.Descriptors), max(after.Goroutines, d.Goroutines)
+			after.Log = max(after.Log, d.Log-c.base[n].Log)
+			if d.RSS > most.RSS+moreRSS || d.Descriptors > most.Descriptors+moreDescriptors || d.Goroutines > most.Goroutines+moreGoroutines {
+				left = append(left, fmt.Sprintf("%s has %.1f MiB, %d descriptors and %d goroutines", n.Name, float64(d.RSS)/(1<<20), d.Descriptors, d.Goroutines))
+			}
+		}
+		c.report.Before, c.report.After = most, after
+		return len(left) == 0, errors.New(strings.Join(left, ", "))
+	})
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		c.violate("I6", "not given back, with at most %.1f MiB, %d descriptors and %d goroutines before: %v",
+			float64(most.RSS)/(1<<20), most.Descriptors, most.Goroutines, strings.Join(left, ", "))
+	}
+	for _, n := range c.Nodes {
+		minutes := max(1, time.Since(c.begin).Minutes())
+		if grew := logSize(n) - c.base[n].Log; float64(grew) > mostLog*minutes {
+			c.violate("logs", "%s has logged %d KiB in %.1f minutes", n.Name, grew>>10, minutes)
+		}
+		for _, bad := range []string{"DATA RACE", "panic:", "fatal error:", "SIGSEGV"} {
+			if strings.Contains(n.Log(), bad) {
+				c.violate("I6", "%s logged: %s", n.Name, bad)
+			}
+		}
+	}
+	return nil
+}
