@@ -200,8 +200,8 @@ func TestFirstNode(t *testing.T) {
 	if charter.Name != "home" || charter.Version != 1 || !slices.Equal(charter.Networks, []mesh.Network{want}) {
 		t.Errorf("charter %+v", charter)
 	}
-	if !m.Founder || len(m.Seeds) != 0 || len(m.GossipKeys) != 1 || len(m.GossipKeys[0]) != trust.GossipKeySize {
-		t.Errorf("founder %v, seeds %v, %d gossip keys", m.Founder, m.Seeds, len(m.GossipKeys))
+	if !m.Founder || len(m.Seeds) != 0 || len(m.Keyring.Keys) != 1 || len(m.Keyring.Keys[0].Key) != trust.GossipKeySize {
+		t.Errorf("founder %v, seeds %v, %d gossip keys", m.Founder, m.Seeds, len(m.Keyring.Keys))
 	}
 	c, err := trust.ParseCertificate(m.Certificate, charter.CA)
 	if err != nil {

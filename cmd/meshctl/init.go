@@ -272,7 +272,7 @@ func (p *place) found(name string, network mesh.Network, ca ed25519.PrivateKey) 
 	gossipKey := make([]byte, trust.GossipKeySize)
 	_, _ = rand.Read(gossipKey) // never fails since Go 1.24
 	return statedir.Create(p.cfg.StateDir, keys, statedir.Membership{
-		Charter: rawCharter, Certificate: rawCertificate, GossipKeys: [][]byte{gossipKey}, Founder: true,
+		Charter: rawCharter, Certificate: rawCertificate, Keyring: statedir.NewKeyring(gossipKey), Founder: true,
 	})
 }
 

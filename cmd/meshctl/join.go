@@ -69,7 +69,7 @@ func (c *cli) runJoin(ctx context.Context, arg, node string) error {
 		return err
 	}
 	err = statedir.Create(place.cfg.StateDir, keys, statedir.Membership{
-		Charter: token.Charter.Raw, Certificate: certificate.Raw, GossipKeys: [][]byte{token.GossipKey}, Seeds: token.Seeds,
+		Charter: token.Charter.Raw, Certificate: certificate.Raw, Keyring: statedir.NewKeyring(token.GossipKey), Seeds: token.Seeds,
 	})
 	if err != nil {
 		return err

@@ -134,7 +134,7 @@ func (c *cli) runTokenCreate(ctx context.Context, f tokenFlags) error {
 	if err != nil {
 		return err
 	}
-	token.GossipKey, token.Seeds = membership.GossipKeys[0], seeds
+	token.GossipKey, token.Seeds = membership.Keyring.Sending().Key, seeds
 	fmt.Fprintln(c.stdout, token)
 	c.sayToken(token)
 	c.warnOfHolder(ctx, cfg, rights)
@@ -185,7 +185,7 @@ func readMembership(path string) (statedir.Membership, *trust.Charter, error) {
 	}
 	m := dir.Membership()
 	charter, err := trust.ParseCharter(m.Charter, mesh.ID{})
-	if err == nil && (len(m.GossipKeys) == 0 || len(m.GossipKeys[0]) != trust.GossipKeySize) {
+	if err == nil && len(m.Keyring.Sending().Key) != trust.GossipKeySize {
 		err = errors.New("no gossip key")
 	}
 	if err != nil {

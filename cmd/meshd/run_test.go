@@ -45,7 +45,7 @@ func founder(t *testing.T, dir string) (configPath, stateDir string) {
 		t.Fatal(err)
 	}
 	err = statedir.Create(stateDir, keys, statedir.Membership{
-		Charter: rawCharter, Certificate: rawCertificate, GossipKeys: [][]byte{make([]byte, trust.GossipKeySize)}, Founder: true,
+		Charter: rawCharter, Certificate: rawCertificate, Keyring: statedir.NewKeyring(make([]byte, trust.GossipKeySize)), Founder: true,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -78,7 +78,7 @@ func assemble(ctx context.Context, cfg *config.Config, log *slog.Logger) (*parts
 		return nil, err
 	}
 	p.gossip, err = gossip.New(gossip.Options{
-		Core: core, Self: core.ID(), Keys: dir.Membership().GossipKeys, Bind: cfg.Listen.Gossip,
+		Core: core, Self: core.ID(), Keyring: dir.Membership().Keyring, Bind: cfg.Listen.Gossip,
 		Seeds: seeds(cfg, dir), Peers: peers, Store: dir, Log: log,
 	})
 	if err != nil {

@@ -97,7 +97,7 @@ func build(dir *statedir.Dir, log *slog.Logger) (*overlay.Node, error) {
 	}
 	// What carries those objects between members.
 	members, err := gossip.New(gossip.Options{
-		Core: core, Store: dir, Self: core.ID(), Keys: membership.GossipKeys, Seeds: membership.Seeds, Peers: peers,
+		Core: core, Store: dir, Self: core.ID(), Keyring: membership.Keyring, Seeds: membership.Seeds, Peers: peers,
 		Bind: netip.AddrPortFrom(netip.IPv6Unspecified(), gossipPort), Log: log,
 	})
 	if err != nil {

@@ -51,6 +51,8 @@ type Core interface {
 // Store keeps what must survive. statedir.Dir is one.
 type Store interface {
 	SaveCharter([]byte) error
+	SaveCertificate([]byte) error
+	SaveKeyring(member.Keyring) error
 	SaveState(member.State) error
 	SaveTable([][]byte) error
 	SavePeers([]netip.AddrPort) error
@@ -61,14 +63,14 @@ type Store interface {
 // Options are the parts and settings. Those that do not say what their zero
 // value means are required.
 type Options struct {
-	Core  Core
-	Store Store
-	Self  mesh.NodeID
-	Keys  [][]byte         // AES keys, newest first; it encrypts with the first
-	Bind  netip.AddrPort   // where to listen, TCP and UDP; port 0: a free one
-	Seeds []string         // host:port, until SetSeeds names others; ourselves may be among them
-	Peers []netip.AddrPort // known from the last run
-	Log   *slog.Logger     // nil: none
+	Core    Core
+	Store   Store
+	Self    mesh.NodeID
+	Keyring member.Keyring   // until the core gives another
+	Bind    netip.AddrPort   // where to listen, TCP and UDP; port 0: a free one
+	Seeds   []string         // host:port, until SetSeeds names others; ourselves may be among them
+	Peers   []netip.AddrPort // known from the last run
+	Log     *slog.Logger     // nil: none
 
 	// Transport makes what a memberlist instance talks through; nil: sockets on
 	// Bind. For tests and simulations.
@@ -108,7 +110,7 @@ type Gossip struct {
 	// fixed at construction
 	opt     Options
 	say     *limiter
-	seals   sealer
+	seals   *sealer
 	views   chan *mesh.View
 	inbox   *inbox
 	moved   chan struct{} // the live members changed; capacity 1
@@ -143,7 +145,7 @@ type call struct {
 
 // New builds it; nothing happens before Run.
 func New(opt Options) (*Gossip, error) {
-	seals, err := newSealer(opt.Keys)
+	seals, err := newSealer(opt.Keyring)
 	if err != nil {
 		return nil, fmt.Errorf("gossip: %w", err)
 	}

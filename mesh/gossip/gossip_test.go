@@ -176,7 +176,7 @@ func startAt(t *testing.T, net *meshtest.Network, n int, at netip.AddrPort, chan
 	t.Helper()
 	x := &node{core: newCore(id(n)), store: &meshtest.Store{}, id: id(n), at: at}
 	opt := gossip.Options{
-		Core: x.core, Store: x.store, Self: x.id, Keys: [][]byte{testKey},
+		Core: x.core, Store: x.store, Self: x.id, Keyring: member.NewKeyring(testKey),
 		Seeds: []string{address(1).String()}, Transport: net.Transport,
 	}
 	if change != nil {
@@ -600,7 +600,7 @@ func TestForeignKeyIsShutOut(t *testing.T) {
 	meshtest.Bubble(t, func(t *testing.T) {
 		net := meshtest.NewNetwork(16)
 		a := start(t, net, 1, nil)
-		b := start(t, net, 2, func(o *gossip.Options, _ *core) { o.Keys = [][]byte{bytes.Repeat([]byte{2}, 32)} })
+		b := start(t, net, 2, func(o *gossip.Options, _ *core) { o.Keyring = member.NewKeyring(bytes.Repeat([]byte{2}, 32)) })
 		b.SetEndpoints(nil)
 		time.Sleep(time.Minute)
 		if len(a.Stats().Live)+len(b.Stats().Live) > 0 || a.core.knows(id(2).Short()) || a.core.exchanges() > 0 {

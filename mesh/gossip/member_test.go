@@ -59,7 +59,7 @@ func (h *host) start(t *testing.T, net *meshtest.Network) {
 	h.core = meshtest.Member(t, time.Now(), h.keys, membership, state, table, h.starts)
 	g, err := gossip.New(gossip.Options{
 		Core: h.core, Store: h.store, Self: h.keys.ID(),
-		Keys: h.membership.GossipKeys, Seeds: []string{address(1).String()}, Peers: peers, Transport: net.Transport,
+		Keyring: h.membership.Keyring, Seeds: []string{address(1).String()}, Peers: peers, Transport: net.Transport,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -75,7 +75,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 		Gossip: g, ctx: ctx, slots: [2]chan struct{}{make(chan struct{}, sending), make(chan struct{}, sending)}, joins: make(chan joined, 1), asked: make(chan uint64), stale: true,
 		book: newBook(g.opt.Peers, now), seeds: g.opt.Seeds, wants: wants{},
 	}
-	l.saver = &saver{store: g.opt.Store, table: g.opt.Core.Table, book: l.book, say: g.say, unsaved: &g.unsaved, tableAt: now.Add(tableEvery), checkAt: now.Add(checkEvery)}
+	l.saver = &saver{store: g.opt.Store, table: g.opt.Core.Table, book: l.book, say: g.say, use: l.use, unsaved: &g.unsaved, tableAt: now.Add(tableEvery), checkAt: now.Add(checkEvery)}
 	if g.opt.Transport == nil {
 		s, err := listen(g.opt.Bind)
 		if err != nil {

@@ -31,28 +31,45 @@ type saver struct {
 
 	unsaved *atomic.Pointer[error] // what Findings tells
 
-	charter      []byte        // not saved yet; nil: it is
-	state        *member.State // the same
-	stateAt      time.Time     // when to try, as below
+	use func(member.Keyring) // what is saved
+
+	charter      []byte          // not saved yet; nil: it is
+	certificate  []byte          // the same
+	keyring      *member.Keyring // the same
+	state        *member.State   // the same
+	tableNow     bool            // the table is to be saved before more is said
+	stateAt      time.Time       // when to try, as below
 	tableChanged bool
 	tableAt      time.Time
 	peersAt      time.Time
 	checkAt      time.Time
 }
 
-// keep takes what is not nil to save it at once, in place of any before.
-func (s *saver) keep(charter []byte, state *member.State, now time.Time) {
-	if charter != nil {
-		s.charter = charter
+// keep takes what must be durable, in place of any before, to save it at once.
+func (s *saver) keep(out member.Output, now time.Time) {
+	if out.Charter == nil && out.Certificate == nil && out.Keyring == nil && out.Save == nil && !out.Table {
+		return
 	}
-	if state != nil {
-		s.state = state
+	if out.Charter != nil {
+		s.charter = out.Charter
 	}
+	if out.Certificate != nil {
+		s.certificate = out.Certificate
+	}
+	if out.Keyring != nil {
+		s.keyring = out.Keyring
+	}
+	if out.Save != nil {
+		s.state = out.Save
+	}
+	s.tableNow = s.tableNow || out.Table
 	s.stateAt = now
 }
 
 // saved tells whether nothing waits to be saved before more is said.
-func (s *saver) saved() bool { return s.charter == nil && s.state == nil }
+func (s *saver) saved() bool {
+	return s.charter == nil && s.certificate == nil && s.keyring == nil && s.state == nil && !s.tableNow
+}
 
 // saveNow saves what must be before more is said, and tells whether it is.
 func (s *saver) saveNow(now time.Time) bool {
@@ -81,6 +98,25 @@ func (s *saver) write() error {
 			return err
 		}
 		s.charter = nil
+	}
+	if s.certificate != nil {
+		if err := s.store.SaveCertificate(s.certificate); err != nil {
+			return err
+		}
+		s.certificate = nil
+	}
+	if s.keyring != nil {
+		if err := s.store.SaveKeyring(*s.keyring); err != nil {
+			return err
+		}
+		s.use(*s.keyring)
+		s.keyring = nil
+	}
+	if s.tableNow {
+		if err := s.store.SaveTable(s.table()); err != nil {
+			return err
+		}
+		s.tableNow, s.tableChanged = false, false
 	}
 	if s.state != nil {
 		if err := s.store.SaveState(*s.state); err != nil {

@@ -3,9 +3,6 @@ package gossip
 import (
 	"bytes"
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -40,60 +37,12 @@ const (
 
 var errSealed = errors.New("not sealed with a key of this mesh")
 
-// sealer has the keys, newest first; it seals with the first.
-type sealer []cipher.AEAD
-
-func newSealer(keys [][]byte) (sealer, error) {
-	var s sealer
-	for _, key := range keys {
-		block, err := aes.NewCipher(key)
-		if err != nil {
-			return nil, fmt.Errorf("gossip key of %d bytes: %w", len(key), err)
-		}
-		aead, err := cipher.NewGCM(block)
-		if err != nil {
-			return nil, fmt.Errorf("gossip key: %w", err)
-		}
-		s = append(s, aead)
-	}
-	if len(s) == 0 {
-		return nil, errors.New("no gossip key")
-	}
-	return s, nil
-}
-
-// seal appends a sealed message.
-func (s sealer) seal(out, message, additional []byte) []byte {
-	var nonce [nonceBytes]byte
-	_, _ = rand.Read(nonce[:]) // never fails since Go 1.24
-	out = append(append(out, sealVersion), nonce[:]...)
-	return s[0].Seal(out, nonce[:], message, additional)
-}
-
-// open gives the message that is sealed. It may use the same memory.
-func (s sealer) open(sealed, additional []byte) ([]byte, error) {
-	if len(sealed) < sealOverhead || sealed[0] != sealVersion {
-		return nil, errSealed
-	}
-	nonce, body := sealed[1:1+nonceBytes], sealed[1+nonceBytes:]
-	for i, key := range s {
-		var into []byte
-		if i == len(s)-1 {
-			into = body[:0] // a failure destroys it
-		}
-		if message, err := key.Open(into, nonce, body, additional); err == nil {
-			return message, nil
-		}
-	}
-	return nil, errSealed
-}
-
 // sealedTransport seals what memberlist sends through another transport, and
 // opens and checks what comes.
 type sealedTransport struct {
 	// fixed at construction
 	memberlist.Transport
-	seals   sealer
+	seals   *sealer
 	say     *limiter
 	packets chan *memberlist.Packet
 	streams chan net.Conn
@@ -102,7 +51,7 @@ type sealedTransport struct {
 	tasks   sync.WaitGroup
 }
 
-func newSealedTransport(t memberlist.Transport, seals sealer, say *limiter) *sealedTransport {
+func newSealedTransport(t memberlist.Transport, seals *sealer, say *limiter) *sealedTransport {
 	s := &sealedTransport{
 		Transport: t, seals: seals, say: say, packets: make(chan *memberlist.Packet), streams: make(chan net.Conn),
 	}
@@ -192,7 +141,7 @@ func (t *sealedTransport) accept() {
 type sealedConn struct {
 	// fixed at construction
 	net.Conn
-	seals sealer
+	seals *sealer
 	say   *limiter
 
 	message *bytes.Reader // what came; nil: not read yet. Only the reader uses it

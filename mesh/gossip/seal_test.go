@@ -19,13 +19,14 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"meshd/mesh"
+	"meshd/mesh/member"
 )
 
 var goodKey = bytes.Repeat([]byte{1}, 32) // of onLoopback
 
-func mustSealer(t testing.TB, keys ...[]byte) sealer {
+func mustSealer(t testing.TB, keys ...[]byte) *sealer {
 	t.Helper()
-	s, err := newSealer(keys)
+	s, err := newSealer(member.NewKeyring(keys...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -290,7 +291,7 @@ func TestSeal(t *testing.T) {
 		}
 	}
 	for _, keys := range [][][]byte{nil, {nil}, {newer[:31]}, {newer, {}}} {
-		if _, err := newSealer(keys); err == nil {
+		if _, err := newSealer(member.NewKeyring(keys...)); err == nil {
 			t.Errorf("keys %x pass", keys)
 		}
 	}

@@ -91,6 +91,8 @@ func (nowhere) SaveCharter([]byte) error         { return nil }
 func (nowhere) SaveState(member.State) error     { return nil }
 func (nowhere) SaveTable([][]byte) error         { return nil }
 func (nowhere) SavePeers([]netip.AddrPort) error { return nil }
+func (nowhere) SaveKeyring(member.Keyring) error { return nil }
+func (nowhere) SaveCertificate([]byte) error     { return nil }
 func (nowhere) Check() error                     { return nil }
 
 // onLoopback runs a gossip on real sockets until the test ends.
@@ -98,7 +100,7 @@ func onLoopback(t *testing.T, n byte, log *logbook, seeds ...string) (*Gossip, *
 	t.Helper()
 	c := &talker{heard: map[string]bool{}}
 	g, err := New(Options{
-		Core: c, Store: nowhere{}, Self: mesh.NodeID{n}, Keys: [][]byte{bytes.Repeat([]byte{1}, 32)},
+		Core: c, Store: nowhere{}, Self: mesh.NodeID{n}, Keyring: member.NewKeyring(bytes.Repeat([]byte{1}, 32)),
 		Bind: netip.MustParseAddrPort("127.0.0.1:0"), Seeds: seeds, Log: slog.New(slog.NewTextHandler(log, nil)),
 	})
 	if err != nil {
@@ -245,7 +247,7 @@ func TestPortInUse(t *testing.T) {
 				taken = l.LocalAddr().String()
 			}
 			g, err := New(Options{
-				Core: &talker{}, Store: nowhere{}, Self: mesh.NodeID{1}, Keys: [][]byte{make([]byte, 32)}, Bind: netip.MustParseAddrPort(taken),
+				Core: &talker{}, Store: nowhere{}, Self: mesh.NodeID{1}, Keyring: member.NewKeyring(make([]byte, 32)), Bind: netip.MustParseAddrPort(taken),
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -278,7 +280,7 @@ func TestListenOnAllAddresses(t *testing.T) {
 
 func TestBadKeys(t *testing.T) {
 	for _, keys := range [][][]byte{nil, {{}}, {make([]byte, 32), make([]byte, 31)}} {
-		if _, err := New(Options{Keys: keys}); err == nil {
+		if _, err := New(Options{Keyring: member.NewKeyring(keys...)}); err == nil {
 			t.Errorf("keys %x are accepted", keys)
 		}
 	}

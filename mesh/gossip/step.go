@@ -14,9 +14,8 @@ import (
 // step lets the core act, and does what it says: save first, then speak.
 func (l *loop) step(now time.Time) {
 	out := l.opt.Core.Step(now)
-	if out.Charter != nil || out.Save != nil {
-		l.saver.keep(out.Charter, out.Save, now)
-	}
+	l.seals.sweep(now)
+	l.saver.keep(out, now)
 	if len(out.Broadcast) > 0 {
 		l.stale = true
 		l.held = append(l.held, out.Broadcast...)

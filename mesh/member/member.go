@@ -35,18 +35,22 @@ type Config struct {
 	Charter     []byte // newest known, signed
 	Certificate []byte // of this node, signed
 	TunnelKey   mesh.Key
+	SealKey     [32]byte // private, opens what is sealed to this node
+	Keyring     Keyring
 	Nonce       uint64 // random per start
 	Founder     bool   // ran init: may claim a subnet with nobody else about
 	HasSeeds    bool   // somebody is named to sync with
 	OnConflict  lease.OnConflict
 	Labels      map[string]string
 	Suites      []string
+	TTL         time.Duration // of leases; 0: a day
+	RotateEvery time.Duration // how often who may rotates the gossip key by itself; 0: never
 }
 
 // State is what must outlast the daemon.
 type State struct {
 	Epoch  uint64       // of the last daemon that ran; raised, durably, before a new one speaks
-	Leases []mesh.Lease // held ones, to be held again after a restart
+	Leases []mesh.Lease // held ones, to be held again after a restart, and quarantined ones
 	Left   bool         // the node has left the mesh
 
 	Renewed time.Time // when a record was last published; zero: never, or not known
@@ -54,13 +58,17 @@ type State struct {
 
 // Output is what one Step asks its owner to do.
 type Output struct {
-	Charter   []byte       // not nil: newer than the one before; must be durable before Save is
-	Keyring   *Keyring     // not nil: changed; must be durable before it is used, and used before Broadcast goes out
-	Save      *State       // not nil: must be durable before Broadcast goes out
-	Broadcast [][]byte     // signed objects for everybody
-	Want      []trust.Hash // certificates that others refer to and we lack
-	Ask       uint64       // not 0: exchange tables with a few members, then call Asked with it
-	View      *mesh.View   // not nil: changed
+	Charter     []byte       // not nil: newer than the one before; must be durable before Save is
+	Certificate []byte       // not nil: this node's own was renewed; must be durable before Broadcast goes out
+	Keyring     *Keyring     // not nil: changed; must be durable before it is used, and used before Broadcast goes out
+	Save        *State       // not nil: must be durable before Broadcast goes out
+	Broadcast   [][]byte     // signed objects for everybody
+	Table       bool         // the table must be durable before Broadcast goes out
+	Want        []trust.Hash // certificates that others refer to and we lack
+	Ask         uint64       // not 0: exchange tables with a few members, then call Asked with it
+	View        *mesh.View   // not nil: changed
+	Keep        *State       // not nil: should be saved soon, and nothing waits for it
+	Clone       bool         // a daemon with this identity runs elsewhere, for longer: this one must end
 }
 
 // Timers.
@@ -387,7 +395,7 @@ func (m *Member) newRecord() trust.Record {
 
 // sameSaying compares what two records say, versions aside.
 func sameSaying(a, b *trust.Record) bool {
-	return a.Left == b.Left && slices.Equal(a.Endpoints, b.Endpoints) && maps.Equal(a.Labels, b.Labels) &&
+	return a.Left == b.Left && a.Key == b.Key && a.Certificate == b.Certificate && a.Keys == b.Keys && slices.Equal(a.Endpoints, b.Endpoints) && maps.Equal(a.Labels, b.Labels) &&
 		slices.EqualFunc(a.Leases, b.Leases, sameLease)
 }
 

@@ -77,7 +77,7 @@ func (m *Mesh) Found(t testing.TB, keys statedir.Keys, name string) statedir.Mem
 		NotBefore: now.Add(-time.Minute), NotAfter: now.Add(365 * 24 * time.Hour), Admitted: now.Add(-time.Minute),
 	}
 	raw := must(cert.Sign(m.ca))(t)
-	return statedir.Membership{Charter: m.Charter.Raw, Certificate: raw, GossipKeys: [][]byte{m.GossipKey}, Founder: true}
+	return statedir.Membership{Charter: m.Charter.Raw, Certificate: raw, Keyring: member.NewKeyring(m.GossipKey), Founder: true}
 }
 
 // Join gives the membership of another node, as join makes it from a token when
@@ -85,7 +85,7 @@ func (m *Mesh) Found(t testing.TB, keys statedir.Keys, name string) statedir.Mem
 func (m *Mesh) Join(t testing.TB, token *trust.Token, keys statedir.Keys, name string, now time.Time) statedir.Membership {
 	t.Helper()
 	cert := must(token.Certify(keys.Identity.Public().(ed25519.PublicKey), keys.Seal.Public(), name, now))(t)
-	return statedir.Membership{Charter: m.Charter.Raw, Certificate: cert.Raw, GossipKeys: [][]byte{m.GossipKey}}
+	return statedir.Membership{Charter: m.Charter.Raw, Certificate: cert.Raw, Keyring: member.NewKeyring(m.GossipKey)}
 }
 
 // Founder gives the state of a first node with new keys.
@@ -112,12 +112,14 @@ func Member(t testing.TB, now time.Time, keys statedir.Keys, m statedir.Membersh
 // Store keeps in memory what gossip saves. Its zero value is ready, and it is
 // safe for concurrent use.
 type Store struct {
-	mu      sync.Mutex
-	fail    bool
-	charter []byte
-	state   member.State
-	table   [][]byte
-	peers   []netip.AddrPort
+	mu          sync.Mutex
+	fail        bool
+	charter     []byte
+	certificate []byte
+	keyring     member.Keyring
+	state       member.State
+	table       [][]byte
+	peers       []netip.AddrPort
 }
 
 // ErrStore is what a failing store says.
@@ -140,6 +142,30 @@ func (s *Store) Charter() []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.charter
+}
+
+// SaveCertificate keeps the certificate.
+func (s *Store) SaveCertificate(certificate []byte) error {
+	return s.save(func() { s.certificate = certificate })
+}
+
+// Certificate gives the one that was saved last; nil: none.
+func (s *Store) Certificate() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.certificate
+}
+
+// SaveKeyring keeps the gossip keys.
+func (s *Store) SaveKeyring(k member.Keyring) error {
+	return s.save(func() { s.keyring = k.Clone() })
+}
+
+// Keyring gives the one that was saved last; its zero value: none.
+func (s *Store) Keyring() member.Keyring {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.keyring.Clone()
 }
 
 // SaveState keeps the state.

@@ -90,7 +90,7 @@ func deeds(t *testing.T) []deed {
 		}
 		err := errors.Join(
 			writeFile(path, staged(fileKeys), fileKeys, oldKeys.file()),
-			writeFile(path, staged(fileMesh), fileMesh, membershipFile(oldMembership)),
+			writeFile(path, staged(fileMesh), fileMesh, membershipFileOf(oldMembership)),
 			writeFile(path, staged(fileNode), fileNode, nodeFile{}))
 		if err != nil {
 			t.Fatal(err)

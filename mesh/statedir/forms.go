@@ -2,6 +2,7 @@ package statedir
 
 import (
 	"crypto/ed25519"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -30,15 +31,66 @@ func (f keysFile) keys() (Keys, error) {
 type membershipFile struct {
 	Charter     []byte   `json:"charter"`
 	Certificate []byte   `json:"certificate"`
-	GossipKeys  [][]byte `json:"gossip_keys"`
+	GossipKeys  [][]byte `json:"gossip_keys"` // newest first
 	Seeds       []string `json:"seeds,omitempty"`
 	Founder     bool     `json:"founder,omitempty"`
+
+	// Neither is there before the first rotation: then all keys are of generation 0.
+	Generations []generationFile `json:"gossip_generations,omitempty"` // of the keys, in their order
+	Sends       uint64           `json:"gossip_sends,omitempty"`       // generation
+}
+
+// generationFile is what is known of a gossip key besides its bytes.
+type generationFile struct {
+	Generation uint64    `json:"generation"`
+	Made       time.Time `json:"made,omitzero"`
+	Installed  time.Time `json:"installed,omitzero"`
+	Grace      string    `json:"grace,omitempty"`
+}
+
+func membershipFileOf(m Membership) membershipFile {
+	f := membershipFile{Charter: m.Charter, Certificate: m.Certificate, Seeds: m.Seeds, Founder: m.Founder, Sends: m.Keyring.Send}
+	for _, k := range m.Keyring.Keys {
+		f.GossipKeys = append(f.GossipKeys, k.Key)
+		if m.Keyring.Newest() > 0 {
+			f.Generations = append(f.Generations, generationFile{k.Generation, k.Made, k.Installed, k.Grace.String()})
+		}
+	}
+	return f
+}
+
+func (f membershipFile) membership() (Membership, error) {
+	m := Membership{Charter: f.Charter, Certificate: f.Certificate, Seeds: f.Seeds, Founder: f.Founder, Keyring: member.NewKeyring(f.GossipKeys...)}
+	if len(f.Generations) == 0 && f.Sends == 0 {
+		return m, nil
+	}
+	if len(f.Generations) != len(f.GossipKeys) {
+		return m, fmt.Errorf("it has %d gossip keys and %d generations", len(f.GossipKeys), len(f.Generations))
+	}
+	m.Keyring.Send = f.Sends
+	for i, g := range f.Generations {
+		if i > 0 && g.Generation > f.Generations[i-1].Generation {
+			return m, errors.New("its gossip keys are not the newest first")
+		}
+		grace, err := time.ParseDuration(g.Grace)
+		if err != nil && g.Grace != "" {
+			return m, err
+		}
+		k := &m.Keyring.Keys[i]
+		k.Generation, k.Made, k.Installed, k.Grace = g.Generation, g.Made, g.Installed, grace
+	}
+	if m.Keyring.Sending().Key == nil {
+		return m, fmt.Errorf("it has no gossip key of generation %d", f.Sends)
+	}
+	return m, nil
 }
 
 type nodeFile struct {
 	Epoch  uint64      `json:"epoch"`
 	Leases []leaseFile `json:"leases,omitempty"`
 	Left   bool        `json:"left,omitempty"`
+
+	Renewed time.Time `json:"renewed,omitzero"`
 
 	// Neither was there from the first day on.
 	Node    string `json:"node,omitempty"`    // ID; the files of two nodes do not mix
@@ -54,7 +106,7 @@ type leaseFile struct {
 }
 
 func nodeFileOf(s member.State) nodeFile {
-	f := nodeFile{Epoch: s.Epoch, Left: s.Left}
+	f := nodeFile{Epoch: s.Epoch, Left: s.Left, Renewed: s.Renewed}
 	for _, l := range s.Leases {
 		f.Leases = append(f.Leases, leaseFile{l.Network, l.Prefixes, l.State.String(), l.Since, l.ClaimEpoch})
 	}
@@ -62,7 +114,7 @@ func nodeFileOf(s member.State) nodeFile {
 }
 
 func (f nodeFile) state() (member.State, error) {
-	s := member.State{Epoch: f.Epoch, Left: f.Left}
+	s := member.State{Epoch: f.Epoch, Left: f.Left, Renewed: f.Renewed}
 	for _, l := range f.Leases {
 		state := mesh.Pending
 		for state <= mesh.Released && state.String() != l.State {

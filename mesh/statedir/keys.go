@@ -89,7 +89,7 @@ func (m Membership) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, m.tex
 func (m Membership) LogValue() slog.Value { return slog.StringValue(m.text()) }
 
 func (m Membership) text() string {
-	return fmt.Sprintf("membership with %d gossip keys and seeds %q", len(m.GossipKeys), m.Seeds)
+	return fmt.Sprintf("membership with %d gossip keys and seeds %q", len(m.Keyring.Keys), m.Seeds)
 }
 
 // CreateCAKey makes a CA key and writes it to a new file that only its owner can

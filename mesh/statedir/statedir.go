@@ -1,7 +1,7 @@
 // Package statedir keeps what a node must not forget: its keys, its membership
 // and its place in the mesh. One directory, one file per subject:
 //
-//	keys    identity, seal key, tunnel key          never rewritten
+//	keys    identity, seal key, tunnel key          the last one can be replaced
 //	mesh    charter, certificate, gossip keys, seeds
 //	node    epoch, leases, whether the node has left, on which machine it lives
 //	table   signed objects of all members           a cache
@@ -68,21 +68,24 @@ var (
 
 // Membership is what makes a node part of one mesh.
 type Membership struct {
-	Charter     []byte   // signed
-	Certificate []byte   // of this node, signed
-	GossipKeys  [][]byte // newest first
+	Charter     []byte // signed
+	Certificate []byte // of this node, signed
+	Keyring     member.Keyring
 	Seeds       []string // host:port
 	Founder     bool     // this node ran init
 }
+
+// NewKeyring is that of a new member, with the key of init or of its token.
+func NewKeyring(key []byte) member.Keyring { return member.NewKeyring(key) }
 
 // Dir is an opened state directory. It is not safe for concurrent use, but for
 // reading, and for [Dir.Membership] at any time.
 type Dir struct {
 	path    string
-	keys    Keys
 	machine string // that it is bound to; empty: none
 
-	mu         sync.Mutex // guards membership
+	mu         sync.Mutex // guards all below
+	keys       Keys       // the identity is fixed
 	membership Membership
 }
 
@@ -122,7 +125,7 @@ func Create(path string, keys Keys, m Membership) error {
 	for _, f := range []struct {
 		name string
 		body any
-	}{{fileKeys, keys.file()}, {fileMesh, membershipFile(m)}, {fileNode, nodeFile{Node: keys.ID().String(), Machine: thisMachine()}}} {
+	}{{fileKeys, keys.file()}, {fileMesh, membershipFileOf(m)}, {fileNode, nodeFile{Node: keys.ID().String(), Machine: thisMachine()}}} {
 		if err := writeFile(path, staged(f.name), f.name, f.body); err != nil {
 			return fmt.Errorf("create state: %w", err)
 		}
@@ -179,8 +182,10 @@ func load(path string) (*Dir, error) {
 	if err := readNeeded(path, fileMesh, &m); err != nil {
 		return nil, err
 	}
-	d.membership = Membership(m)
-	if err := d.checkMembership(); err != nil {
+	if d.membership, err = m.membership(); err == nil {
+		err = check(d.membership, d.keys)
+	}
+	if err != nil {
 		return nil, damaged(path, fileMesh, err)
 	}
 	var n nodeFile
@@ -190,44 +195,66 @@ func load(path string) (*Dir, error) {
 	return d, nil
 }
 
-// checkMembership refuses that of another node.
-func (d *Dir) checkMembership() error {
-	charter, err := trust.ParseCharter(d.membership.Charter, mesh.ID{})
+// check refuses a membership of another node.
+func check(m Membership, keys Keys) error {
+	charter, err := trust.ParseCharter(m.Charter, mesh.ID{})
 	if err != nil {
 		return err
 	}
-	certificate, err := trust.ParseCertificate(d.membership.Certificate, charter.CA)
+	certificate, err := trust.ParseCertificate(m.Certificate, charter.CA)
 	if err != nil {
 		return err
 	}
-	if id := certificate.ID(); id != d.keys.ID() {
-		return fmt.Errorf("its certificate is that of node %s, and the keys are those of %s", id, d.keys.ID())
+	if id := certificate.ID(); id != keys.ID() {
+		return fmt.Errorf("its certificate is that of node %s, and the keys are those of %s", id, keys.ID())
 	}
 	return nil
 }
 
 // Format implements [fmt.Formatter] without any secret.
 func (d *Dir) Format(s fmt.State, _ rune) {
-	_, _ = fmt.Fprintf(s, "state in %s, %s", d.path, d.keys.text())
+	_, _ = fmt.Fprintf(s, "state in %s, %s", d.path, d.Keys().text())
 }
 
 // Keys are this node's private keys.
-func (d *Dir) Keys() Keys { return d.keys }
+func (d *Dir) Keys() Keys {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.keys
+}
+
+// SaveTunnelKey replaces the tunnel key, durably. The one before is gone for good,
+// as far as the medium forgets.
+func (d *Dir) SaveTunnelKey(key Secret) error {
+	k := d.Keys()
+	k.Tunnel = key
+	if err := writeFile(d.path, fileKeys, fileKeys, k.file()); err != nil {
+		return fmt.Errorf("save tunnel key: %w", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.keys = k
+	return nil
+}
 
 // Membership is what makes this node part of its mesh.
 func (d *Dir) Membership() Membership {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.membership
+	m := d.membership
+	m.Keyring = m.Keyring.Clone()
+	return m
 }
 
 // SaveMembership replaces the membership, durably.
 func (d *Dir) SaveMembership(m Membership) error {
-	if err := writeFile(d.path, fileMesh, fileMesh, membershipFile(m)); err != nil {
+	m.Keyring = m.Keyring.Clone()
+	if err := writeFile(d.path, fileMesh, fileMesh, membershipFileOf(m)); err != nil {
 		return fmt.Errorf("save membership: %w", err)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.membership.Keyring.Wipe(member.Keyring{})
 	d.membership = m
 	return nil
 }
@@ -239,6 +266,25 @@ func (d *Dir) SaveCharter(charter []byte) error {
 	return d.SaveMembership(m)
 }
 
+// SaveCertificate replaces the certificate of the membership, durably. One with
+// which the state could not be opened again is refused.
+func (d *Dir) SaveCertificate(certificate []byte) error {
+	m := d.Membership()
+	m.Certificate = certificate
+	if err := check(m, d.Keys()); err != nil {
+		return fmt.Errorf("save certificate: %w", err)
+	}
+	return d.SaveMembership(m)
+}
+
+// SaveKeyring replaces the gossip keys, durably. Those that it no longer has are
+// overwritten in memory.
+func (d *Dir) SaveKeyring(k member.Keyring) error {
+	m := d.Membership()
+	m.Keyring = k
+	return d.SaveMembership(m)
+}
+
 // State reads what the last daemon saved.
 func (d *Dir) State() (member.State, error) {
 	var f nodeFile
@@ -246,7 +292,7 @@ func (d *Dir) State() (member.State, error) {
 		return member.State{}, fmt.Errorf("read node state: %w", err)
 	}
 	s, err := f.state()
-	if id := d.keys.ID().String(); err == nil && f.Node != "" && f.Node != id {
+	if id := d.Keys().ID().String(); err == nil && f.Node != "" && f.Node != id {
 		err = fmt.Errorf("it is that of node %.40q, and the keys are those of %s", f.Node, id)
 	}
 	if err != nil {
@@ -271,7 +317,7 @@ func (d *Dir) BeginEpoch() (member.State, error) {
 // SaveState replaces what must outlast the daemon, durably.
 func (d *Dir) SaveState(s member.State) error {
 	f := nodeFileOf(s)
-	f.Node, f.Machine = d.keys.ID().String(), d.machine
+	f.Node, f.Machine = d.Keys().ID().String(), d.machine
 	if err := writeFile(d.path, fileNode, fileNode, f); err != nil {
 		return fmt.Errorf("save node state: %w", err)
 	}

@@ -61,7 +61,7 @@ func newNodeOf(t testing.TB, ca ed25519.PrivateKey) (Keys, Membership) {
 		t.Fatal(err)
 	}
 	return keys, Membership{
-		Charter: rawCharter, Certificate: rawCertificate, GossipKeys: [][]byte{bytes.Repeat([]byte{'G'}, 32)},
+		Charter: rawCharter, Certificate: rawCertificate, Keyring: member.NewKeyring(bytes.Repeat([]byte{'G'}, 32)),
 		Seeds: []string{"192.0.2.1:51881"}, Founder: true,
 	}
 }
@@ -593,7 +593,7 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 		fmt.Fprintf(&log, verb, &m)
 		fmt.Fprintf(&log, verb, open(t, path))
 	}
-	for _, secret := range [][]byte{keys.Identity.Seed(), keys.Seal[:], keys.Tunnel[:], m.GossipKeys[0]} {
+	for _, secret := range [][]byte{keys.Identity.Seed(), keys.Seal[:], keys.Tunnel[:], m.Keyring.Keys[0].Key} {
 		for _, form := range []string{"%s", "%x", "%X", "%d", "%v", "%#v", "%q"} {
 			text := strings.Trim(fmt.Sprintf(form, secret[:8]), `"[]{}`)
 			text = strings.TrimPrefix(text, "[]byte{")

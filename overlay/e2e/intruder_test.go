@@ -40,7 +40,7 @@ func TestIntruder(t *testing.T) {
 		dir, err := statedir.Open(evil.StateDir())
 		must(t, err)
 		m := dir.Membership()
-		m.GossipKeys, m.Seeds = [][]byte{token.GossipKey}, token.Seeds
+		m.Keyring, m.Seeds = statedir.NewKeyring(token.GossipKey), token.Seeds
 		must(t, dir.SaveMembership(m))
 		checkKeptOut(t, alpha, beta, evil, func() {
 			must(t, evil.Start())

@@ -139,7 +139,7 @@ func (h *host) boot() {
 		}
 	}
 	g, err := gossip.New(gossip.Options{
-		Core: tap{core, l}, Store: disk, Self: h.id, Keys: h.member.GossipKeys, Seeds: seeds, Peers: peers, Log: log,
+		Core: tap{core, l}, Store: disk, Self: h.id, Keyring: h.member.Keyring, Seeds: seeds, Peers: peers, Log: log,
 		Transport: l.transport,
 	})
 	if err != nil {
@@ -340,6 +340,14 @@ func (d disk) SaveState(s member.State) error {
 
 func (d disk) SaveCharter(c []byte) error {
 	return d.save(func() error { return d.Store.SaveCharter(c) })
+}
+
+func (d disk) SaveCertificate(c []byte) error {
+	return d.save(func() error { return d.Store.SaveCertificate(c) })
+}
+
+func (d disk) SaveKeyring(k member.Keyring) error {
+	return d.save(func() error { return d.Store.SaveKeyring(k) })
 }
 
 func (d disk) SaveTable(t [][]byte) error {
