@@ -38,6 +38,10 @@ OUT ?=
 SEEDS ?= 1000
 FROM ?= 1
 N ?= 50
+NODES ?= 10
+DURATION ?= 10m
+SEED ?=
+STEP ?=
 IDLE ?= 60s
 PACE ?= 0s
 PKG ?= ./...
@@ -116,6 +120,14 @@ e2e-large: build ## N=50 daemons on this machine: start, idle for IDLE=60s, rest
 	@if [ "$$(id -u)" != 0 ]; then echo "make e2e-large: needs root: sudo make e2e-large" >&2; exit 77; fi
 	@MESHD_BIN='$(CURDIR)/bin' MESHD_REQUIRE_ROOT=1 MESHD_NODES='$(N)' MESHD_IDLE='$(IDLE)' MESHD_PACE='$(PACE)' \
 		$(GO) test -count=1 -v -timeout 90m -run '^TestLarge$$' ./overlay/e2e
+
+.PHONY: chaos
+chaos: build ## DURATION=10m of random faults on NODES=10 daemons, all watched; SEED= STEP= to see one again, ONLY=kill,loss OUT=file (root)
+	$(BUILD) -o $(BIN)/ ./overlay/e2e/chaos
+	$(GIVE_BACK)
+	@if [ "$$(id -u)" != 0 ]; then echo "make chaos: needs root: sudo make chaos" >&2; exit 77; fi
+	@MESHD_BIN='$(abspath $(BIN))' $(BIN)/chaos -nodes '$(NODES)' -duration '$(DURATION)' $(if $(SEED),-seed '$(SEED)') $(if $(STEP),-step '$(STEP)') \
+		$(if $(ONLY),-only '$(ONLY)') $(if $(OUT),-out '$(OUT)')
 
 .PHONY: sim
 sim: ## whole nodes in virtual time, SEEDS=1000 of each kind from FROM=1, without the race detector
