@@ -138,8 +138,9 @@ type Node struct {
 	ID       NodeID
 	Name     string
 	Control  netip.Addr     // its fixed address in the mesh, derived from ID
-	Pins     []netip.Prefix // the only subnet its certificate lets it lease; empty: any
+	Pins     []netip.Prefix // the only subnets its certificate lets it lease; empty: any
 	Admitted time.Time
+	Ends     time.Time // of its certificate
 
 	// From its newest record; zero while none was seen.
 	Version   Version
@@ -148,8 +149,30 @@ type Node struct {
 	Leases    []Lease // with State Held only those that won every conflict
 	Suites    []string
 	Labels    map[string]string
-	Left      bool // it signed that it has left
+	Left      bool        // it signed that it has left
+	Keys      Generations // of the gossip key, as it says
+	Heard     time.Time   // when that record came, by our clock
+
+	// Expired: a tombstone voids leases of its record. They are listed as they were:
+	// others may take the subnets, and until one holds them the routes stay.
+	Expired Expiry
 }
+
+// Generations of the gossip key that a member works with.
+type Generations struct {
+	Newest uint64 // that it has and opens messages with
+	Sends  uint64 // that it seals messages with
+}
+
+// Expiry says why a member's leases are void.
+type Expiry string
+
+// The reasons for which leases are void.
+const (
+	NotExpired Expiry = ""          // they are not
+	NotHeard   Expiry = "expired"   // the member was not heard of for as long as a lease lasts
+	Forgotten  Expiry = "forgotten" // an operator said so
+)
 
 // State is what a node is doing, as `meshctl status` shows it.
 type State string
@@ -164,6 +187,7 @@ const (
 	Quarantine     State = "quarantined"      // lost a conflict, keeps the subnet for local traffic
 	NoFreeSubnets  State = "no_free_subnets"  // every subnet is taken
 	Left           State = "left"             // has left the mesh
+	Revoked        State = "revoked"          // was thrown out: it reaches nobody any more
 	Unreachable    State = "unreachable"      // no daemon answered; only `meshctl` says this
 )
 
@@ -180,6 +204,8 @@ type View struct {
 	MeshName string
 	Control  netip.Prefix // range of the control addresses
 	Networks []Network
+	Reserved []netip.Prefix // subnets that nobody takes but who is pinned to them
+	TTL      time.Duration  // of leases: who is not heard of for so long may lose them
 	Self     NodeID
 	Epoch    uint64
 	State    State

@@ -1,0 +1,116 @@
+package member
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"meshd/mesh"
+	"meshd/mesh/registry"
+	"meshd/mesh/trust"
+)
+
+// Reasons for which a change is not made.
+var (
+	ErrUnknownNode = errors.New("no such member")
+	ErrNotNow      = errors.New("not now")
+	ErrInUse       = errors.New("the subnet is in use")
+	ErrNotAllowed  = errors.New("this node may not do that")
+	ErrRefused     = errors.New("object refused")
+)
+
+// Submit takes an object that the CA signed, from this node's operator, and
+// spreads it with the next Step: a charter, a revocation, a certificate, a
+// tombstone. It fails with [ErrRefused] if it is none of these; one that is known
+// is fine.
+func (m *Member) Submit(raw []byte) error {
+	kind, err := trust.KindOf(raw)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	switch ca := m.reg.Charter().CA; kind {
+	case trust.KindCharter:
+		return m.SetCharter(raw)
+	case trust.KindRevocation:
+		_, err = trust.ParseRevocation(raw, ca)
+	case trust.KindCertificate:
+		var c *trust.Certificate
+		if c, err = trust.ParseCertificate(raw, ca); err == nil && c.Credential != nil {
+			err = errors.New("a token signed the certificate, not the CA")
+		}
+	case trust.KindTombstone:
+		var t *trust.Tombstone
+		if t, err = trust.ParseTombstone(raw); err == nil {
+			err = t.Verify(nil, ca)
+		}
+	default:
+		err = fmt.Errorf("kind %d is not the CA's to sign", kind)
+	}
+	if err == nil {
+		err = m.Receive(raw)
+	}
+	switch {
+	case errors.Is(err, registry.ErrStale):
+		return nil // who asks again did not hear that all went well
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	m.outBound = append(m.outBound, slices.Clone(raw))
+	return nil
+}
+
+// Forget frees the leases of a member that was not heard of for as long as a lease
+// lasts. It fails with [ErrNotNow] if it was: then only the CA key forgets it.
+func (m *Member) Forget(now time.Time, id mesh.NodeID) error {
+	return fmt.Errorf("forget node: %w", ErrNotNow)
+}
+
+// Renumber gives the lease in a network up and takes another subnet. It fails with
+// [ErrInUse] if something local has addresses of it, unless it is forced, and with
+// [ErrNotNow] if there is no lease, or no other subnet to be had.
+func (m *Member) Renumber(now time.Time, network string, force bool) error {
+	return fmt.Errorf("renumber lease: %w", ErrNotNow)
+}
+
+// Release gives the lease in a network back, until the network is used again. It
+// fails with [ErrInUse] if something local has addresses of it, and with
+// [ErrNotAllowed] for the default network, in which every node has a lease.
+func (m *Member) Release(now time.Time, network string) error {
+	if network == home {
+		return fmt.Errorf("release lease: %w: every node has one in network %s", ErrNotAllowed, home)
+	}
+	if slices.Contains(m.inUse, network) {
+		return fmt.Errorf("release lease: %w: network %s", ErrInUse, network)
+	}
+	i := slices.Index(m.used, network)
+	if i < 0 {
+		return fmt.Errorf("release lease: %w: there is none in network %s", ErrNotNow, network)
+	}
+	return m.Use(now, slices.Delete(slices.Clone(m.used), i, i+1))
+}
+
+// RotateGossip hands a new gossip key to all members. The keys before it are kept
+// for the grace at least, since tokens carry them. It fails with [ErrNotAllowed]
+// if this node's certificate does not let it rotate, and with [ErrNotNow] while
+// the last rotation goes on.
+func (m *Member) RotateGossip(now time.Time, key []byte, grace time.Duration) error {
+	return fmt.Errorf("rotate gossip key: %w", ErrNotNow)
+}
+
+// Keyring gives a copy of the gossip keys.
+func (m *Member) Keyring() Keyring { return m.cfg.Keyring.Clone() }
+
+// SetTunnelKey says which key peers reach this node's tunnel with; it must be
+// durable before.
+func (m *Member) SetTunnelKey(key mesh.Key) { m.cfg.TunnelKey, m.dirty = key, true }
+
+// TunnelKey is the one that the next record tells.
+func (m *Member) TunnelKey() mesh.Key { return m.cfg.TunnelKey }
+
+// Slept says that the host was suspended for so long: the monotonic clock stood
+// still meanwhile.
+func (m *Member) Slept(now time.Time, d time.Duration) {}
+
+// Jumped says that the wall clock was set by so much, forward if it is positive.
+func (m *Member) Jumped(now time.Time, d time.Duration) {}
