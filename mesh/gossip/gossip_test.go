@@ -607,7 +607,7 @@ func TestForeignKeyIsShutOut(t *testing.T) {
 			t.Error("a host with another key got in")
 		}
 		// During a rotation the other side still accepts the older key.
-		c := start(t, net, 3, func(o *gossip.Options, _ *core) { o.Keys = [][]byte{testKey, bytes.Repeat([]byte{2}, 32)} })
+		c := start(t, net, 3, func(o *gossip.Options, _ *core) { o.Keyring = member.NewKeyring(testKey, bytes.Repeat([]byte{2}, 32)) })
 		within(t, 2*time.Second, "a second key on the ring does no harm", c.sees(1), a.sees(1))
 	})
 }
