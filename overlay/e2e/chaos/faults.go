@@ -230,41 +230,12 @@ func (d *drawer) rejoin() act {
 	}
 }
 
-// filter has hosts filter, all others not.
-func (c *chaos) filter(of func(*cluster.Node) lab.Filter) func(context.Context) error {
-	return func(context.Context) error {
-		var errs []error
-		for _, n := range c.Nodes {
-			errs = append(errs, n.Host.Filter(of(n)))
-		}
-		return errors.Join(errs...)
-	}
+// apart parts the mesh.
+func (c *chaos) apart(a []*cluster.Node, oneWay bool) func(context.Context) error {
+	return func(context.Context) error { return c.Part(a, oneWay) }
 }
 
-func nothing(*cluster.Node) lab.Filter { return lab.Filter{} }
-
-// deaf is what keeps nodes from hearing others.
-func deaf(from []*cluster.Node) lab.Filter {
-	var f lab.Filter
-	for _, n := range from {
-		f.From = append(f.From, n.Host.IPv4, n.Host.IPv6)
-	}
-	return f
-}
-
-// apart has the nodes of b hear nothing of those of a, and if both the other way,
-// too.
-func (c *chaos) apart(a, b []*cluster.Node, both bool) func(context.Context) error {
-	return c.filter(func(n *cluster.Node) lab.Filter {
-		switch {
-		case slices.Contains(b, n):
-			return deaf(a)
-		case both:
-			return deaf(b)
-		}
-		return lab.Filter{}
-	})
-}
+func (c *chaos) heal(context.Context) error { return c.Heal() }
 
 func across(a []*cluster.Node) func(x, y *cluster.Node) bool {
 	return func(x, y *cluster.Node) bool { return slices.Contains(a, x) != slices.Contains(a, y) }
@@ -275,7 +246,7 @@ func (d *drawer) partition() act {
 	last := d.between(time.Second, 40*time.Second)
 	return act{
 		text: fmt.Sprintf("partition for %s: %s | %s", last, list(a), list(b)), last: last, hurts: across(a),
-		begin: d.apart(a, b, true), end: d.filter(nothing),
+		begin: d.apart(a, false), end: d.heal,
 	}
 }
 
@@ -284,7 +255,7 @@ func (d *drawer) oneWay() act {
 	last := d.between(time.Second, 20*time.Second)
 	return act{
 		text: fmt.Sprintf("one-way partition for %s: nothing from %s to %s", last, list(a), list(b)), last: last, hurts: across(a),
-		begin: d.apart(a, b, false), end: d.filter(nothing),
+		begin: d.apart(a, true), end: d.heal,
 	}
 }
 
@@ -298,9 +269,9 @@ func (d *drawer) flapping() act {
 		text: fmt.Sprintf("flapping, %d times: %s | %s", len(beats)/2, list(a), list(b)), hurts: across(a),
 		begin: func(ctx context.Context) error {
 			for i, beat := range beats {
-				do := d.apart(a, b, true)
+				do := d.apart(a, false)
 				if i%2 == 1 {
-					do = d.filter(nothing)
+					do = d.heal
 				}
 				if err := do(ctx); err != nil {
 					return err
@@ -311,7 +282,7 @@ func (d *drawer) flapping() act {
 			}
 			return nil
 		},
-		end: d.filter(nothing),
+		end: d.heal,
 	}
 }
 
@@ -320,13 +291,15 @@ func (d *drawer) loss() act {
 	share, last := 0.05+0.45*d.Float64(), d.between(3*time.Second, 15*time.Second)
 	return act{
 		text: fmt.Sprintf("%.0f %% of what is sent to %s is lost, for %s", 100*share, list(some), last), last: last, hurts: with(some...),
-		begin: d.filter(func(n *cluster.Node) lab.Filter {
-			if slices.Contains(some, n) {
-				return lab.Filter{Loss: share}
-			}
-			return lab.Filter{}
-		}),
-		end: d.filter(nothing),
+		begin: func(context.Context) error {
+			return d.Filter(func(n *cluster.Node) lab.Filter {
+				if slices.Contains(some, n) {
+					return lab.Filter{Loss: share}
+				}
+				return lab.Filter{}
+			})
+		},
+		end: d.heal,
 	}
 }
 
@@ -344,8 +317,10 @@ func (d *drawer) noGossip() act {
 	last := d.between(5*time.Second, 30*time.Second)
 	return act{
 		text: fmt.Sprintf("nothing of gossip gets through for %s", last), last: last, hurts: nobody,
-		begin: d.filter(func(*cluster.Node) lab.Filter { return lab.Filter{Ports: []uint16{gossipPort}} }),
-		end:   d.filter(nothing),
+		begin: func(context.Context) error {
+			return d.Filter(func(*cluster.Node) lab.Filter { return lab.Filter{Ports: []uint16{gossipPort}} })
+		},
+		end: d.heal,
 	}
 }
 
