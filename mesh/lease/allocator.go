@@ -19,7 +19,7 @@ const (
 	Quarantine OnConflict = "quarantine" // always keep it for local traffic and wait
 )
 
-// Config is fixed for the life of an allocator, but for OnConflict.
+// Config is fixed for the life of an allocator, but for what it has setters for.
 type Config struct {
 	Self       mesh.NodeID
 	Network    mesh.Network
@@ -27,6 +27,9 @@ type Config struct {
 	Admitted   time.Time                          // this node's seniority
 	Permit     func(prefixes []netip.Prefix) bool // what the certificate permits
 	OnConflict OnConflict
+	// Reserved tells of subnets that are not to be taken unless they are pinned; nil:
+	// none is. Who has one already keeps it.
+	Reserved func(prefixes []netip.Prefix) bool
 }
 
 // World is what an allocator is told at each step.
@@ -51,17 +54,33 @@ type Allocator struct {
 	until time.Time  // end of the probe window, while pending
 	asks  bool       // the window is over
 	state mesh.State
-	lost  bool // had a subnet and lost it: renumbering rather than starting
+	lost  bool           // had a subnet and lost it: renumbering rather than starting
+	wish  []netip.Prefix // to claim first
 }
 
 // New makes an allocator. previous is the lease that the node last held, to be
-// held again at once; its zero value means there is none.
+// held again at once, or kept in quarantine; its zero value means there is none.
 func New(cfg Config, previous mesh.Lease) *Allocator {
 	a := &Allocator{cfg: cfg, state: mesh.WaitingForSeed}
-	if previous.State == mesh.Held && cfg.Permit(previous.Prefixes) && a.isSlot(previous.Prefixes) {
+	if !a.isSlot(previous.Prefixes) || !cfg.Permit(previous.Prefixes) {
+		return a
+	}
+	switch previous.State {
+	case mesh.Held:
 		a.lease, a.state = previous, mesh.Ready
+	case mesh.Quarantined:
+		a.lease, a.state = previous, a.kept()
+	case mesh.Pending, mesh.Released: // it was never ours, or is not any more
 	}
 	return a
+}
+
+// kept is the state of a node that keeps a subnet which belongs to another.
+func (a *Allocator) kept() mesh.State {
+	if len(a.cfg.Pins) > 0 {
+		return mesh.Conflict
+	}
+	return mesh.Quarantine
 }
 
 // isSlot tells whether the prefixes are exactly one slot of the network, as it
@@ -93,6 +112,57 @@ func IsSlot(n mesh.Network, prefixes []netip.Prefix) bool {
 // kept; it counts from the next Step on.
 func (a *Allocator) SetOnConflict(p OnConflict) { a.cfg.OnConflict = p }
 
+// SetRights says what the certificate permits, after it was renewed. A lease that
+// it does not permit any more is given up with the next Step.
+func (a *Allocator) SetRights(pins []netip.Prefix, admitted time.Time, permit func([]netip.Prefix) bool) {
+	a.cfg.Pins, a.cfg.Admitted, a.cfg.Permit = pins, admitted, permit
+}
+
+// Redate says that the lease counts as claimed in another epoch. It is for an owner
+// that has held it all the time while others took it for gone.
+func (a *Allocator) Redate(epoch uint64) {
+	if a.lease.State != 0 {
+		a.lease.ClaimEpoch = epoch
+	}
+}
+
+// Reclaim gives up a lease that counts no more, and wishes for it first when it is
+// claimed afresh. While something local has addresses of it, it is kept for local
+// traffic.
+func (a *Allocator) Reclaim(inUse bool) {
+	switch a.lease.State {
+	case mesh.Pending, mesh.Held, mesh.Quarantined:
+	case mesh.Released:
+		return
+	}
+	a.wish, a.state = a.lease.Prefixes, mesh.WaitingForSeed
+	if a.lease.State != mesh.Pending && a.quarantines(World{InUse: inUse}) {
+		a.lease.State = mesh.Quarantined
+		return
+	}
+	a.lease = mesh.Lease{}
+}
+
+// Renumber gives the lease up for another subnet, which is claimed with the next
+// Step. It tells whether there is one; if not, nothing changes.
+func (a *Allocator) Renumber(w World) bool {
+	if a.lease.State == 0 || a.lease.State == mesh.Released || len(a.cfg.Pins) > 0 {
+		return false
+	}
+	old := a.lease.Prefixes
+	other := func(prefixes []netip.Prefix) bool { return !slices.Equal(prefixes, old) && a.mayTake(prefixes) }
+	next, ok := choose(a.cfg.Network, a.cfg.Self, nil, other, w.Others)
+	if ok {
+		a.lease, a.lost, a.wish, a.state = mesh.Lease{}, true, next, mesh.Renumbering
+	}
+	return ok
+}
+
+// mayTake tells whether a subnet may be chosen, if it is free.
+func (a *Allocator) mayTake(prefixes []netip.Prefix) bool {
+	return a.cfg.Permit(prefixes) && (a.cfg.Reserved == nil || !a.cfg.Reserved(prefixes))
+}
+
 // Lease is the lease to publish; false: none.
 func (a *Allocator) Lease() (mesh.Lease, bool) { return a.lease, a.lease.State != 0 }
 
@@ -118,6 +188,9 @@ func (a *Allocator) Step(now time.Time, w World) (changed bool) {
 	if a.state == mesh.Left {
 		return false
 	}
+	if a.lease.State != 0 && a.lease.State != mesh.Released && !a.cfg.Permit(a.lease.Prefixes) {
+		a.lease, a.lost, changed = mesh.Lease{}, true, true
+	}
 	switch a.lease.State {
 	case mesh.Pending, mesh.Held:
 		if !wins(a.claim(a.lease), w.Others) {
@@ -131,9 +204,11 @@ func (a *Allocator) Step(now time.Time, w World) (changed bool) {
 	case mesh.Quarantined:
 		if !a.quarantines(w) {
 			a.lease, a.lost, changed = mesh.Lease{}, true, true // what used it has gone
-		} else if again := a.pending(a.lease.Prefixes, now, w); a.free(again, w.Others) {
+		} else if again := a.pending(a.lease.Prefixes, now, w); w.MayClaim && a.free(again, w.Others) {
 			a.start(again, now, w)
 			return true
+		} else if w.MayClaim {
+			a.state = a.kept()
 		}
 	}
 	if a.lease.State == 0 {
@@ -170,7 +245,7 @@ func (a *Allocator) sure(now time.Time, w World) bool {
 // lose withdraws from a subnet that belongs to another.
 func (a *Allocator) lose(w World) {
 	if a.quarantines(w) && a.lease.State == mesh.Held {
-		a.lease.State, a.state = mesh.Quarantined, mesh.Quarantine
+		a.lease.State, a.state = mesh.Quarantined, a.kept()
 		return
 	}
 	a.lease, a.lost = mesh.Lease{}, true
@@ -190,7 +265,7 @@ func (a *Allocator) claimNext(now time.Time, w World) bool {
 	if len(a.cfg.Pins) > 0 {
 		return a.claimPinned(now, w)
 	}
-	prefixes, ok := choose(a.cfg.Network, a.cfg.Self, a.cfg.Permit, w.Others)
+	prefixes, ok := choose(a.cfg.Network, a.cfg.Self, a.wish, a.mayTake, w.Others)
 	if !ok {
 		a.state = mesh.NoFreeSubnets
 		return false
@@ -219,6 +294,7 @@ func (a *Allocator) claimPinned(now time.Time, w World) bool {
 }
 
 func (a *Allocator) start(l mesh.Lease, now time.Time, w World) {
+	a.wish = nil
 	a.lease, a.begun, a.until, a.asks, a.state = l, now, now.Add(probeWindow(len(w.Others)+1)), false, mesh.Probing
 	if a.lost {
 		a.state = mesh.Renumbering

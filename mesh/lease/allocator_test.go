@@ -88,7 +88,7 @@ func show(l mesh.Lease) string {
 
 func (s *script) golden() {
 	s.t.Helper()
-	file := filepath.Join("testdata", strings.ReplaceAll(strings.TrimPrefix(s.t.Name(), "TestTranscripts/"), "/", "_")+".txt")
+	file := filepath.Join("testdata", strings.ReplaceAll(strings.TrimPrefix(strings.TrimPrefix(s.t.Name(), "TestTranscripts/"), "TestLifeTranscripts/"), "/", "_")+".txt")
 	if *update {
 		if err := os.WriteFile(file, []byte(s.out.String()), 0o644); err != nil {
 			s.t.Fatal(err)
@@ -404,7 +404,7 @@ func TestFirstWishesSpread(t *testing.T) {
 	taken := map[netip.Prefix]int{}
 	const nodes = 2000
 	for i := range nodes {
-		p, ok := choose(n, spread(i), func([]netip.Prefix) bool { return true }, nil)
+		p, ok := choose(n, spread(i), nil, func([]netip.Prefix) bool { return true }, nil)
 		if !ok {
 			t.Fatal("nothing free")
 		}

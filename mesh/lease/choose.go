@@ -8,12 +8,12 @@ import (
 	"meshd/mesh"
 )
 
-// choose picks the subnet to claim next: the slot that ranks first by rendezvous
-// hash among the free and never used ones; if there is none, the one that was
-// freed the longest ago. Ranking by a hash of the node and the slot spreads nodes
+// choose picks the subnet to claim next: the one wished for, if it is free; else
+// the slot that ranks first by rendezvous hash among the free and never used ones;
+// if there is none, the one that was freed the longest ago. Ranking by a hash of the node and the slot spreads nodes
 // that start together over different slots; what is known to be taken is left out,
 // so it is not the bare hash that would collide with 16 % at 10 nodes of 256 slots.
-func choose(n mesh.Network, self mesh.NodeID, permit func([]netip.Prefix) bool, others []Claim) ([]netip.Prefix, bool) {
+func choose(n mesh.Network, self mesh.NodeID, wish []netip.Prefix, permit func([]netip.Prefix) bool, others []Claim) ([]netip.Prefix, bool) {
 	taken, freed := map[int]bool{}, map[int]time.Time{}
 	for _, c := range others {
 		if c.Owner == self {
@@ -21,15 +21,23 @@ func choose(n mesh.Network, self mesh.NodeID, permit func([]netip.Prefix) bool, 
 		}
 		for _, p := range c.Prefixes {
 			slot, err := n.SlotOf(p)
-			switch {
+			switch at := c.Since; {
 			case err != nil:
-			case c.State == mesh.Released:
-				if c.Since.After(freed[slot]) {
-					freed[slot] = c.Since
+			case c.State == mesh.Released, c.Void:
+				if c.Void {
+					at = c.Freed
+				}
+				if at.After(freed[slot]) {
+					freed[slot] = at
 				}
 			default:
 				taken[slot] = true
 			}
+		}
+	}
+	if IsSlot(n, wish) && permit(wish) {
+		if slot, err := n.SlotOf(wish[0]); err == nil && !taken[slot] {
+			return wish, true
 		}
 	}
 	seed := binary.BigEndian.Uint64(self[:8])

@@ -28,6 +28,8 @@ type Claim struct {
 	Owner    mesh.NodeID
 	Pinned   bool      // the owner's certificate names exactly this subnet
 	Admitted time.Time // the owner's seniority; a lease counts no earlier
+	Void     bool      // a tombstone voids it: it is in nobody's way, see [Routed]
+	Freed    time.Time // when that was signed
 	mesh.Lease
 }
 
@@ -68,7 +70,9 @@ func (c Claim) since() time.Time {
 }
 
 // candidate tells whether the claim takes part in conflicts at all.
-func (c Claim) candidate() bool { return c.State == mesh.Pending || c.State == mesh.Held }
+func (c Claim) candidate() bool {
+	return !c.Void && (c.State == mesh.Pending || c.State == mesh.Held)
+}
 
 func (c Claim) overlaps(prefixes []netip.Prefix) bool {
 	return slices.ContainsFunc(c.Prefixes, func(p netip.Prefix) bool {
@@ -88,6 +92,22 @@ func Resolve(claims []Claim) []Claim {
 		}
 	}
 	return winners
+}
+
+// Routed picks the claims to whose owners packets are sent: the winners that are
+// held, and then those void ones that none of these covers. For a tombstone is
+// cheap: if a void lease lost its route at once, then a long silence of gossip
+// would have all members take down each other's traffic.
+func Routed(claims []Claim) []Claim {
+	routed := slices.DeleteFunc(Resolve(claims), func(c Claim) bool { return c.State != mesh.Held })
+	void := slices.DeleteFunc(slices.Clone(claims), func(c Claim) bool { return !c.Void || c.State != mesh.Held })
+	slices.SortFunc(void, Claim.compare)
+	for _, c := range void {
+		if !slices.ContainsFunc(routed, func(w Claim) bool { return w.overlaps(c.Prefixes) }) {
+			routed = append(routed, c)
+		}
+	}
+	return routed
 }
 
 // wins tells whether own is among the winners beside others.

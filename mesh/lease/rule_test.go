@@ -197,7 +197,7 @@ func BenchmarkChoose(b *testing.B) {
 				others = append(others, Claim{Owner: mesh.NodeID{byte(i)}, Lease: mesh.Lease{Network: "default", Prefixes: n.Slot(i * 300), State: mesh.Held}})
 			}
 			for b.Loop() {
-				if _, ok := choose(n, mesh.NodeID{1, 2, 3, 4}, c.permit, others); !ok {
+				if _, ok := choose(n, mesh.NodeID{1, 2, 3, 4}, nil, c.permit, others); !ok {
 					b.Fatal("nothing free")
 				}
 			}
