@@ -15,6 +15,8 @@
 package tunnel
 
 import (
+	"fmt"
+	"io"
 	"net/netip"
 	"time"
 
@@ -29,6 +31,10 @@ const (
 
 // Config is everything an engine should do. Applying it twice changes nothing.
 type Config struct {
+	// Key is this host's from now on; zero: it stays as it is. Sessions go on. For
+	// some seconds, in which peers hear of it, handshakes may be made with the one
+	// before. And a peer whose PublicKey has changed is the same peer.
+	Key   PrivateKey
 	Own   []netip.Prefix // inner addresses of this host
 	Peers []Peer         // sorted by ID; AllowedIPs of two peers never overlap
 	// Inside are the ranges of the mesh. Packets sent to an endpoint in there
@@ -36,6 +42,17 @@ type Config struct {
 	// and datagrams that come from there are dropped unread.
 	Inside []netip.Prefix
 }
+
+// PrivateKey is an X25519 key. Printing or logging it prints a placeholder.
+type PrivateKey [32]byte
+
+const hidden = "(hidden)"
+
+// Format implements [fmt.Formatter]: every verb prints a placeholder.
+func (PrivateKey) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, hidden) }
+
+// MarshalText implements [encoding.TextMarshaler] with the placeholder.
+func (PrivateKey) MarshalText() ([]byte, error) { return []byte(hidden), nil }
 
 // Peer is another node's end of the tunnel.
 type Peer struct {

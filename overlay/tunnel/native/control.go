@@ -258,6 +258,13 @@ func (c *control) apply(want tunnel.Config) error {
 	var errs []error
 	var peers []*peer
 	var ends []wg.Peer
+	if want.Key != (tunnel.PrivateKey{}) {
+		errs = append(errs, c.machine.SetKey(time.Now(), want.Key))
+	}
+	known := make(map[mesh.NodeID]*peer, len(c.byKey)) // those left over are no longer wanted
+	for _, p := range c.byKey {
+		known[p.config.ID] = p
+	}
 	next := make(map[mesh.Key]*peer, len(want.Peers))
 	for _, w := range want.Peers {
 		w.Suite = cmp.Or(w.Suite, tunnel.ChaCha20Poly1305)
@@ -272,20 +279,19 @@ func (c *control) apply(want tunnel.Config) error {
 			errs = append(errs, fmt.Errorf("peer %s has the key of another peer", w.ID.Short()))
 			continue
 		}
-		p := c.byKey[w.PublicKey]
-		if p == nil || p.config.ID != w.ID {
+		p := known[w.ID]
+		if p == nil {
 			p = &peer{}
 		}
+		delete(known, w.ID)
 		next[w.PublicKey] = p
 		peers = append(peers, p)
 		ends = append(ends, wg.Peer{Key: w.PublicKey, Suite: suite, Handle: p})
 		w.Endpoints = usable(w.Endpoints, want.Inside)
 		p.configure(w, want.Inside)
 	}
-	for key, p := range c.byKey {
-		if next[key] != p {
-			c.drops.add(dropWaiting, p.giveUp())
-		}
+	for _, p := range known {
+		c.drops.add(dropWaiting, p.giveUp())
 	}
 	c.byKey = next
 	actions, err := c.machine.SetPeers(time.Now(), ends)
