@@ -18,6 +18,7 @@ import (
 	"meshd/cmd/internal/exit"
 	"meshd/cmd/internal/setup"
 	"meshd/mesh"
+	"meshd/mesh/exchange"
 	"meshd/mesh/gossip"
 	"meshd/mesh/lease"
 	"meshd/mesh/member"
@@ -79,7 +80,7 @@ func assemble(ctx context.Context, cfg *config.Config, log *slog.Logger) (*parts
 	}
 	p.gossip, err = gossip.New(gossip.Options{
 		Core: core, Self: core.ID(), Keyring: dir.Membership().Keyring, Bind: cfg.Listen.Gossip,
-		Seeds: seeds(cfg, dir), Peers: peers, Store: dir, Log: log,
+		Seeds: seeds(cfg, dir), Peers: peers, Store: dir, Tunnels: exchange.Kernel{}, Log: log,
 	})
 	if err != nil {
 		return nil, err

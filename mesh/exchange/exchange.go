@@ -78,11 +78,8 @@ const (
 	tooSoon = dialWait / 2
 )
 
-// Errors of [Exchange.With].
-var (
-	ErrNoMember = errors.New("not a member that has a tunnel")
-	ErrBusy     = errors.New("an exchange with that member is under way")
-)
+// ErrNoMember says that there is nobody to exchange with.
+var ErrNoMember = errors.New("not a member that has a tunnel")
 
 // Exchange is this node's part.
 type Exchange struct {
@@ -157,21 +154,30 @@ func (e *Exchange) Others(n int) []mesh.NodeID {
 	return all[:min(n, len(all))]
 }
 
-// With makes an exchange with a member now, and returns when it is over.
+// With makes an exchange with a member now, after the one that is under way, and
+// returns when it is over.
 func (e *Exchange) With(ctx context.Context, id mesh.NodeID) error {
-	e.mu.Lock()
-	p, self := e.schedule.peers[id], e.self
-	switch {
-	case p == nil || !self.IsValid():
+	for {
+		e.mu.Lock()
+		p, self := e.schedule.peers[id], e.self
+		if p == nil || !self.IsValid() {
+			e.mu.Unlock()
+			return fmt.Errorf("exchange with %s: %w", id.Short(), ErrNoMember)
+		}
+		before := p.asking
+		if before == nil {
+			p.asking = make(chan struct{})
+		}
 		e.mu.Unlock()
-		return fmt.Errorf("exchange with %s: %w", id.Short(), ErrNoMember)
-	case p.asking:
-		e.mu.Unlock()
-		return fmt.Errorf("exchange with %s: %w", id.Short(), ErrBusy)
+		if before == nil {
+			return e.with(ctx, self, p)
+		}
+		select {
+		case <-before:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	p.asking = true
-	e.mu.Unlock()
-	return e.with(ctx, self, p)
 }
 
 // Run asks and answers until ctx is done, and returns when all has ended.
@@ -199,7 +205,7 @@ func (e *Exchange) Run(ctx context.Context) {
 			wait = e.schedule.at.Sub(now)
 		}
 		if p != nil {
-			p.asking = true
+			p.asking = make(chan struct{})
 			e.asking++
 		}
 		e.mu.Unlock()
@@ -235,7 +241,8 @@ func (e *Exchange) with(ctx context.Context, self netip.Addr, p *peer) error {
 	begin := time.Now()
 	out, err := e.ask(ctx, self, p.addr)
 	e.mu.Lock()
-	p.asking = false
+	close(p.asking)
+	p.asking = nil
 	now := time.Now()
 	if err != nil {
 		e.schedule.failed(now, p, now.Sub(begin) >= tooSoon)

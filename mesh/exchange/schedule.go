@@ -45,8 +45,8 @@ type peer struct {
 	met     bool      // the last exchange went well
 	awayTo  time.Time // not to be asked before
 	away    time.Duration
-	asking  bool // now, by us
-	serving bool // now, by us
+	asking  chan struct{} // closed when the exchange that we began ends; nil: there is none
+	serving bool          // one that it began is under way
 	granted allowance
 }
 
@@ -72,7 +72,7 @@ func (s *schedule) pick() *peer {
 	now := time.Now()
 	var free []*peer
 	for _, p := range s.peers {
-		if !p.asking && !now.Before(p.awayTo) {
+		if p.asking == nil && !now.Before(p.awayTo) {
 			free = append(free, p)
 		}
 	}

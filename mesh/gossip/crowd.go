@@ -36,7 +36,7 @@ type crowd struct {
 }
 
 func newCrowd() *crowd {
-	return &crowd{instances: map[mesh.NodeID]int{}, members: allowance{most: namesBurst}, others: allowance{most: maxStrangers}}
+	return &crowd{instances: map[mesh.NodeID]int{}, members: allowance{most: namesBurst, every: namesEvery}, others: allowance{most: maxStrangers, every: namesEvery}}
 }
 
 // admit says who is a member.
@@ -80,16 +80,19 @@ func (c *crowd) went(id mesh.NodeID) {
 
 // allowance is a number of times that grows back with the time. It begins full.
 type allowance struct {
-	most int
+	// fixed at construction
+	most  int
+	every time.Duration // one more
+
 	used int
 	at   time.Time // up to which it has grown
 }
 
 func (a *allowance) take(now time.Time) bool {
-	if back := int(now.Sub(a.at) / namesEvery); back >= a.used {
+	if back := int(now.Sub(a.at) / a.every); back >= a.used {
 		a.used, a.at = 0, now
 	} else if back > 0 {
-		a.used, a.at = a.used-back, a.at.Add(time.Duration(back)*namesEvery)
+		a.used, a.at = a.used-back, a.at.Add(time.Duration(back)*a.every)
 	}
 	if a.used >= a.most {
 		return false

@@ -1,7 +1,6 @@
 package gossip
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
 	"log/slog"
 	"net/netip"
@@ -10,13 +9,13 @@ import (
 
 	"github.com/hashicorp/memberlist"
 
-	"meshd/mesh/trust"
+	"meshd/mesh"
 )
 
 // Who missed a broadcast, in a partition too short for anybody to be taken for
-// dead, would learn of it with the next exchange of tables, a minute later
-// or more. So each answer to a memberlist probe carries a digest of the table:
-// every node compares with another one about every two seconds, for a few bytes.
+// dead, finds that by a digest. Members compare theirs through tunnels; so that who
+// has no tunnel yet does as well, answers to memberlist's probes carry one: every
+// node compares with another one about every two seconds, for a few bytes.
 //
 //	probe ──►  ◄── ack, digest      same: all is well
 //	probe ──►  ◄── ack, digest      differs, and so did the one before: exchange
@@ -30,34 +29,16 @@ const (
 	lastDiffer  = 30 * time.Second
 )
 
-// digestOf tells tables apart, whatever order they are in. Admissions are left
-// out: of many for one certificate each node keeps the first few that it heard,
-// so those differ for ever. A node that lacks the only one shows it by the record,
-// which it cannot believe.
-func digestOf(table, admissions map[[sha256.Size]byte]bool) (sum uint64) {
-	for h := range table {
-		if !admissions[h] {
-			sum ^= binary.BigEndian.Uint64(h[:])
-		}
-	}
-	return sum
-}
-
-// isAdmission tells whether an object is one.
-func isAdmission(object []byte) bool {
-	kind, err := trust.KindOf(object)
-	return err == nil && kind == trust.KindAdmission
-}
-
-// answer is another member's digest.
+// answer is another node's digest.
 type answer struct {
-	from   netip.AddrPort
+	name   string
+	at     netip.AddrPort
 	digest uint64
 }
 
 // AckPayload implements [memberlist.PingDelegate].
 func (i *instance) AckPayload() []byte {
-	return binary.BigEndian.AppendUint64(nil, i.digest.Load())
+	return binary.BigEndian.AppendUint64(nil, i.told.Load().Digest())
 }
 
 // NotifyPingComplete implements [memberlist.PingDelegate]. A version that sends
@@ -67,8 +48,13 @@ func (i *instance) NotifyPingComplete(other *memberlist.Node, _ time.Duration, p
 	if !ok || len(payload) != 8 {
 		return
 	}
+	i.heard(other.Name, netip.AddrPortFrom(address, other.Port), binary.BigEndian.Uint64(payload))
+}
+
+// heard hands another node's digest over.
+func (i *instance) heard(name string, at netip.AddrPort, digest uint64) {
 	select {
-	case i.answers <- answer{plain(netip.AddrPortFrom(address, other.Port)), binary.BigEndian.Uint64(payload)}:
+	case i.answers <- answer{name, plain(at), digest}:
 	default: // the next one will do
 	}
 }
@@ -98,22 +84,31 @@ func (c *comparison) note(now time.Time, own, other uint64) (exchange bool) {
 	return true
 }
 
-// compare exchanges tables with whoever has another one for good.
+// compare exchanges with whoever has another set for good.
 func (l *loop) compare(a answer) {
-	if l.inst == nil || l.left || !l.differs.note(time.Now(), l.digest.Load(), a.digest) {
+	if l.inst == nil || l.left || !l.differs.note(time.Now(), l.told.Load().Digest(), a.digest) {
 		return
 	}
-	l.exchange(a.from)
+	l.exchange(a.name, a.at)
 }
 
-// exchange exchanges tables with a member, beside the loop.
-func (l *loop) exchange(with netip.AddrPort) {
+// exchange exchanges with a live node, beside the loop.
+func (l *loop) exchange(name string, at netip.AddrPort) {
 	inst := l.inst
-	l.tasks.Go(func() { l.exchangeNow(inst, with) })
+	id, _ := parseName(name)
+	l.tasks.Go(func() { l.exchangeNow(inst, id, at) })
 }
 
-func (l *loop) exchangeNow(inst *instance, with netip.AddrPort) {
-	if _, err := inst.list.Join([]string{with.String()}); err != nil && inst.ctx.Err() == nil {
+// exchangeNow exchanges through the tunnel with a member that was met there, and with
+// any other node by gossip: the tunnel of one that joins may not be up yet, and that
+// takes seconds to notice.
+func (l *loop) exchangeNow(inst *instance, id mesh.NodeID, at netip.AddrPort) {
+	if l.inside != nil && (l.inside.Met(id) || !at.IsValid()) {
+		if err := l.inside.With(inst.ctx, id); err == nil || !at.IsValid() {
+			return
+		}
+	}
+	if _, err := inst.list.Join([]string{at.String()}); err != nil && inst.ctx.Err() == nil {
 		l.say.say(slog.LevelDebug, "tables not exchanged", "err", err)
 	}
 }
@@ -122,24 +117,33 @@ func (l *loop) exchangeNow(inst *instance, with netip.AddrPort) {
 // same news as we.
 const asked = 2
 
-// askAround exchanges tables with a few members, and then has the core told.
+// askAround exchanges with a few members, and then has the core told. Gossip may
+// think that nobody is there, and be wrong.
 func (l *loop) askAround(ask uint64) {
-	inst := l.inst
-	if inst == nil || inst.count() == 0 {
+	inst, chosen := l.inst, map[mesh.NodeID]netip.AddrPort{}
+	if inst != nil {
+		live := inst.others()
+		for _, name := range l.some(asked) {
+			if id, ok := parseName(name); ok {
+				chosen[id] = live[name] // or nowhere, if it has gone meanwhile
+			}
+		}
+		if l.inside != nil {
+			for _, id := range l.inside.Others(asked) {
+				if _, ok := chosen[id]; !ok && len(chosen) < asked {
+					chosen[id] = netip.AddrPort{}
+				}
+			}
+		}
+	}
+	if len(chosen) == 0 {
 		l.answered = ask // nobody is there
 		return
 	}
-	live := inst.others()
-	var chosen []netip.AddrPort
-	for _, name := range l.some(asked) {
-		if at, ok := live[name]; ok { // it may have gone meanwhile
-			chosen = append(chosen, at)
-		}
-	}
 	l.tasks.Go(func() {
 		var wait sync.WaitGroup
-		for _, a := range chosen {
-			wait.Go(func() { l.exchangeNow(inst, a) })
+		for id, at := range chosen {
+			wait.Go(func() { l.exchangeNow(inst, id, at) })
 		}
 		wait.Wait()
 		select {

@@ -1,11 +1,8 @@
 package gossip
 
 import (
-	"crypto/ed25519"
 	"testing"
 	"time"
-
-	"meshd/mesh/trust"
 )
 
 func TestComparison(t *testing.T) {
@@ -32,25 +29,5 @@ func TestComparison(t *testing.T) {
 		if got := c.note(now, tt.own, tt.other); got != tt.exchange {
 			t.Errorf("answer %d: exchange %v, want %v: %s", i+1, got, tt.exchange, tt.why)
 		}
-	}
-}
-
-// Two nodes that heard different witnesses have the same to say.
-func TestDigestLeavesOutAdmissions(t *testing.T) {
-	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
-	admission := trust.Admission{Seen: time.Unix(1, 0)}
-	raw := admission.Sign(key)
-	if !isAdmission(raw) || isAdmission([]byte("junk")) {
-		t.Error("an admission is not known as one, or junk is")
-	}
-	a, b, c := [32]byte{1}, [32]byte{2}, [32]byte{3}
-	admissions := map[[32]byte]bool{b: true, c: true}
-	one := digestOf(map[[32]byte]bool{a: true, b: true}, admissions)
-	other := digestOf(map[[32]byte]bool{a: true, c: true}, admissions)
-	if one != other {
-		t.Error("tables differ by their admissions")
-	}
-	if one == digestOf(map[[32]byte]bool{b: true}, admissions) {
-		t.Error("tables with different records are the same")
 	}
 }

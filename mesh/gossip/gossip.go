@@ -3,8 +3,8 @@
 //
 //	member ──Broadcast──► queue ──► packets to a few members, who relay once
 //	member ◄──Receive──── inbox ◄── packets, answers to wants
-//	       ◄──Synced───── inbox ◄── whole tables, exchanged on joining and
-//	                                every few minutes, by stream
+//	       ◄──Synced───── inbox ◄── whole tables, on joining, by stream
+//	       ◄──Synced───── calls ◄── what package exchange brings through tunnels
 //
 // It guarantees that nothing is said before what it rests on is saved, and that
 // a node which is alone goes on looking for others. It decides nothing: whom
@@ -28,6 +28,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"meshd/mesh"
+	"meshd/mesh/exchange"
 	"meshd/mesh/member"
 	"meshd/mesh/trust"
 )
@@ -71,6 +72,10 @@ type Options struct {
 	Seeds   []string         // host:port, until SetSeeds names others; ourselves may be among them
 	Peers   []netip.AddrPort // known from the last run
 	Log     *slog.Logger     // nil: none
+
+	// Tunnels carry exchanges between members; nil: there are none, and members
+	// exchange tables by gossip alone.
+	Tunnels exchange.Network
 
 	// Transport makes what a memberlist instance talks through; nil: sockets on
 	// Bind. For tests and simulations.
@@ -117,12 +122,11 @@ type Gossip struct {
 	poke    chan struct{} // wish changed; capacity 1
 	leave   chan chan error
 	calls   chan call
-	stopped chan struct{}            // closed when Run returns
-	table   atomic.Pointer[[]byte]   // encoded objects, for LocalState
-	digest  atomic.Uint64            // of those objects
-	answers chan answer              // digests of others; capacity 1
-	running atomic.Pointer[instance] // what Run's loop uses, for tests to see
-	unsaved atomic.Pointer[error]    // why the state cannot be saved; nil: it can
+	stopped chan struct{}                // closed when Run returns
+	told    atomic.Pointer[exchange.Set] // what others are told
+	answers chan answer                  // digests of others; capacity 1
+	running atomic.Pointer[instance]     // what Run's loop uses, for tests to see
+	unsaved atomic.Pointer[error]        // why the state cannot be saved; nil: it can
 
 	mu   sync.Mutex
 	wish wish
@@ -156,7 +160,7 @@ func New(opt Options) (*Gossip, error) {
 		opt: opt, say: newLimiter(opt.Log), seals: seals, views: make(chan *mesh.View, 1), inbox: newInbox(),
 		moved: make(chan struct{}, 1), poke: make(chan struct{}, 1), leave: make(chan chan error), calls: make(chan call), answers: make(chan answer, 1), stopped: make(chan struct{}),
 	}
-	g.table.Store(new([]byte))
+	g.told.Store(exchange.NewSet(nil, nil))
 	return g, nil
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"meshd/mesh"
+	"meshd/mesh/exchange"
 	"meshd/mesh/trust"
 )
 
@@ -30,9 +31,8 @@ type instance struct {
 	address netip.AddrPort
 	list    *memberlist.Memberlist
 	inbox   *inbox
-	objects *atomic.Pointer[[]byte] // the encoded table
-	digest  *atomic.Uint64          // of the table
-	answers chan<- answer           // to our probes; capacity 1
+	told    *atomic.Pointer[exchange.Set] // what others are told
+	answers chan<- answer                 // to our probes; capacity 1
 	say     *limiter
 	ctx     context.Context // done when the instance is shut down
 	stop    context.CancelFunc
@@ -52,9 +52,9 @@ const maxQueued = 1024
 
 func (g *Gossip) newInstance(address netip.AddrPort, t memberlist.Transport) (*instance, error) {
 	i := &instance{
-		self: g.opt.Self, name: newName(g.opt.Self), address: address, inbox: g.inbox, objects: &g.table,
-		digest: &g.digest, answers: g.answers,
-		say: g.say, moved: g.moved, live: map[string]netip.AddrPort{}, crowd: newCrowd(),
+		self: g.opt.Self, name: newName(g.opt.Self), address: address, inbox: g.inbox, told: &g.told,
+		answers: g.answers,
+		say:     g.say, moved: g.moved, live: map[string]netip.AddrPort{}, crowd: newCrowd(),
 	}
 	i.ctx, i.stop = context.WithCancel(context.Background())
 	for _, q := range []*memberlist.TransmitLimitedQueue{&i.news, &i.relayed} {
@@ -97,10 +97,10 @@ func config(i *instance, t memberlist.Transport, log *log.Logger) *memberlist.Co
 	// several ticks, and who is there goes first into each packet; but each tick
 	// wakes an idle process, which at 100 ms took half of all its CPU.
 	c.GossipNodes = 6
-	// Exchanges of whole tables are for who is there; what is said spreads by
-	// broadcast, and what somebody missed is found by digests. At the preset's 30 s
-	// they were most of what an idle mesh of 50 nodes sends. memberlist makes the
-	// interval longer in larger meshes: twice from 32 members on, 4 times from 128.
+	// These exchanges are for who is there; of what is said they carry a digest. At
+	// the preset's 30 s they were most of what an idle mesh of 50 nodes sends.
+	// memberlist makes the interval longer in larger meshes: twice from 32 members
+	// on, 4 times from 128.
 	c.PushPullInterval = 2 * time.Minute
 	// Who is there must get round as surely as what they say.
 	c.RetransmitMult = retransmitMult
@@ -201,7 +201,7 @@ func (i *instance) GetBroadcasts(overhead, limit int) [][]byte {
 // dropped: it was sent several times, and the next exchange has it as well.
 func (i *instance) NotifyMsg(raw []byte) {
 	m, err := parseMessage(bytes.Clone(raw))
-	if err != nil || m.kind == msgState {
+	if err != nil || m.kind == msgState || m.kind == msgDigest {
 		i.refuse(err)
 		return
 	}
@@ -210,21 +210,34 @@ func (i *instance) NotifyMsg(raw []byte) {
 	}
 }
 
-// LocalState implements [memberlist.Delegate].
-func (i *instance) LocalState(bool) []byte {
-	return append(encodeState(i.name, nil), *i.objects.Load()...)
+// LocalState implements [memberlist.Delegate]. Who joins has no tunnel yet, and
+// gets the whole table.
+func (i *instance) LocalState(join bool) []byte {
+	if join {
+		return encodeState(i.name, i.told.Load().Objects())
+	}
+	return encodeDigest(i.name, i.told.Load().Digest())
 }
 
 // MergeRemoteState implements [memberlist.Delegate]. An exchange is worth a
 // wait, since the other side counts on its having been heard.
 func (i *instance) MergeRemoteState(raw []byte, _ bool) {
 	m, err := parseMessage(raw)
-	if err != nil || m.kind != msgState {
+	if err != nil || m.kind != msgState && m.kind != msgDigest {
 		i.refuse(err)
 		return
 	}
 	if m.from == i.name {
 		return // we joined ourselves, through an address that we did not know as ours
+	}
+	if m.kind == msgDigest {
+		i.mu.Lock()
+		at, live := i.live[m.from]
+		i.mu.Unlock()
+		if live {
+			i.heard(m.from, at, m.digest)
+		}
+		return
 	}
 	copied := func() message {
 		m, _ := parseMessage(bytes.Clone(raw)) // it was right just now

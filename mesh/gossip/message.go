@@ -14,14 +14,16 @@ import (
 //	objects  1 │ { length │ signed object }...
 //	want     2 │ length │ instance name │ { hash, 32 bytes }...
 //	state    3 │ length │ instance name │ { length │ signed object }...
+//	digest   4 │ length │ instance name │ digest, 8 bytes, big endian
 //
 // Objects travel by broadcast, one to a message, and by stream in answer to a
-// want. A state is the whole table; two members exchange theirs when one joins
-// and every few minutes.
+// want. A state is the whole table; two nodes exchange theirs when one joins, and
+// the digests of theirs every few minutes.
 const (
 	msgObjects byte = 1
 	msgWant    byte = 2
 	msgState   byte = 3
+	msgDigest  byte = 4
 )
 
 const (
@@ -42,11 +44,12 @@ const (
 
 var errMessage = errors.New("malformed message")
 
-// message is any of the three.
+// message is any of them.
 type message struct {
 	kind    byte
 	size    int    // in bytes, as it came
-	from    string // instance name; of a want and a state
+	from    string // instance name; of all but objects
+	digest  uint64
 	objects [][]byte
 	hashes  []trust.Hash
 }
@@ -57,7 +60,7 @@ func parseMessage(raw []byte) (message, error) {
 		return message{}, fmt.Errorf("%w: %d bytes", errMessage, len(raw))
 	}
 	m, rest := message{kind: raw[0], size: len(raw)}, raw[1:]
-	if m.kind == msgWant || m.kind == msgState {
+	if m.kind == msgWant || m.kind == msgState || m.kind == msgDigest {
 		name, after, ok := cut(rest, maxName)
 		if !ok {
 			return message{}, fmt.Errorf("%w: no instance name", errMessage)
@@ -72,6 +75,11 @@ func parseMessage(raw []byte) (message, error) {
 		for len(rest) > 0 {
 			m.hashes, rest = append(m.hashes, trust.Hash(rest)), rest[len(trust.Hash{}):]
 		}
+	case msgDigest:
+		if len(rest) != 8 {
+			return message{}, fmt.Errorf("%w: digest of %d bytes", errMessage, len(rest))
+		}
+		m.digest = binary.BigEndian.Uint64(rest)
 	case msgObjects, msgState:
 		for len(rest) > 0 {
 			object, after, ok := cut(rest, trust.MaxObject)
@@ -119,6 +127,10 @@ func appendObjects(out []byte, most int, objects [][]byte) []byte {
 		out = appendString(out, o)
 	}
 	return out
+}
+
+func encodeDigest(from string, digest uint64) []byte {
+	return binary.BigEndian.AppendUint64(appendString([]byte{msgDigest}, from), digest)
 }
 
 func encodeWant(from string, hashes []trust.Hash) []byte {

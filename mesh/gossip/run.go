@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"meshd/mesh"
+	"meshd/mesh/exchange"
 	"meshd/mesh/registry"
 )
 
@@ -30,15 +31,19 @@ type loop struct {
 	address  netip.AddrPort
 	createAt time.Time // not before
 
-	admitted map[mesh.NodeID]bool // by the last view; not to be changed
+	inside *exchange.Exchange // nil: there are no tunnels
 
-	known      map[[sha256.Size]byte]bool // hashes of the table's objects
-	admissions map[[sha256.Size]byte]bool // those of them that are admissions
-	seen       recent                     // objects that came, for relaying each once
-	taken      taken                      // what the core was given of late
-	stale      bool                       // the encoded table is
+	admitted map[mesh.NodeID]bool // by the last view; not to be changed
+	others   int                  // members but us that have not left, by the last view
+
+	known   map[[sha256.Size]byte]uint64 // hashes of the table's objects, and their keys
+	seen    recent                       // objects that came, for relaying each once
+	taken   taken                        // what the core was given of late
+	updates updates
+	stale   bool // the set is
 
 	encodeAt time.Time // not before, however stale
+	urgent   bool      // the next set has what gossip may not bring to all
 	said     [][]byte  // our last few objects
 
 	book   *book
@@ -84,6 +89,10 @@ func (g *Gossip) Run(ctx context.Context) error {
 		defer s.close()
 		l.sockets = s
 		s.know(l.book.known)
+	}
+	if g.opt.Tunnels != nil {
+		l.inside = exchange.New(g.opt.Tunnels, l, g.opt.Log)
+		l.tasks.Go(func() { l.inside.Run(ctx) })
 	}
 	l.move(g.opt.Bind)
 	l.obey()
@@ -270,21 +279,47 @@ func (l *loop) receive(m message) {
 	switch m.kind {
 	case msgObjects:
 		for _, o := range m.objects {
-			if l.take(o) {
+			if !l.updates.tooMany(o, time.Now()) && l.take(o) {
 				l.pass(o)
 			}
 		}
 	case msgWant:
 		l.answer(m)
 	case msgState:
-		spread := maxSpread
-		for _, o := range m.objects {
-			if l.take(o) && spread > 0 {
-				l.pass(o)
-				spread--
-			}
-		}
+		l.takeAll(m.objects, maxSpread)
 		l.opt.Core.Synced()
+	}
+}
+
+// takeAll gives what an exchange has brought to the core, and relays of what is news
+// as many objects as it may. It tells how many more it might.
+func (l *loop) takeAll(objects [][]byte, spread int) int {
+	for _, o := range objects {
+		if l.take(o) && spread > 0 {
+			l.pass(o)
+			spread--
+		}
+	}
+	return spread
+}
+
+// Set implements [exchange.Objects].
+func (l *loop) Set() *exchange.Set { return l.told.Load() }
+
+// Put implements [exchange.Objects]. Others get their turn after each batch, and no
+// object waits in a queue.
+func (l *loop) Put(ctx context.Context, objects [][]byte, whole bool) error {
+	for spread := maxSpread; ; {
+		now, later := objects[:min(len(objects), batch)], objects[min(len(objects), batch):]
+		err := l.Do(ctx, func(time.Time) {
+			if spread = l.takeAll(now, spread); whole && len(later) == 0 {
+				l.opt.Core.Synced()
+			}
+		})
+		if err != nil || len(later) == 0 {
+			return err
+		}
+		objects = later
 	}
 }
 
@@ -292,7 +327,7 @@ func (l *loop) receive(m message) {
 func (l *loop) take(object []byte) bool {
 	hash := sha256.Sum256(object)
 	now := time.Now()
-	if l.known[hash] || l.taken.has(hash, now) {
+	if _, known := l.known[hash]; known || l.taken.has(hash, now) {
 		return false
 	}
 	err := l.opt.Core.Receive(object)

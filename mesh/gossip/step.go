@@ -5,9 +5,11 @@ import (
 	"crypto/sha256"
 	"errors"
 	"maps"
+	"slices"
 	"time"
 
 	"meshd/mesh"
+	"meshd/mesh/exchange"
 	"meshd/mesh/trust"
 )
 
@@ -35,15 +37,16 @@ func (l *loop) step(now time.Time) {
 
 // speak says what was held back until the state was saved.
 func (l *loop) speak(now time.Time) {
-	if l.stale && !now.Before(l.encodeAt) {
+	said := l.held
+	l.held = nil
+	l.urgent = l.urgent || len(said) > 0 && l.unheard() || slices.ContainsFunc(said, func(o []byte) bool { return len(o) > trust.MaxBroadcast })
+	if l.stale && (!now.Before(l.encodeAt) || len(l.leaving) > 0) {
 		l.encode()
 		l.encodeAt = now.Add(encodeEvery)
 	}
-	said := l.held
-	l.held = nil
 	for _, o := range said {
 		if len(o) > trust.MaxBroadcast {
-			// It is in the table, and is fetched from there.
+			// It is in the set, and is fetched from there.
 			continue
 		}
 		if l.inst != nil {
@@ -57,30 +60,46 @@ func (l *loop) speak(now time.Time) {
 	}
 }
 
-// encodeEvery bounds how often the table is encoded, which takes a millisecond
+// unheard tells whether some member does not seem to hear gossip.
+func (l *loop) unheard() bool {
+	if l.inst == nil {
+		return true
+	}
+	heard := map[mesh.NodeID]bool{}
+	for name := range l.inst.others() {
+		if id, ok := parseName(name); ok && l.admitted[id] {
+			heard[id] = true
+		}
+	}
+	return len(heard) < l.others
+}
+
+// encodeEvery bounds how often the set is made anew, which takes a millisecond
 // for 200 members, while objects come by the hundred, as when a large mesh
 // starts. An exchange may lack what came since; it is being broadcast.
 const encodeEvery = 250 * time.Millisecond
 
-// encode makes the table that exchanges carry.
+// encode makes the set that others are told.
 func (l *loop) encode() {
 	table := l.opt.Core.Table()
-	encoded := appendObjects(nil, maxState-maxName-2, table)
-	l.table.Store(&encoded)
-	known := make(map[[sha256.Size]byte]bool, len(table))
-	admissions := map[[sha256.Size]byte]bool{}
-	for _, o := range table {
+	known, keys := make(map[[sha256.Size]byte]uint64, len(table)), make([]uint64, len(table))
+	for i, o := range table {
 		h := sha256.Sum256(o)
-		known[h] = true
-		if l.admissions[h] || !l.known[h] && isAdmission(o) {
-			admissions[h] = true
+		key, ok := l.known[h]
+		if !ok {
+			key = exchange.Key(o)
 		}
+		known[h], keys[i] = key, key
 	}
 	if !maps.Equal(known, l.known) {
 		l.saver.tableChanged = true
 	}
-	l.known, l.admissions, l.stale = known, admissions, false
-	l.digest.Store(digestOf(known, admissions))
+	l.known, l.stale = known, false
+	l.told.Store(exchange.NewSet(table, keys))
+	if l.urgent && l.inside != nil {
+		l.inside.Hurry()
+	}
+	l.urgent = false
 }
 
 // show publishes a view; a reader that is slow skips one.
@@ -91,8 +110,15 @@ func (l *loop) show(view *mesh.View) {
 	}
 	l.views <- view // this goroutine is the only sender
 	l.admitted = make(map[mesh.NodeID]bool, len(view.Nodes))
+	l.others = 0
 	for _, n := range view.Nodes {
 		l.admitted[n.ID] = true
+		if n.ID != view.Self && !n.Left {
+			l.others++
+		}
+	}
+	if l.inside != nil {
+		l.inside.SetView(view)
 	}
 	if l.inst != nil {
 		l.inst.admit(l.admitted)
@@ -102,13 +128,16 @@ func (l *loop) show(view *mesh.View) {
 // pass relays an object that is news, so that a broadcast reaches all: its
 // author sends it to a few members only.
 func (l *loop) pass(object []byte) {
+	if !l.updates.note(object, time.Now()) {
+		return // whoever lacks it finds that by a digest
+	}
 	if l.inst != nil && len(object) <= trust.MaxBroadcast {
 		l.inst.relay(object)
 	}
 }
 
-// sayGoodbye tells some members by stream what the broadcast says, and then
-// memberlist, which makes the others stop probing us.
+// sayGoodbye tells some members by stream and through tunnels what the broadcast
+// says, and then memberlist, which makes the others stop probing us.
 func (l *loop) sayGoodbye() {
 	waiting := l.leaving
 	l.leaving = nil
@@ -118,15 +147,23 @@ func (l *loop) sayGoodbye() {
 	if inst != nil {
 		names, msg = l.some(goodbyes), encodeObjects(maxAnswer, l.said...)
 	}
+	inside := l.inside
+	var ids []mesh.NodeID
+	if inside != nil {
+		ids = inside.Others(goodbyes)
+	}
 	l.goodbye.Go(func() {
-		told := make(chan error, len(names))
+		told := make(chan error, len(names)+len(ids))
+		for _, id := range ids {
+			l.tasks.Go(func() { told <- inside.With(l.ctx, id) })
+		}
 		for _, name := range names {
 			l.tasks.Go(func() { told <- inst.send(name, msg) })
 		}
 		timer := time.NewTimer(dialTimeout)
 		defer timer.Stop()
 		var errs []error
-		for len(errs) < len(names) {
+		for len(errs) < cap(told) {
 			var err error
 			select {
 			case err = <-told:

@@ -118,8 +118,9 @@ func (l *loop) fetch(now time.Time) {
 	case now.Before(l.fetchAt):
 		return
 	default:
-		if at, ok := l.inst.others()[l.some(1)[0]]; ok {
-			l.exchange(at)
+		name := l.some(1)[0]
+		if at, ok := l.inst.others()[name]; ok {
+			l.exchange(name, at)
 		}
 		l.fetchPause = min(2*l.fetchPause, longestFetch)
 	}
