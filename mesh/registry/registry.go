@@ -1,24 +1,28 @@
-// Package registry holds the signed objects of one mesh that a node believes:
-// charter, certificates, admissions and the newest record of every member.
-//
-// Objects may arrive in any order and any number of times, from anybody. One
-// that cannot be decided yet, because the certificate it speaks of is unknown or
-// not admitted, waits in a bounded room until that changes; what is missing can
-// be asked for with [Registry.Missing]. What is believed never depends on the
-// order of arrival, but for floods, see [Registry.CheckRoom].
+// Package registry holds the signed objects of one mesh that a node believes.
 //
 //	certificate by the CA ──────────────► admitted
 //	certificate by a token ──► unadmitted ───┬───► admitted
 //	                     Admission by an admitted member
-//	Record ──► waits for its certificate to be admitted ──► newest one counts
+//	Record ─────► waits for its certificate to be admitted ──► newest one counts
+//	Tombstone ──► waits for its issuer, and for a record that it reaches
+//	Rekey ──────► waits for its signer
+//	Revocation ─► at once, for ever: whom it covers is nobody any more
+//
+// Objects may arrive in any order and any number of times, from anybody. One that
+// cannot be decided yet waits in a bounded room; what is missing can be asked for
+// with [Registry.Missing]. Who was offered the same objects, each once more after
+// all of them, believes the same. There are three exceptions: floods, see
+// [Registry.CheckRoom]; time, see [Registry.Expire]; and what a revoked witness
+// has admitted, see [Registry.Unvouched].
 //
 // A Registry is not safe for concurrent use; its owner is one goroutine.
 package registry
 
 import (
-	"cmp"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"time"
@@ -27,58 +31,48 @@ import (
 	"meshd/mesh/trust"
 )
 
-const (
-	// maxWaiting bounds the records and admissions that cannot be decided yet.
-	// Nobody vouches for them, so the oldest makes room: an honest one is sent again.
-	maxWaiting = 1024
-	// maxAdmissions are kept per certificate: one is enough, a few survive revocations.
-	maxAdmissions = 4
-	// maxPerIdentity bounds the certificates of one token that are admitted for
-	// one identity: a join makes one, a few more come from joining again.
-	maxPerIdentity = 4
+// maxWaiting bounds what cannot be decided yet. Nobody vouches for it, so the
+// oldest makes room: an honest object is sent again.
+const maxWaiting = 1024
+
+// Errors that callers decide by.
+var (
+	// ErrStale says that an object is older than, or the same as, what is known, or
+	// that nothing rests on it. It is no fault of the sender.
+	ErrStale = errors.New("already known")
+	// ErrRevoked says that an object is of a node, or by a token, that the CA has
+	// revoked. It is no fault of a sender who has not heard of that.
+	ErrRevoked = fmt.Errorf("%w: revoked", trust.ErrForbidden)
 )
-
-// maxIdentities bounds the identities admitted by a token that is good for so
-// many uses (1 or more). Members stop at the uses that they know of, so more come
-// only from sides of a partition that admit at a time: two sides make twice as
-// many, and the constant leaves room where uses are few.
-func maxIdentities(uses uint64) int {
-	uses = min(uses, 1<<30)
-	return int(max(2*uses, uses+16))
-}
-
-// ErrStale says that an object is older than, or the same as, what is known.
-// It is no fault of the sender.
-var ErrStale = errors.New("already known")
 
 // Registry is the set of believed objects.
 type Registry struct {
-	id         mesh.ID
-	charter    *trust.Charter
-	forked     bool // another one of its version was seen
-	certs      map[trust.Hash]*certificate
-	unadmitted []trust.Hash                         // in order of arrival
-	joined     map[trust.Serial]map[mesh.NodeID]int // by credential: certificates admitted
-	records    map[mesh.NodeID]*trust.Record
-	waiting    []waiting
-	changes    uint64
-	waits      uint64       // grows with every change of what waits, but for those that changes tells of
-	missing    []trust.Hash // as Missing has found it
-	missingAt  [2]uint64    // at these changes and waits
-	newest     time.Time    // latest moment that the CA has signed
-	now        time.Time    // as Expire was told
+	id          mesh.ID
+	charter     *trust.Charter
+	forked      bool // another one of its version was seen
+	revocations revocations
+	certs       map[trust.Hash]*certificate
+	unadmitted  []trust.Hash // in order of arrival
+	joined      map[trust.Serial]*joins
+	records     map[mesh.NodeID]*trust.Record
+	tombs       map[mesh.NodeID][]*trust.Tombstone // newest first
+	rekeys      map[mesh.NodeID][]*trust.Rekey     // by signer, newest first
+	waiting     []waiting
+	changes     uint64
+	waits       uint64       // grows with every change of what waits, but for those that changes tells of
+	missing     []trust.Hash // as Missing has found it
+	missingAt   [2]uint64    // at these changes and waits
+	rootedAt    uint64       // changes at which it was last found out who is rooted
+	newest      time.Time    // latest moment that the CA has signed
+	now         time.Time    // as Expire was told
+	pruneAt     time.Time    // when Expire looks again
 }
 
-type certificate struct {
-	*trust.Certificate
-	admitted   bool
-	admissions []*trust.Admission // by witnesses that were admitted when it came, oldest first
-}
-
-// waiting is an object that needs certificates which are unknown or unadmitted.
+// waiting is an object that cannot be decided yet.
 type waiting struct {
 	hash   trust.Hash
-	needs  []trust.Hash
+	needs  []trust.Hash // certificates that are unknown or unadmitted
+	node   mesh.NodeID  // of which it needs a newer record, if it needs no certificate
 	retry  func() error
 	leases []mesh.Lease // of a record
 }
@@ -88,8 +82,10 @@ func New(charter *trust.Charter) *Registry {
 	r := &Registry{
 		id:      charter.ID(),
 		certs:   map[trust.Hash]*certificate{},
-		joined:  map[trust.Serial]map[mesh.NodeID]int{},
+		joined:  map[trust.Serial]*joins{},
 		records: map[mesh.NodeID]*trust.Record{},
+		tombs:   map[mesh.NodeID][]*trust.Tombstone{},
+		rekeys:  map[mesh.NodeID][]*trust.Rekey{},
 	}
 	r.setCharter(charter)
 	return r
@@ -113,17 +109,51 @@ func (r *Registry) Add(raw []byte) error {
 	if err != nil {
 		return err
 	}
+	if r.isWaiting(sha256.Sum256(raw)) {
+		return ErrStale
+	}
 	switch kind {
 	case trust.KindCharter:
 		return r.addCharter(raw)
 	case trust.KindCertificate:
 		return r.addCertificate(raw)
 	case trust.KindAdmission:
-		return r.addAdmission(raw)
+		return decide(raw, trust.ParseAdmission, r.decideAdmission)
 	case trust.KindRecord:
-		return r.addRecord(raw)
+		return decide(raw, trust.ParseRecord, r.decideRecord)
+	case trust.KindRevocation:
+		return r.addRevocation(raw)
+	case trust.KindTombstone:
+		return decide(raw, trust.ParseTombstone, r.decideTombstone)
+	case trust.KindRekey:
+		return decide(raw, trust.ParseRekey, r.decideRekey)
 	default:
 		return fmt.Errorf("%w: kind %d is not for gossip", trust.ErrMalformed, kind)
+	}
+}
+
+// decide decides on what a member has signed.
+func decide[T any](raw []byte, parse func([]byte) (T, error), decide func(T) error) error {
+	o, err := parse(raw)
+	if err != nil {
+		return err
+	}
+	return decide(o)
+}
+
+// Restore takes in a table that this node has saved, whatever its order. Here what
+// was believed stays so: revocations come last, as they did.
+func (r *Registry) Restore(table [][]byte) {
+	var last [][]byte
+	for _, raw := range table {
+		if kind, err := trust.KindOf(raw); err == nil && kind == trust.KindRevocation {
+			last = append(last, raw)
+			continue
+		}
+		_ = r.Add(raw) // what a newer or older version wrote is fetched again
+	}
+	for _, raw := range last {
+		_ = r.Add(raw)
 	}
 }
 
@@ -163,90 +193,9 @@ func (r *Registry) signedAt(t time.Time) {
 	}
 }
 
-func (r *Registry) addCertificate(raw []byte) error {
-	c, err := trust.ParseCertificate(raw, r.charter.CA)
-	if err != nil {
-		return err
-	}
-	if r.certs[c.Hash] != nil {
-		return ErrStale
-	}
-	r.certs[c.Hash] = &certificate{Certificate: c, admitted: c.Credential == nil}
-	r.changes++
-	if c.Credential == nil {
-		r.signedAt(c.NotBefore)
-		r.settle()
-		return nil
-	}
-	r.signedAt(c.Credential.NotBefore)
-	r.unadmitted = append(r.unadmitted, c.Hash)
-	r.settle()
-	r.makeRoom()
-	return nil
-}
-
-func (r *Registry) addAdmission(raw []byte) error {
-	a, err := trust.ParseAdmission(raw)
-	if err != nil {
-		return err
-	}
-	if r.isWaiting(a.Hash) {
-		return ErrStale
-	}
-	return r.decideAdmission(a)
-}
-
-// decideAdmission believes an admission, refuses it, or lets it wait.
-func (r *Registry) decideAdmission(a *trust.Admission) error {
-	seen, witness := r.certs[a.Certificate], r.certs[a.Admitter]
-	if seen == nil || witness == nil || !witness.admitted {
-		r.wait(waiting{
-			hash: a.Hash, needs: []trust.Hash{a.Certificate, a.Admitter},
-			retry: func() error { return r.decideAdmission(a) },
-		})
-		return nil
-	}
-	// The first ones stay: each came when its witness was admitted already, so
-	// they lead back to the CA. Later ones must not be able to push them out.
-	known := func(x *trust.Admission) bool { return x.Hash == a.Hash }
-	if len(seen.admissions) >= maxAdmissions || slices.ContainsFunc(seen.admissions, known) {
-		return ErrStale
-	}
-	if err := a.Verify(seen.Certificate, witness.Certificate); err != nil {
-		return err
-	}
-	if !seen.admitted {
-		if err := r.CheckRoom(seen.Certificate); err != nil {
-			return fmt.Errorf("admission: %w", err)
-		}
-	}
-	seen.admissions = append(seen.admissions, a)
-	r.changes++
-	if !seen.admitted {
-		seen.admitted = true
-		serial := seen.Credential.Serial
-		if r.joined[serial] == nil {
-			r.joined[serial] = map[mesh.NodeID]int{}
-		}
-		r.joined[serial][seen.ID()]++
-		r.unadmitted = slices.DeleteFunc(r.unadmitted, func(h trust.Hash) bool { return h == seen.Hash })
-		r.settle()
-	}
-	return nil
-}
-
-func (r *Registry) addRecord(raw []byte) error {
-	rec, err := trust.ParseRecord(raw)
-	if err != nil {
-		return err
-	}
-	if r.isWaiting(rec.Hash) {
-		return ErrStale
-	}
-	return r.decideRecord(rec)
-}
-
-// decideRecord believes a record, refuses it, or lets it wait.
+// decideRecord believes a record, refuses it, or lets it wait. One whose
+// certificate was revoked is taken while its node has another one that counts: it
+// says then how far the node has come, see [Member.Leases].
 func (r *Registry) decideRecord(rec *trust.Record) error {
 	cert := r.certs[rec.Certificate]
 	if cert == nil || !cert.admitted {
@@ -256,15 +205,20 @@ func (r *Registry) decideRecord(rec *trust.Record) error {
 		})
 		return nil
 	}
-	id := cert.ID()
-	if old := r.records[id]; old != nil && !newer(rec, old) {
+	if !cert.counts() && len(r.Certificates(cert.id)) == 0 {
+		return fmt.Errorf("record of %s: %w", cert.Name, ErrRevoked)
+	}
+	if old := r.records[cert.id]; old != nil && !newer(rec, old) {
 		return ErrStale
 	}
 	if err := rec.Verify(cert.Certificate, r.charter.Ranges()); err != nil {
 		return err
 	}
-	r.records[id] = rec
+	r.records[cert.id] = rec
 	r.changes++
+	if slices.ContainsFunc(r.waiting, func(w waiting) bool { return w.node == cert.id }) {
+		r.settle()
+	}
 	return nil
 }
 
@@ -299,6 +253,12 @@ func (r *Registry) settle() {
 	}
 }
 
+// waitNoMore forgets what waits for certificates that are not to come.
+func (r *Registry) waitNoMore(gone func(trust.Hash) bool) {
+	r.waits++
+	r.waiting = slices.DeleteFunc(r.waiting, func(w waiting) bool { return slices.ContainsFunc(w.needs, gone) })
+}
+
 // Missing lists the certificates that waiting objects need and that are unknown.
 func (r *Registry) Missing() []trust.Hash {
 	if at := [2]uint64{r.changes, r.waits}; r.missingAt != at {
@@ -329,97 +289,73 @@ func (r *Registry) Unproven() []mesh.Lease {
 	return out
 }
 
-// Certificate finds a certificate, and tells whether it is admitted.
-func (r *Registry) Certificate(h trust.Hash) (cert *trust.Certificate, admitted bool) {
-	c := r.certs[h]
-	if c == nil {
-		return nil, false
-	}
-	return c.Certificate, c.admitted
-}
-
-// Unadmitted lists the certificates that wait for a witness, oldest first.
-func (r *Registry) Unadmitted() []*trust.Certificate {
-	out := make([]*trust.Certificate, 0, len(r.unadmitted))
-	for _, h := range r.unadmitted {
-		out = append(out, r.certs[h].Certificate)
-	}
-	return out
-}
-
-// Uses counts the identities that were admitted with a credential.
-func (r *Registry) Uses(credential trust.Serial) int { return len(r.joined[credential]) }
-
-// CheckRoom tells whether a certificate by a token may still be admitted. It is a
-// stop against floods: an admitted node must not fill everybody's memory and
-// tables with what it vouches for.
-//
-// The first ones stay, so what is refused depends on the order of arrival, the
-// only such thing in this package. That is harmless because honest nodes stay far
-// below both bounds, and then nothing is refused anywhere. Above them all come
-// from a token in bad hands. Nodes may then differ about which of its
-// certificates count, but never about one that was admitted before the flood:
-// what was believed stays, since others may have been admitted by it.
-func (r *Registry) CheckRoom(c *trust.Certificate) error {
-	ids, id := r.joined[c.Credential.Serial], c.ID()
-	switch uses := c.Credential.Uses; {
-	case ids[id] >= maxPerIdentity:
-		return fmt.Errorf("%w: its node has %d certificates of this token", trust.ErrForbidden, ids[id])
-	case ids[id] == 0 && uses > 0 && len(ids) >= maxIdentities(uses):
-		return fmt.Errorf("%w: %d nodes have joined with this token, which is good for %d", trust.ErrForbidden, len(ids), uses)
-	}
-	return nil
-}
-
-// Record finds the newest record of a node.
+// Record finds the newest record of a node. It stays as long as a certificate of
+// the node can count, so an older one never comes back.
 func (r *Registry) Record(id mesh.NodeID) (*trust.Record, bool) {
 	rec, ok := r.records[id]
 	return rec, ok
 }
 
+// Records lists the newest record of every node, in any order.
+func (r *Registry) Records() iter.Seq2[mesh.NodeID, *trust.Record] { return maps.All(r.records) }
+
 // Members lists, sorted by ID, the identities that hold an admitted certificate
-// which valid accepts, each with the certificate that counts: the one its record
-// names, else, so that it stays a member, the one that ends last.
+// which valid accepts and nobody revoked, each with the certificate that counts:
+// the one its record names, else, so that it stays a member, the one that ends last.
 func (r *Registry) Members(valid func(*trust.Certificate) bool) []Member {
-	best := map[mesh.NodeID]*trust.Certificate{}
+	best := map[mesh.NodeID]*certificate{}
 	for _, c := range r.certs {
-		if !c.admitted || !valid(c.Certificate) {
+		if !c.counts() || !valid(c.Certificate) {
 			continue
 		}
-		id := c.ID()
-		if old := best[id]; old == nil || r.prefers(id, c.Certificate, old) {
-			best[id] = c.Certificate
+		if old := best[c.id]; old == nil || r.prefers(c, old) {
+			best[c.id] = c
 		}
 	}
 	out := make([]Member, 0, len(best))
 	for id, c := range best {
-		out = append(out, Member{ID: id, Certificate: c, Record: r.records[id]})
+		tomb, _ := r.Dead(id)
+		out = append(out, Member{ID: id, Certificate: c.Certificate, Record: r.records[id], Tomb: tomb, tombs: r.tombs[id]})
 	}
 	slices.SortFunc(out, func(a, b Member) int { return a.ID.Compare(b.ID) })
 	return out
 }
 
-func (r *Registry) prefers(id mesh.NodeID, a, b *trust.Certificate) bool {
-	if rec := r.records[id]; rec != nil && (rec.Certificate == a.Hash) != (rec.Certificate == b.Hash) {
+// prefers tells whether a, and not b, is the one of a node's certificates to go by.
+func (r *Registry) prefers(a, b *certificate) bool {
+	if rec := r.records[a.id]; rec != nil && (rec.Certificate == a.Hash) != (rec.Certificate == b.Hash) {
 		return rec.Certificate == a.Hash
 	}
-	return cmp.Or(a.NotAfter.Compare(b.NotAfter), a.Hash.Compare(b.Hash)) > 0
+	return endsLater(a.Certificate, b.Certificate) > 0
 }
 
 // Member is one admitted identity.
 type Member struct {
 	ID          mesh.NodeID
 	Certificate *trust.Certificate
-	Record      *trust.Record // nil: none seen yet
+	Record      *trust.Record    // nil: none seen yet
+	Tomb        *trust.Tombstone // the newest; nil: none. For leases ask Void
+	tombs       []*trust.Tombstone
 }
 
-// Leases lists what the record leases under the certificate. It is empty if the
-// record names another one, whose time is over: a lease was verified against the
-// certificate that its record names, and must not borrow the pin or the seniority
-// of another.
+// Leases lists what the record leases under the certificate, whether void or not.
+// It is empty if the record names another certificate, whose time is over or which
+// was revoked: a lease was verified against the certificate that its record names,
+// and must not borrow the pin or the seniority of another.
 func (m Member) Leases() []mesh.Lease {
 	if m.Record == nil || m.Record.Certificate != m.Certificate.Hash {
 		return nil
 	}
 	return m.Record.Leases
+}
+
+// Void finds the newest tombstone that voids a lease of the record, if any does: it
+// is free then to be claimed by others.
+func (m Member) Void(l mesh.Lease) (*trust.Tombstone, bool) {
+	for _, t := range m.tombs {
+		if m.Record != nil && t.Voids(m.Record.Version, l) {
+			return t, true
+		}
+	}
+	return nil, false
 }
