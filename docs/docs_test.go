@@ -503,30 +503,35 @@ func TestCommandsExist(t *testing.T) {
 	}
 }
 
-// TestNamedTestsExist: what docs/security.md says cannot be done is proved by
-// tests that there are.
+// namedTest finds a test that a page names, with its package.
+var namedTest = regexp.MustCompile("`((?:cmd|mesh|tun|overlay|examples)[a-z0-9/-]*)\\.((?:Test|Fuzz)\\w+)`")
+
+// TestNamedTestsExist: what docs/security.md says cannot be done, and what
+// docs/testing.md says is expected, is proved by tests that there are.
 func TestNamedTestsExist(t *testing.T) {
-	page, err := os.ReadFile("security.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	named := regexp.MustCompile("`((?:cmd|mesh|tun|overlay|examples)[a-z0-9/]*)\\.((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(string(page), -1)
-	if len(named) < 10 {
-		t.Fatalf("only %d tests are named", len(named))
-	}
-	for _, m := range named {
-		files, err := filepath.Glob(filepath.Join("..", m[1], "*_test.go"))
+	for _, name := range []string{"security.md", "testing.md"} {
+		page, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !slices.ContainsFunc(files, func(path string) bool {
-			text, err := os.ReadFile(path)
-			return err == nil && strings.Contains(string(text), "\nfunc "+m[2]+"(")
-		}) {
-			t.Errorf("%s.%s: there is no such test", m[1], m[2])
+		named := namedTest.FindAllStringSubmatch(string(page), -1)
+		if len(named) < 10 {
+			t.Fatalf("%s names only %d tests", name, len(named))
 		}
-	}
-	if loose := regexp.MustCompile("`Test\\w+`").FindString(string(page)); loose != "" {
-		t.Errorf("%s is named without its package", loose)
+		for _, m := range named {
+			files, err := filepath.Glob(filepath.Join("..", m[1], "*_test.go"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.ContainsFunc(files, func(path string) bool {
+				text, err := os.ReadFile(path)
+				return err == nil && strings.Contains(string(text), "\nfunc "+m[2]+"(")
+			}) {
+				t.Errorf("%s: %s.%s: there is no such test", name, m[1], m[2])
+			}
+		}
+		if loose := regexp.MustCompile("`Test\\w+`").FindString(string(page)); loose != "" {
+			t.Errorf("%s: %s is named without its package", name, loose)
+		}
 	}
 }

@@ -3,7 +3,9 @@
 package e2e
 
 import (
+	"os"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -21,7 +23,14 @@ const (
 )
 
 // A restart, planned or not, costs little traffic, and the daemon is soon ready.
+// MESHD_RUNS says how often each.
 func TestRestartGap(t *testing.T) {
+	runs := restartsEach
+	if text := os.Getenv("MESHD_RUNS"); text != "" {
+		var err error
+		runs, err = strconv.Atoi(text)
+		must(t, err)
+	}
 	c := newMesh(t, 3)
 	beta := c.Nodes[1]
 	systemd := listenNotify(t, beta)
@@ -34,7 +43,7 @@ func TestRestartGap(t *testing.T) {
 	} {
 		t.Run(r.name, func(t *testing.T) {
 			var gaps, ups []time.Duration
-			for range restartsEach {
+			for range runs {
 				// One bound each, so that the run which is late is the one that is done again.
 				within(t, "traffic again", gapWithin, func() time.Duration {
 					gap, up := restartUnderTraffic(t, c, beta, r.stop, systemd)
