@@ -89,7 +89,7 @@ var mayImport = []struct{ pkg, ours string }{
 	{"cmd/internal/setup", "overlay/config overlay/status mesh/statedir mesh/trust cmd/internal/exit"},
 	// init and join look at what the host's network has, hence tun/hostnet, and
 	// overlay/plan decides what collides with the mesh.
-	{"cmd/meshctl", "overlay/status overlay/attach overlay/config overlay/plan mesh mesh/trust mesh/statedir tun tun/hostnet tun/inside cmd/internal/..."},
+	{"cmd/meshctl", "overlay/status overlay/attach overlay/config overlay/plan mesh mesh/trust mesh/registry mesh/statedir tun tun/hostnet tun/inside cmd/internal/..."},
 	{"cmd/meshd", "* cmd/internal/..."},
 	{"cmd/mesh-cni", "overlay/attach overlay/config overlay/status mesh tun/inside"},
 	{"examples/...", "*"},

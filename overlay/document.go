@@ -40,14 +40,12 @@ func (n *Node) Status() status.Document {
 	for _, m := range view.Nodes {
 		if m.ID == view.Self {
 			doc.Node.Name, doc.Node.Control, doc.Node.Labels = m.Name, &m.Control, m.Labels
-			for _, l := range m.Leases {
-				doc.Node.Leases = append(doc.Node.Leases, status.NewLease(l))
-			}
+			doc.Node.Leases, doc.Node.CertificateEnds, doc.Node.GossipKey = leasesOf(m, view.TTL), known(m.Ends), generations(m)
 			continue
 		}
 		counters, measured := stats.Peers[m.ID]
 		result := probes[m.ID]
-		doc.Peers = append(doc.Peers, peerDocument(m, counters, measured, result, now))
+		doc.Peers = append(doc.Peers, peerDocument(m, view.TTL, counters, measured, result, now))
 	}
 	slices.SortFunc(doc.Peers, func(a, b status.Peer) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), a.ID.Compare(b.ID))
@@ -98,14 +96,39 @@ func (n *Node) findings(view *mesh.View) []status.Finding {
 	return out
 }
 
+// leasesOf tells of a member's leases, and when others may take them.
+func leasesOf(m mesh.Node, ttl time.Duration) (out []status.Lease) {
+	for _, l := range m.Leases {
+		one := status.NewLease(l)
+		if one.Renewed = known(m.Heard); one.Renewed != nil && ttl > 0 && l.State != mesh.Released {
+			one.Expires = known(m.Heard.Add(ttl))
+		}
+		out = append(out, one)
+	}
+	return out
+}
+
+func known(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+// generations are null while the member has said nothing.
+func generations(m mesh.Node) *status.Generations {
+	if m.Version == (mesh.Version{}) {
+		return nil
+	}
+	return new(status.Generations(m.Keys))
+}
+
 // peerDocument tells of one peer; what was not measured stays nil.
-func peerDocument(m mesh.Node, counters tunnel.PeerStats, measured bool, r probe.Result, now time.Time) status.Peer {
+func peerDocument(m mesh.Node, ttl time.Duration, counters tunnel.PeerStats, measured bool, r probe.Result, now time.Time) status.Peer {
 	p := status.Peer{
 		ID: m.ID, Name: m.Name, Control: &m.Control, State: status.PeerIdle, Path: status.PathNone,
-		Suite: counters.Suite, Labels: m.Labels,
-	}
-	for _, l := range m.Leases {
-		p.Leases = append(p.Leases, status.NewLease(l))
+		Suite: counters.Suite, Labels: m.Labels, Leases: leasesOf(m, ttl),
+		Expired: m.Expired, CertificateEnds: known(m.Ends), GossipKey: generations(m),
 	}
 	if measured {
 		p.RxBytes, p.TxBytes = &counters.RxBytes, &counters.TxBytes

@@ -339,13 +339,18 @@ func (p *charterPlace) uses() []tun.Use {
 	return all
 }
 
-// changeCharter signs the next charter and gives it away.
+// changeCharter signs the next charter, with other networks, and gives it away.
 func (c *cli) changeCharter(ctx context.Context, p *charterPlace, ca string, networks []mesh.Network) error {
+	return c.giveCharter(ctx, p, ca, p.charter.Next(time.Now(), networks))
+}
+
+// giveCharter signs a charter and gives it away.
+func (c *cli) giveCharter(ctx context.Context, p *charterPlace, ca string, next *trust.Charter) error {
 	key, err := c.loadCA(ca, p.charter)
 	if err != nil {
 		return err
 	}
-	raw, err := p.charter.Next(time.Now(), networks).Sign(key)
+	raw, err := next.Sign(key)
 	if err != nil {
 		return usage("%w", err)
 	}

@@ -71,8 +71,8 @@ func (c *cli) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&c.configPath, "config", config.DefaultPath, "configuration `FILE` of the daemon")
 	root.PersistentFlags().StringVar(&c.socket, "socket", "", "control socket `PATH` of the daemon (default: as the config file says, "+config.Default().Control+" without one)")
 	token := &cobra.Command{Use: "token", Short: "Invite hosts to the mesh"}
-	token.AddCommand(c.tokenCreate(), c.tokenInspect())
-	root.AddCommand(c.init(), token, c.join(), c.leave(), c.network(), c.attach(), c.detach(), c.status(), c.ping(), c.down(), c.adopt(), c.config(), c.version())
+	token.AddCommand(c.tokenCreate(), c.tokenInspect(), c.tokenList(), c.tokenRevoke())
+	root.AddCommand(c.init(), token, c.join(), c.leave(), c.forget(), c.revoke(), c.network(), c.lease(), c.attach(), c.detach(), c.status(), c.ping(), c.cert(), c.keys(), c.down(), c.adopt(), c.config(), c.version())
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range append(root.Commands(), root) {
 		if cmd.HasSubCommands() && cmd.RunE == nil {

@@ -34,7 +34,12 @@ that do not know of each other yet cannot count together. What limits the damage
 of a stolen token is its time, its --subnet and its --name.
 
 --subnet takes one node's subnet, which is then reserved for the node that joins,
-or a larger part of the mesh's range, from which it will choose.
+or a larger part of the mesh's range, from which it will choose. Given several times
+it takes a subnet of each of several networks, or several parts of ranges; the node
+leases nothing else.
+
+What was made is noted, without the secret, in tokens.jsonl beside the CA key: see
+` + "`meshctl token list`" + ` and ` + "`meshctl token revoke`" + `.
 
 --seed names members that the new node asks first. By default that is this host,
 by its own addresses.`
@@ -43,7 +48,7 @@ type tokenFlags struct {
 	ttl, certLife time.Duration
 	uses          uint
 	name          string
-	subnet        string
+	subnets       []string
 	seeds         []string
 	ca            string
 }
@@ -60,7 +65,7 @@ func (c *cli) tokenCreate() *cobra.Command {
 	cmd.Flags().Var((*life)(&f.ttl), "ttl", "`TIME` until it expires, such as 30m, 24h or 7d")
 	cmd.Flags().UintVar(&f.uses, "uses", 1, "`NUMBER` of nodes that may join with it; 0: any number")
 	cmd.Flags().StringVar(&f.name, "name", "", "`PATTERN` that the nodes' names must match, such as 'web-*'")
-	cmd.Flags().StringVar(&f.subnet, "subnet", "", "`PREFIX` that the node leases, or leases from")
+	cmd.Flags().StringSliceVar(&f.subnets, "subnet", nil, "`PREFIX` that the node leases, or leases from (repeatable)")
 	cmd.Flags().StringSliceVar(&f.seeds, "seed", nil, "`HOST:PORT` of a member's gossip (repeatable)")
 	cmd.Flags().Var((*life)(&f.certLife), "cert-life", "`TIME` for which the nodes' certificates are valid")
 	caFlag(cmd, &f.ca)
@@ -136,6 +141,9 @@ func (c *cli) runTokenCreate(ctx context.Context, f tokenFlags) error {
 	}
 	token.GossipKey, token.Seeds = membership.Keyring.Sending().Key, seeds
 	fmt.Fprintln(c.stdout, token)
+	if err := c.noteToken(f.ca, token); err != nil {
+		fmt.Fprintf(c.stderr, "Warning: the token was not noted, so `meshctl token list` shows it only once it is used: %v\n", err)
+	}
 	c.sayToken(token)
 	c.warnOfHolder(ctx, cfg, rights)
 	return nil
@@ -194,20 +202,26 @@ func readMembership(path string) (statedir.Membership, *trust.Charter, error) {
 	return m, charter, nil
 }
 
+// loadCA reads the CA key that signs for a mesh.
 func (c *cli) loadCA(flag string, charter *trust.Charter) (ed25519.PrivateKey, error) {
-	path := c.caPath(flag)
-	key, err := statedir.LoadCAKey(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, exit.With(exit.NoInput, err)
-	}
+	key, err := c.openCA(flag)
 	if err != nil {
 		return nil, err
 	}
 	if !charter.CA.Equal(key.Public()) {
 		return nil, exit.With(exit.BadData, fmt.Errorf("CA key %s is that of another mesh (%s), not of %s (%s): name the right one with --ca",
-			path, trust.IdentityOf(key.Public().(ed25519.PublicKey)), charter.Name, charter.ID()))
+			c.caPath(flag), trust.IdentityOf(key.Public().(ed25519.PublicKey)), charter.Name, charter.ID()))
 	}
 	return key, nil
+}
+
+// openCA reads a CA key, of whatever mesh.
+func (c *cli) openCA(flag string) (ed25519.PrivateKey, error) {
+	key, err := statedir.LoadCAKey(c.caPath(flag))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, exit.With(exit.NoInput, err)
+	}
+	return key, err
 }
 
 func newToken(f tokenFlags, rights trust.Rights, charter *trust.Charter, ca ed25519.PrivateKey) (*trust.Token, error) {
@@ -233,29 +247,54 @@ func newToken(f tokenFlags, rights trust.Rights, charter *trust.Charter, ca ed25
 
 // rightsFor reads --subnet: one node's subnet is a pin, a larger prefix a range.
 func rightsFor(f tokenFlags, charter *trust.Charter) (trust.Rights, error) {
-	if f.subnet == "" {
-		return trust.Rights{}, nil
+	var all trust.Rights
+	pinned := map[string]bool{} // networks
+	for _, subnet := range f.subnets {
+		one, network, err := rightFor(subnet, charter)
+		if err != nil {
+			return all, err
+		}
+		all.Pins, all.Ranges = append(all.Pins, one.Pins...), append(all.Ranges, one.Ranges...)
+		switch {
+		case len(one.Pins) == 0:
+			continue
+		case f.uses != 1:
+			return all, usage("--subnet %s is one node's subnet, so only one node can use it: leave out --uses, or give a larger prefix", subnet)
+		case pinned[network]:
+			return all, usage("--subnet %s: a node has one subnet in network %s, and there is another --subnet of it", subnet, network)
+		}
+		pinned[network] = true
 	}
-	p, err := netip.ParsePrefix(f.subnet)
+	switch {
+	case len(all.Pins) > 0 && len(all.Ranges) > 0:
+		return all, usage("--subnet: one node's subnets and larger prefixes do not go together")
+	case len(all.Pins) > maxPrefixes || len(all.Ranges) > maxPrefixes:
+		return all, usage("--subnet: a certificate takes %d prefixes, and a subnet with IPv4 and IPv6 is two", maxPrefixes)
+	}
+	return all, nil
+}
+
+const maxPrefixes = 4 // of a kind in a certificate
+
+// rightFor reads one --subnet; network is that of a pin.
+func rightFor(subnet string, charter *trust.Charter) (r trust.Rights, network string, err error) {
+	p, err := netip.ParsePrefix(subnet)
 	if err != nil {
-		return trust.Rights{}, usage("--subnet %s: expected a prefix such as 10.86.17.0/24", f.subnet)
+		return r, "", usage("--subnet %s: expected a prefix such as 10.86.17.0/24", subnet)
 	}
 	if p != p.Masked() {
-		return trust.Rights{}, usage("--subnet %s has host bits: did you mean %s?", f.subnet, p.Masked())
+		return r, "", usage("--subnet %s has host bits: did you mean %s?", subnet, p.Masked())
 	}
 	for _, n := range charter.Networks {
 		if slot, err := n.SlotOf(p); err == nil {
-			if f.uses != 1 {
-				return trust.Rights{}, usage("--subnet %s is one node's subnet, so only one node can use it: leave out --uses, or give a larger prefix", p)
-			}
-			return trust.Rights{Pins: n.Slot(slot)}, nil
+			return trust.Rights{Pins: n.Slot(slot)}, n.Name, nil
 		}
 		for _, r := range []struct {
 			prefix netip.Prefix
 			bits   int
 		}{{n.IPv4, n.IPv4Len}, {n.IPv6, n.IPv6Len}} {
 			if r.prefix.IsValid() && r.prefix.Contains(p.Addr()) && p.Bits() >= r.prefix.Bits() && p.Bits() < r.bits {
-				return trust.Rights{Ranges: []netip.Prefix{p}}, nil
+				return trust.Rights{Ranges: []netip.Prefix{p}}, "", nil
 			}
 		}
 	}
@@ -263,7 +302,7 @@ func rightsFor(f tokenFlags, charter *trust.Charter) (trust.Rights, error) {
 	for _, n := range charter.Networks {
 		have = append(have, networkText(n))
 	}
-	return trust.Rights{}, usage("--subnet %s is neither one node's subnet nor a part of a range of the mesh (%s)", p, strings.Join(have, "; "))
+	return r, "", usage("--subnet %s is neither one node's subnet nor a part of a range of the mesh (%s)", p, strings.Join(have, "; "))
 }
 
 const maxSeeds = 16 // what a token takes

@@ -112,7 +112,7 @@ func serve(ctx context.Context, cfg *config.Config, path string, stderr io.Write
 	settings, door := newSettings(path, cfg, log), newDockerDoor(cfg, parts, log)
 	server := status.NewServer(status.Options{
 		Control: cfg.Control, HTTP: httpAddress(cfg), Daemon: served{node, settings, door}, Settings: settings, Charters: parts,
-		Attachments: parts.containers, Log: log,
+		Objects: parts, Leases: parts, Keys: parts, Attachments: parts.containers, Log: log,
 	})
 	settings.check, settings.apply = parts.check, parts.appliers(server, logs)
 	settings.notify = func(reloading bool) { notifyReload(log, node, reloading) }

@@ -108,6 +108,16 @@ type Node struct {
 	Control *netip.Addr       `json:"control"` // its fixed address in the mesh
 	Leases  []Lease           `json:"leases"`
 	Labels  map[string]string `json:"labels,omitempty"`
+	// CertificateEnds is when it is no member any more, unless it is renewed.
+	CertificateEnds *time.Time   `json:"certificate_ends"`
+	GossipKey       *Generations `json:"gossip_key"`
+	GossipKeyMade   *time.Time   `json:"gossip_key_made"` // the one that it seals with
+}
+
+// Generations are those of the gossip key that a node works with.
+type Generations struct {
+	Newest uint64 `json:"newest"` // that it has
+	Sends  uint64 `json:"sends"`  // that it seals with
 }
 
 // Lease is a subnet that a node holds.
@@ -117,6 +127,8 @@ type Lease struct {
 	Addresses []netip.Addr   `json:"addresses"` // the node's own, one per prefix
 	State     string         `json:"state"`     // pending, held, quarantined or released
 	Since     *time.Time     `json:"since"`
+	Renewed   *time.Time     `json:"renewed"` // when this node last heard that it is still there
+	Expires   *time.Time     `json:"expires"` // when others may take it, unless it is renewed
 }
 
 // NewLease gives the document's form of a lease.
@@ -173,6 +185,10 @@ type Peer struct {
 	LastHandshake *time.Time        `json:"last_handshake"`
 	LastSeen      *time.Time        `json:"last_seen"` // last answer to a probe
 	Labels        map[string]string `json:"labels,omitempty"`
+	// Expired says why its leases are void; empty: they are not.
+	Expired         mesh.Expiry  `json:"expired"`
+	CertificateEnds *time.Time   `json:"certificate_ends"`
+	GossipKey       *Generations `json:"gossip_key"`
 }
 
 // Finding is one entry of the health report.
@@ -253,7 +269,7 @@ func notNil[S ~[]E, E any](s S) S {
 }
 
 // Healthy tells whether the node is ready, nothing is wrong with it and every
-// peer that has not left can be reached.
+// peer that has neither left nor been forgotten can be reached.
 func (d *Document) Healthy() bool { return d.ExitCode() == 0 }
 
 // ExitCode is that of `meshctl status`: 0 ready and healthy, 1 degraded, 3 not
@@ -262,7 +278,7 @@ func (d *Document) ExitCode() int {
 	switch {
 	case d.State != mesh.Ready:
 		return 3
-	case slices.ContainsFunc(d.Health, func(f Finding) bool { return f.Level != "info" }), slices.ContainsFunc(d.Peers, func(p Peer) bool { return p.State == PeerDown }):
+	case slices.ContainsFunc(d.Health, func(f Finding) bool { return f.Level != "info" }), slices.ContainsFunc(d.Peers, func(p Peer) bool { return p.State == PeerDown && p.Expired != mesh.Forgotten }):
 		return 1
 	}
 	return 0

@@ -47,6 +47,11 @@ func lease(prefixes ...string) status.Lease {
 	return status.NewLease(l)
 }
 
+func renewed(l status.Lease) status.Lease {
+	l.Renewed, l.Expires = new(now.Add(-20*time.Minute)), new(now.Add(1420*time.Minute))
+	return l
+}
+
 // example is a mesh with a peer in every state.
 func example() *status.Document {
 	id := mesh.ID{9}
@@ -59,7 +64,8 @@ func example() *status.Document {
 		State: mesh.Ready, Mesh: status.Mesh{ID: id, Name: "home"},
 		Node: status.Node{
 			ID: mesh.NodeID{1}, Name: "alpha", Epoch: 7, Control: node(1),
-			Leases: []status.Lease{lease("10.86.17.0/24", "fd12:3456:789a:11::/64")},
+			Leases:          []status.Lease{renewed(lease("10.86.17.0/24", "fd12:3456:789a:11::/64"))},
+			CertificateEnds: new(now.Add(300 * 24 * time.Hour)), GossipKey: &status.Generations{Newest: 3, Sends: 2}, GossipKeyMade: new(now.Add(-30 * 24 * time.Hour)),
 		},
 		Engine: status.Engine{Name: "wireguard-go", MTU: 1420, Drops: map[string]uint64{"inner_source": 3}},
 		Peers: []status.Peer{
@@ -69,11 +75,13 @@ func example() *status.Document {
 				Leases: []status.Lease{lease("10.86.80.0/24", "fd12:3456:789a:50::/64")},
 				RTTms:  new(12.1), Loss: new(0.0), RxBytes: new(uint64(1288490189)), TxBytes: new(uint64(356515840)),
 				LastHandshake: new(now.Add(-80 * time.Second)), LastSeen: new(now.Add(-2 * time.Second)),
+				CertificateEnds: new(now.Add(9 * 24 * time.Hour)), GossipKey: &status.Generations{Newest: 3, Sends: 3},
 			},
 			{
 				ID: mesh.NodeID{3}, Name: "delta", Control: node(3), State: status.PeerDown, Path: status.PathDirect,
 				Endpoint: new(netip.MustParseAddrPort("[2001:db8::4]:51880")), Suite: "chacha20poly1305",
-				Leases: []status.Lease{lease("10.86.4.0/24")}, Loss: new(1.0), RxBytes: new(uint64(0)), TxBytes: new(uint64(1480)),
+				Expired: mesh.NotHeard,
+				Leases:  []status.Lease{lease("10.86.4.0/24")}, Loss: new(1.0), RxBytes: new(uint64(0)), TxBytes: new(uint64(1480)),
 			},
 			{
 				ID: mesh.NodeID{4}, Name: "epsilon", Control: node(4), State: status.PeerLeft, Path: status.PathNone,

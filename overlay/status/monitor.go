@@ -83,6 +83,11 @@ var (
 	descLoss      = desc("peer_loss_ratio", "Share of probes through the tunnel that got no answer.", "peer", "id")
 	descRx        = desc("peer_receive_bytes_total", "Bytes received from the peer.", "peer", "id")
 	descTx        = desc("peer_transmit_bytes_total", "Bytes sent to the peer.", "peer", "id")
+	descConflicts = desc("lease_conflicts", "Number of leases in the mesh that lost a conflict and were not given up.")
+	descExpired   = desc("peers_expired", "Number of peers whose leases are void: they were not heard of, or forgotten.")
+	descCert      = desc("certificate_end_timestamp_seconds", "Unix time at which a node's certificate ends, this node's included.", "node", "id")
+	descKey       = desc("gossip_key_generation", "Generation of the gossip key that this node has, and that it sends with.", "use")
+	descKeyMade   = desc("gossip_key_made_timestamp_seconds", "Unix time at which the gossip key that this node sends with was made.")
 	descHandshake = desc("peer_last_handshake_timestamp_seconds", "Unix time of the last handshake with the peer.", "peer", "id")
 )
 
@@ -90,6 +95,7 @@ var (
 func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descBuild, descState, descEpoch, descLease, descPeers, descAttached, descHealth, descDrops,
+		descConflicts, descExpired, descCert, descKey, descKeyMade,
 		descUp, descRTT, descLoss, descRx, descTx, descHandshake,
 	} {
 		out <- d
@@ -108,7 +114,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	gauge(descBuild, 1, c.daemon.Version())
 	for _, s := range []mesh.State{
 		mesh.Ready, mesh.WaitingForSeed, mesh.Probing, mesh.Conflict, mesh.Renumbering,
-		mesh.Quarantine, mesh.NoFreeSubnets, mesh.Left,
+		mesh.Quarantine, mesh.NoFreeSubnets, mesh.Left, mesh.Revoked,
 	} {
 		gauge(descState, truth(s == doc.State), string(s))
 	}
@@ -117,6 +123,17 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		for _, p := range l.Prefixes {
 			gauge(descLease, 1, l.Network, p.String(), l.State)
 		}
+	}
+	conflicts, expired := lost(doc.Node.Leases), 0
+	if end := doc.Node.CertificateEnds; end != nil {
+		gauge(descCert, seconds(*end), doc.Node.Name, doc.Node.ID.String())
+	}
+	if k := doc.Node.GossipKey; k != nil {
+		gauge(descKey, float64(k.Newest), "newest")
+		gauge(descKey, float64(k.Sends), "sends")
+	}
+	if made := doc.Node.GossipKeyMade; made != nil {
+		gauge(descKeyMade, seconds(*made))
 	}
 	for _, c := range doc.Attachments {
 		gauge(descAttached, float64(c.Count), c.Network, string(c.State))
@@ -135,6 +152,13 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	for _, p := range doc.Peers {
 		states[p.State]++
 		id := p.ID.String()
+		conflicts += lost(p.Leases)
+		if p.Expired != mesh.NotExpired {
+			expired++
+		}
+		if end := p.CertificateEnds; end != nil {
+			gauge(descCert, seconds(*end), p.Name, id)
+		}
 		gauge(descUp, truth(p.State == PeerUp), p.Name, id)
 		if p.RTTms != nil {
 			gauge(descRTT, *p.RTTms/1000, p.Name, id)
@@ -149,12 +173,27 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			counter(descTx, *p.TxBytes, p.Name, id)
 		}
 		if p.LastHandshake != nil {
-			gauge(descHandshake, float64(p.LastHandshake.UnixMilli())/1000, p.Name, id)
+			gauge(descHandshake, seconds(*p.LastHandshake), p.Name, id)
 		}
 	}
 	for s, n := range states {
 		gauge(descPeers, float64(n), string(s))
 	}
+	gauge(descConflicts, float64(conflicts))
+	gauge(descExpired, float64(expired))
+}
+
+// seconds is a moment as Prometheus has it.
+func seconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
+
+// lost counts the leases that lost a conflict.
+func lost(leases []Lease) (n int) {
+	for _, l := range leases {
+		if l.State == mesh.Quarantined.String() {
+			n++
+		}
+	}
+	return n
 }
 
 func truth(b bool) float64 {

@@ -163,6 +163,8 @@ func (d *Document) writeSelf(out io.Writer) error {
 	t.row("Node ID", d.Node.ID.String())
 	t.row("Epoch", strconv.FormatUint(d.Node.Epoch, 10))
 	t.row("Control", optional(d.Node.Control, netip.Addr.String))
+	t.row("Certificate", "ends "+optional(d.Node.CertificateEnds, dateText))
+	t.row("Gossip key", optional(d.Node.GossipKey, Generations.text))
 	return t.flush()
 }
 
@@ -171,7 +173,7 @@ func (d *Document) writePeers(out io.Writer, now time.Time, wide bool) error {
 	t := newTable(out)
 	head := []string{"NODE", "ADDRESS", "SUBNET", "PATH", "RTT", "LOSS", "RX", "TX", "SEEN"}
 	if wide {
-		head = append(head, "STATE", "HANDSHAKE", "SUITE", "CONTROL", "ID")
+		head = append(head, "STATE", "HANDSHAKE", "SUITE", "CONTROL", "CERTIFICATE", "KEY", "ID")
 	}
 	t.row(head...)
 	for _, p := range d.Peers {
@@ -191,7 +193,7 @@ func (d *Document) writePeers(out io.Writer, now time.Time, wide bool) error {
 		}
 		if wide {
 			row = append(row, clean(string(p.State)), ago(now, p.LastHandshake), text(p.Suite),
-				optional(p.Control, netip.Addr.String), p.ID.String())
+				optional(p.Control, netip.Addr.String), optional(p.CertificateEnds, dateText), optional(p.GossipKey, Generations.text), p.ID.String())
 		}
 		t.row(row...)
 	}
@@ -201,7 +203,12 @@ func (d *Document) writePeers(out io.Writer, now time.Time, wide bool) error {
 // pathColumn says first what is wrong, if something is.
 func (p *Peer) pathColumn() string {
 	path := text(p.Path)
-	if p.State == PeerDown || p.State == PeerLeft {
+	switch {
+	case p.State == PeerLeft:
+		path = string(p.State)
+	case p.Expired != mesh.NotExpired:
+		path = clean(string(p.Expired))
+	case p.State == PeerDown:
 		path = string(p.State)
 	}
 	if p.Endpoint == nil || p.State == PeerLeft {
@@ -242,6 +249,16 @@ func join[T fmt.Stringer](items []T, all bool) string {
 		words[i] = item.String()
 	}
 	return strings.Join(words, ",")
+}
+
+func dateText(t time.Time) string { return t.UTC().Format(time.DateOnly) }
+
+// text is one number in most of a mesh's life.
+func (g Generations) text() string {
+	if g.Newest == g.Sends {
+		return strconv.FormatUint(g.Sends, 10)
+	}
+	return fmt.Sprintf("%d, has %d", g.Sends, g.Newest)
 }
 
 func plural(n int, what string) string {

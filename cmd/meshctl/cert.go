@@ -1,0 +1,358 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/ed25519"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"meshd/cmd/internal/exit"
+	"meshd/mesh"
+	"meshd/mesh/registry"
+	"meshd/mesh/trust"
+)
+
+const certHelp = `Show the nodes' certificates, and renew them.
+
+A certificate makes a node a member until it ends: a year after the node joined,
+unless the token said otherwise. A node warns 14 days before its own ends.`
+
+func (c *cli) cert() *cobra.Command {
+	cmd := &cobra.Command{Use: "cert", Short: "Show certificates, and renew them", Long: certHelp}
+	cmd.AddCommand(c.certShow(), c.certRenew())
+	return cmd
+}
+
+// certRow is a certificate as `cert show` shows it.
+type certRow struct {
+	Node         string         `json:"node"`
+	ID           mesh.NodeID    `json:"id"`
+	Serial       string         `json:"serial"`
+	Token        string         `json:"token"` // by which it was made; empty: the CA signed it
+	NotBefore    time.Time      `json:"not_before"`
+	NotAfter     time.Time      `json:"not_after"`
+	Valid        bool           `json:"valid"`    // at this time
+	Admitted     time.Time      `json:"admitted"` // when the node joined
+	Ranges       []netip.Prefix `json:"ranges"`   // from which it may lease; empty: any
+	Pins         []netip.Prefix `json:"pins"`     // which it leases, and nothing else
+	Capabilities []string       `json:"capabilities"`
+}
+
+func certRowOf(cert *trust.Certificate, now time.Time) certRow {
+	row := certRow{
+		Node: cert.Name, ID: cert.ID(), Serial: cert.Serial.String(), NotBefore: cert.NotBefore.UTC(), NotAfter: cert.NotAfter.UTC(),
+		Valid: cert.ValidAt(now), Admitted: cert.Admitted.UTC(), Ranges: append([]netip.Prefix{}, cert.Rights.Ranges...),
+		Pins: append([]netip.Prefix{}, cert.Rights.Pins...), Capabilities: append([]string{}, cert.Capabilities...),
+	}
+	if cert.Credential != nil {
+		row.Token = cert.Credential.Serial.String()
+	}
+	return row
+}
+
+func (c *cli) certShow() *cobra.Command {
+	var o output
+	cmd := &cobra.Command{
+		Use: "show [NODE]", Short: "Show the certificates", Args: atMostOne,
+		Long:    "Show the certificate that counts of a node, or of all nodes, those that end first\nat the top.",
+		Example: "  meshctl cert show\n  meshctl cert show beta\n  meshctl cert show -f '{{range .}}{{.node}} {{.not_after}} {{end}}'",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := o.check(); err != nil {
+				return err
+			}
+			k, err := c.openKnown(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer k.release()
+			nodes := k.members()
+			if len(args) > 0 {
+				one, err := k.find(args[0])
+				if err != nil {
+					return err
+				}
+				nodes = []registry.Member{one}
+			}
+			now, rows := time.Now(), []certRow{}
+			for _, m := range nodes {
+				rows = append(rows, certRowOf(m.Certificate, now))
+			}
+			slices.SortStableFunc(rows, func(a, b certRow) int { return a.NotAfter.Compare(b.NotAfter) })
+			return o.print(c.stdout, rows, func(w io.Writer, wide bool) error { return writeCerts(w, rows, wide, now) })
+		},
+		ValidArgsFunction: c.completeNodes,
+	}
+	o.addFlags(cmd, "{{range .}}{{.node}} {{.not_after}} {{end}}")
+	return cmd
+}
+
+// atMostOne takes a NODE or nothing.
+func atMostOne(cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return usage("unexpected argument %q: see `%s --help`", args[1], cmd.CommandPath())
+	}
+	return nil
+}
+
+func writeCerts(w io.Writer, rows []certRow, wide bool, now time.Time) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	head := "NODE\tENDS\tLEFT\tSIGNED BY\tSUBNET\tRIGHTS"
+	if wide {
+		head += "\tJOINED\tSERIAL\tID"
+	}
+	fmt.Fprintln(t, head)
+	for _, r := range rows {
+		signed := "CA"
+		if r.Token != "" {
+			signed = "token " + r.Token[:shownSerial]
+		}
+		subnet := "any"
+		switch {
+		case len(r.Pins) > 0:
+			subnet = "exactly " + prefixes(r.Pins)
+		case len(r.Ranges) > 0:
+			subnet = "from " + prefixes(r.Ranges)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s", r.Node, r.NotAfter.Format(time.RFC3339), remaining(now, r.NotAfter), signed, subnet, cmp.Or(strings.Join(r.Capabilities, ", "), "-"))
+		if wide {
+			fmt.Fprintf(t, "\t%s\t%s\t%s", r.Admitted.Format(time.RFC3339), r.Serial, r.ID)
+		}
+		fmt.Fprintln(t)
+	}
+	return t.Flush()
+}
+
+// remaining is how long something lasts, in its largest unit.
+func remaining(now, end time.Time) string {
+	switch d := end.Sub(now); {
+	case d <= 0:
+		return "over"
+	case d >= 48*time.Hour:
+		return fmt.Sprintf("%dd", d/(24*time.Hour))
+	case d >= 2*time.Hour:
+		return fmt.Sprintf("%dh", d/time.Hour)
+	case d >= 2*time.Minute:
+		return fmt.Sprintf("%dm", d/time.Minute)
+	default:
+		return fmt.Sprintf("%ds", d/time.Second)
+	}
+}
+
+const certRenewHelp = `Renew certificates of members: the same name, identity, rights and seniority, and a
+later end. It needs the CA key.
+
+The new certificate goes to its node by gossip, and counts there at once; nothing is
+restarted and no packet is lost. A node that was off meanwhile gets it when it is
+back, as long as its old one has not ended; else take it there by hand.
+
+Where the CA key is on a machine that is not in the mesh:
+
+  node#  meshctl cert renew --request > request
+  ca$    meshctl cert renew --sign request --ca ca.key > certificate
+  node#  meshctl cert renew --install certificate
+
+The machine with the key does not know who was revoked: sign for those you know. A
+node that was revoked by name stays out all the same.`
+
+type renewFlags struct {
+	all, yes, rotate, request bool
+	sign, install, ca         string
+	life                      time.Duration
+}
+
+func (c *cli) certRenew() *cobra.Command {
+	f := renewFlags{life: firstLife}
+	cmd := &cobra.Command{
+		Use: "renew [NODE...]", Short: "Renew certificates", Long: certRenewHelp,
+		Example: "  meshctl cert renew beta\n  meshctl cert renew --all --life 730d\n  meshctl cert renew beta --rotate   # it may rotate the gossip key, too",
+		RunE:    func(cmd *cobra.Command, args []string) error { return c.runCertRenew(cmd.Context(), args, f) },
+		ValidArgsFunction: func(cmd *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
+			return c.completeNodes(cmd, nil, word)
+		},
+	}
+	cmd.Flags().BoolVar(&f.all, "all", false, "renew those of all members")
+	cmd.Flags().Var((*life)(&f.life), "life", "`TIME` for which they are valid from now on, such as 365d")
+	cmd.Flags().BoolVar(&f.rotate, "rotate", false, "let the nodes rotate the gossip key, too")
+	cmd.Flags().BoolVar(&f.request, "request", false, "print this node's certificate, to be signed elsewhere")
+	cmd.Flags().StringVar(&f.sign, "sign", "", "sign the request in `FILE`, and print the certificate; - is standard input")
+	cmd.Flags().StringVar(&f.install, "install", "", "take the certificate in `FILE` up; - is standard input")
+	yesFlag(cmd, &f.yes)
+	caFlag(cmd, &f.ca)
+	return cmd
+}
+
+func (c *cli) runCertRenew(ctx context.Context, names []string, f renewFlags) error {
+	ways := 0
+	for _, way := range []bool{len(names) > 0, f.all, f.request, f.sign != "", f.install != ""} {
+		if way {
+			ways++
+		}
+	}
+	switch {
+	case ways == 0:
+		return usage("name the NODEs, or use --all, --request, --sign or --install: see `meshctl cert renew --help`")
+	case ways > 1:
+		return usage("NODEs, --all, --request, --sign and --install do not go together: give one of them")
+	case f.life < time.Hour:
+		return usage("--life %s: at least 1h", f.life)
+	case f.sign != "":
+		return c.signRequest(f)
+	}
+	k, err := c.openKnown(ctx)
+	if err != nil {
+		return err
+	}
+	defer k.release()
+	switch {
+	case f.request:
+		own, err := k.find(k.self.String())
+		if err != nil {
+			return err
+		}
+		return pem.Encode(c.stdout, &pem.Block{Type: pemRequest, Bytes: own.Certificate.Raw})
+	case f.install != "":
+		return c.installCertificate(ctx, k, f.install)
+	}
+	return c.renew(ctx, k, names, f)
+}
+
+// The forms in which a certificate travels by hand.
+const (
+	pemRequest     = "MESHD CERTIFICATE REQUEST"
+	pemCertificate = "MESHD CERTIFICATE"
+)
+
+func (c *cli) renew(ctx context.Context, k *known, names []string, f renewFlags) error {
+	var nodes []registry.Member
+	if f.all {
+		nodes = slices.DeleteFunc(k.members(), func(m registry.Member) bool { return m.Record != nil && m.Record.Left })
+	}
+	for _, name := range names {
+		m, err := k.find(name)
+		if err != nil {
+			return err
+		}
+		nodes = append(nodes, m)
+	}
+	key, err := k.loadCA(c, f.ca)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	for _, m := range nodes {
+		raw, next, err := renewed(m.Certificate, key, f, now)
+		if err != nil {
+			return err
+		}
+		if err := k.submit(ctx, raw); err != nil {
+			return fmt.Errorf("renew certificate of %s: %w", m.Certificate.Name, err)
+		}
+		fmt.Fprintf(c.stdout, "Renewed the certificate of %s until %s.\n", m.Certificate.Name, next.NotAfter.UTC().Format(time.RFC3339))
+	}
+	if k.daemon == nil {
+		fmt.Fprint(c.stdout, k.afterwards())
+	}
+	return nil
+}
+
+// beginsBefore is how far back a new certificate is dated, for members whose clock
+// is behind.
+const beginsBefore = 10 * time.Minute
+
+// renewed signs the certificate that follows another one.
+func renewed(old *trust.Certificate, ca ed25519.PrivateKey, f renewFlags, now time.Time) ([]byte, *trust.Certificate, error) {
+	next := trust.Certificate{
+		Serial: trust.NewSerial(), Identity: old.Identity, Name: old.Name, SealKey: old.SealKey, Rights: old.Rights,
+		Capabilities: slices.Clone(old.Capabilities), NotBefore: now.Add(-beginsBefore), NotAfter: now.Add(f.life), Admitted: old.Admitted,
+	}
+	if f.rotate && !slices.Contains(next.Capabilities, trust.CapRotate) {
+		next.Capabilities = append(next.Capabilities, trust.CapRotate)
+	}
+	if !next.NotAfter.After(old.NotAfter) {
+		return nil, nil, usage("the certificate of %s ends at %s, later than --life %s from now", old.Name, old.NotAfter.UTC().Format(time.RFC3339), (*life)(&f.life))
+	}
+	raw, err := next.Sign(ca)
+	return raw, &next, err
+}
+
+// signRequest works without state: the machine with the CA key need not be a node.
+func (c *cli) signRequest(f renewFlags) error {
+	raw, err := c.readPEM(f.sign, pemRequest)
+	if err != nil {
+		return err
+	}
+	key, err := c.openCA(f.ca)
+	if err != nil {
+		return err
+	}
+	old, err := trust.ParseCertificate(raw, key.Public().(ed25519.PublicKey))
+	if err != nil {
+		return exit.With(exit.BadData, fmt.Errorf("read request %s: %w: it must be of the mesh whose CA key this is", f.sign, err))
+	}
+	now := time.Now()
+	signed, next, err := renewed(old, key, f, now)
+	if err != nil {
+		return err
+	}
+	row := certRowOf(next, now)
+	fmt.Fprintln(c.stderr, "Note: whether the node was ever admitted, or is revoked, is not known here.")
+	if err := c.confirm(f.yes, fmt.Sprintf("Sign for node %s (%s) until %s", row.Node, row.ID, row.NotAfter.Format(time.RFC3339))); err != nil {
+		return err
+	}
+	return pem.Encode(c.stdout, &pem.Block{Type: pemCertificate, Bytes: signed})
+}
+
+func (c *cli) installCertificate(ctx context.Context, k *known, path string) error {
+	raw, err := c.readPEM(path, pemCertificate)
+	if err != nil {
+		return err
+	}
+	cert, err := trust.ParseCertificate(raw, k.charter.CA)
+	if err != nil {
+		return exit.With(exit.BadData, fmt.Errorf("read certificate %s: %w", path, err))
+	}
+	if cert.ID() != k.self {
+		return exit.With(exit.BadData, fmt.Errorf("the certificate is for %s (%s), and this node is %s", cert.Name, cert.ID(), k.self))
+	}
+	if err := k.submit(ctx, raw); err != nil {
+		return err
+	}
+	fmt.Fprintf(c.stdout, "This node's certificate is valid until %s. %s", cert.NotAfter.UTC().Format(time.RFC3339), k.afterwards())
+	return nil
+}
+
+// readPEM reads a block of one type from a file or, for -, from standard input.
+func (c *cli) readPEM(path, kind string) ([]byte, error) {
+	in := c.stdin
+	if path != "-" {
+		f, err := os.Open(path)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, exit.With(exit.NoInput, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in = f
+	}
+	text, err := io.ReadAll(io.LimitReader(in, 1<<16))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != kind {
+		return nil, exit.With(exit.BadData, fmt.Errorf("read %s: it holds no %s", path, kind))
+	}
+	return block.Bytes, nil
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+
+	"meshd/mesh"
+	"meshd/mesh/member"
+	"meshd/mesh/trust"
+	"meshd/overlay/status"
+)
+
+// grace is for how long a gossip key is kept after the next one, since there are
+// tokens with it: as long as a token lasts by default.
+const grace = 24 * time.Hour
+
+// said are the core's reasons not to do something, in the words of the control API.
+var said = []struct{ core, api error }{
+	{member.ErrUnknownNode, status.ErrUnknownNode},
+	{member.ErrNotNow, status.ErrNotNow},
+	{member.ErrInUse, status.ErrLeaseInUse},
+	{member.ErrNotAllowed, status.ErrNotAllowed},
+	{member.ErrRefused, status.ErrRefused},
+	{trust.ErrNotNext, status.ErrRefused},
+}
+
+// operate makes a change in the core and waits until what follows from it is
+// saved. A change that could not be saved is not begun.
+func (p *parts) operate(ctx context.Context, do func(now time.Time) error) error {
+	err := p.change(ctx, func(now time.Time) error {
+		if err := p.dir.Check(); err != nil {
+			return err
+		}
+		return do(now)
+	})
+	for _, s := range said {
+		if errors.Is(err, s.core) {
+			return worded{err, s.api}
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return p.gossip.Saved(ctx)
+}
+
+// worded is an error that is also another one, and keeps its text.
+type worded struct {
+	error
+	api error
+}
+
+// Unwrap gives both.
+func (w worded) Unwrap() []error { return []error{w.error, w.api} }
+
+// Objects implements [status.Objects].
+func (p *parts) Objects(ctx context.Context) (all [][]byte, err error) {
+	err = p.change(ctx, func(time.Time) error { all = p.core.Table(); return nil })
+	return all, err
+}
+
+// Submit implements [status.Objects].
+func (p *parts) Submit(ctx context.Context, raw []byte) error {
+	return p.operate(ctx, func(time.Time) error { return p.core.Submit(raw) })
+}
+
+// Renumber implements [status.Leases].
+func (p *parts) Renumber(ctx context.Context, network string, force bool) error {
+	return p.operate(ctx, func(now time.Time) error { return p.core.Renumber(now, network, force) })
+}
+
+// Release implements [status.Leases].
+func (p *parts) Release(ctx context.Context, network string) error {
+	return p.operate(ctx, func(now time.Time) error { return p.core.Release(now, network) })
+}
+
+// Forget implements [status.Leases].
+func (p *parts) Forget(ctx context.Context, id mesh.NodeID) error {
+	return p.operate(ctx, func(now time.Time) error { return p.core.Forget(now, id) })
+}
+
+// Keys implements [status.Keys].
+func (p *parts) Keys(ctx context.Context) (status.KeysReply, error) {
+	var r status.KeysReply
+	err := p.change(ctx, func(time.Time) error {
+		ring := p.core.Keyring()
+		r.Tunnel = p.core.TunnelKey().String()
+		for _, k := range ring.Keys {
+			r.Gossip = append(r.Gossip, status.GossipKey{
+				Generation: k.Generation, ID: trust.KeyIDOf(k.Key).String(), Made: known(k.Made), Installed: known(k.Installed),
+				Sends: k.Generation == ring.Send && trust.KeyIDOf(k.Key) == trust.KeyIDOf(ring.Sending().Key),
+			})
+		}
+		ring.Wipe(member.Keyring{})
+		return nil
+	})
+	return r, err
+}
+
+func known(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+// RotateGossip implements [status.Keys].
+func (p *parts) RotateGossip(ctx context.Context, now bool) error {
+	key := make([]byte, trust.GossipKeySize)
+	_, _ = rand.Read(key) // never fails since Go 1.24
+	keep := grace
+	if now {
+		keep = 0
+	}
+	return p.operate(ctx, func(now time.Time) error { return p.core.RotateGossip(now, key, keep) })
+}
+
+// RotateTunnel implements [status.Keys].
+func (p *parts) RotateTunnel(context.Context) error {
+	return fmt.Errorf("rotate tunnel key: %w", status.ErrNotNow)
+}
