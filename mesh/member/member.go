@@ -73,18 +73,11 @@ type Output struct {
 
 // Timers.
 const (
-	// renewEvery is how often a record is said anew although nothing in it has
-	// changed. No lease ends yet for want of that.
-	renewEvery = time.Hour
 	// lookAgain bounds how late a view notices what only time changes, such as
 	// the end of a certificate.
 	lookAgain = 30 * time.Second
 	// complainAfter is how long a node waits to be admitted before it says so.
 	complainAfter = 10 * time.Second
-	// clockSkew is how far two hosts' clocks may be apart before it is worth a word.
-	clockSkew = 10 * time.Minute
-	// outbidEvery limits the fight of two nodes with one identity.
-	outbidEvery = 10 * time.Second
 )
 
 // Member is the machine.
@@ -101,24 +94,41 @@ type Member struct {
 	inUse    []string   // networks
 	holdings []*holding // home first, then by name
 
-	synced    bool // a whole exchange was made with another node
+	synced    bool // a whole exchange was made with another node, or nobody is to be waited for
+	exchanged bool // one was made
 	offered   []netip.AddrPort
 	endpoints []netip.AddrPort // those of them that the others accept
 
 	ask, asked uint64 // number of the last question, of the last one that was answered
 
 	seq        uint64
-	published  *trust.Record // what the others were told last
+	says       *trust.Record // what there is to be told of this node
+	published  *trust.Record // what the others were told last; nil: nothing by this run
+	again      bool          // it is to be told again, whatever it says
+	renewed    time.Time     // when it was told last
 	renewAt    time.Time
+	quietUntil time.Time // it is too early to speak, unless others were heard
 	guests     guests
+	watch      watch
 	started    time.Time
 	admittedAt time.Time // when this daemon first knew that it is admitted
-	outbidAt   time.Time // when an own record from elsewhere was last outbid
-	outbid     bool
+
+	slept    time.Duration // since the start
+	asleep   time.Duration // since renewed
+	off      bool          // it was away for longer than a lease lasts
+	offAt    time.Time
+	reclaims bool // leases are to be claimed afresh
+	jump     jump
+	roseAt   time.Time // when a tombstone of this node was answered last
+	twin     twin
+	twinAt   time.Time // when it was heard last
+	outbidAt time.Time // when it was outbid last
 
 	seen     uint64 // registry changes that the last Step has seen
 	dirty    bool   // something other than the registry changed
 	tickAt   time.Time
+	wake     time.Time // zero: nothing else is due
+	urgent   bool      // something came that must outlast the daemon
 	view     *mesh.View
 	outBound [][]byte // own objects that wait for the next Step
 }
@@ -143,10 +153,15 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 	m := &Member{
 		cfg: cfg, id: cert.ID(), cert: cert, state: state, saved: state, reg: registry.New(charter), charter: charter.Hash,
 		guests: guests{map[trust.Hash]time.Time{}, map[trust.Hash]refusal{}}, started: now,
-		synced: cfg.Founder, dirty: true, tickAt: now.Add(complainAfter),
+		watch:  watch{heard: map[mesh.NodeID]hearing{}, lots: map[mesh.NodeID]time.Time{}},
+		synced: cfg.Founder, dirty: true, tickAt: now.Add(complainAfter), quietUntil: now.Add(quietFor),
 	}
-	for _, raw := range append([][]byte{cfg.Certificate}, table...) {
-		_ = m.reg.Add(raw) // what a newer or older version wrote is fetched again
+	if m.cfg.TTL <= 0 {
+		m.cfg.TTL = defaultTTL
+	}
+	m.reg.Restore(append([][]byte{cfg.Certificate}, table...))
+	if !state.Renewed.IsZero() && now.Sub(state.Renewed) > m.cfg.TTL {
+		m.wasOff(now)
 	}
 	if _, ok := m.reg.Charter().Network(home); !ok {
 		return nil, fmt.Errorf("the mesh has no network %q", home)
@@ -189,13 +204,20 @@ func (m *Member) Name() string { return m.cert.Name }
 // Receive takes one object that came from anybody. An error says that it was
 // refused, and why; it may be logged, at a bounded rate. [registry.ErrStale] says
 // that it adds nothing, which is nobody's fault.
-func (m *Member) Receive(raw []byte) error { return m.reg.Add(raw) }
+func (m *Member) Receive(raw []byte) error {
+	err := m.reg.Add(raw)
+	if err == nil {
+		kind, _ := trust.KindOf(raw)
+		m.urgent = m.urgent || kind == trust.KindRevocation || kind == trust.KindTombstone
+	}
+	return err
+}
 
 // Synced says that a whole exchange with another member has been made: its
 // table was received.
 func (m *Member) Synced() {
-	m.dirty = m.dirty || !m.synced
-	m.synced = true
+	m.dirty = m.dirty || !m.synced || !m.exchanged
+	m.synced, m.exchanged, m.watch.sync = true, true, true
 }
 
 // Asked says that what Output.Ask wanted was done, as far as anybody is there.
@@ -268,6 +290,7 @@ func (m *Member) Next() (time.Time, bool) {
 		}
 	}
 	earlier(m.renewAt)
+	earlier(m.wake)
 	for _, h := range m.holdings {
 		if t, ok := h.alloc.Next(); ok {
 			earlier(t)
@@ -276,17 +299,24 @@ func (m *Member) Next() (time.Time, bool) {
 	for _, t := range m.guests.turns {
 		earlier(t)
 	}
+	for _, t := range m.watch.lots {
+		earlier(t)
+	}
 	return next, true
 }
 
 // Step does what is due and says what follows from it.
 func (m *Member) Step(now time.Time) Output {
 	var out Output
-	if clock := m.clock(now); m.cert.ValidAt(clock) { // else it is rather our clock that is wrong
+	if clock := m.clock(now); m.cert.ValidAt(clock) && !m.doubts(now) { // else it is rather our clock that is wrong
 		m.reg.Expire(clock, m.cert.Hash)
 	}
 	if _, known := m.ownCertificate(); !known {
 		_ = m.reg.Add(m.cfg.Certificate) // junk had pushed it out of the waiting room
+	}
+	if m.watch.sync {
+		m.watch.sync, m.watch.syncs = false, now
+		m.dirty = m.dirty || m.overdue(now)
 	}
 	if m.reg.Changes() == m.seen && !m.dirty && now.Before(m.due()) {
 		out.Want = m.reg.Missing()
@@ -295,16 +325,21 @@ func (m *Member) Step(now time.Time) Output {
 	if !now.Before(m.tickAt) {
 		m.tickAt = now.Add(lookAgain)
 	}
-	out.Charter = m.followCharter(now)
-	m.outbidForeign(now)
-	m.witness(now)
-	out.Ask = m.allocate(now)
-	m.publish(now)
-	out.Broadcast, m.outBound = m.outBound, nil
-	if !sameState(m.state, m.saved) {
-		state := m.state
-		m.saved, out.Save = state, &state
+	m.wake = time.Time{}
+	out.Charter, out.Certificate = m.followCharter(now), m.followCertificate()
+	m.listen(now)
+	if !m.revoked() {
+		out.Clone = m.meetTwin(now)
+		m.isAlone(now)
+		m.rise(now)
+		m.witness(now)
+		m.expire(now)
+		out.Ask = m.allocate(now)
+		m.publish(now)
 	}
+	out.Broadcast, m.outBound = m.outBound, nil
+	out.Table, m.urgent = m.urgent, false
+	out.Save, out.Keep = m.save()
 	out.Want = m.reg.Missing()
 	if view := m.buildView(now); m.view == nil || !reflect.DeepEqual(view, m.view) {
 		m.view, out.View = view, view
@@ -313,33 +348,24 @@ func (m *Member) Step(now time.Time) Output {
 	return out
 }
 
+// save gives the state that must be durable before more is said, and the one for
+// which nothing waits: when a record was renewed last may be told too early, never
+// too late, and a disk that is full for a day is not to cost the lease.
+func (m *Member) save() (save, keep *State) {
+	state, before := m.state, m.saved
+	if state.Renewed.Equal(before.Renewed) && sameState(state, before) {
+		return nil, nil
+	}
+	m.saved = state
+	if sameState(state, before) {
+		return nil, &state
+	}
+	return &state, nil
+}
+
 func (m *Member) due() time.Time {
 	t, _ := m.Next()
 	return t
-}
-
-// clock is the time by which certificates are judged: never earlier than what
-// the CA has signed, so a host whose clock starts in 1970 is not locked out.
-func (m *Member) clock(now time.Time) time.Time {
-	if newest := m.reg.Newest(); newest.After(now) {
-		return newest
-	}
-	return now
-}
-
-// valid gives the judge of certificates at this moment. While our own is out of
-// its time as well, it is rather our clock that is wrong: then nobody is dropped.
-func (m *Member) valid(now time.Time) func(*trust.Certificate) bool {
-	clock := m.clock(now)
-	if !m.cert.ValidAt(clock) {
-		return func(*trust.Certificate) bool { return true }
-	}
-	return func(c *trust.Certificate) bool { return c.ValidAt(clock) }
-}
-
-func (m *Member) ownCertificate() (admitted, known bool) {
-	c, admitted := m.reg.Certificate(m.cert.Hash)
-	return admitted, c != nil
 }
 
 func sameState(a, b State) bool {
@@ -347,22 +373,7 @@ func sameState(a, b State) bool {
 }
 
 func sameLease(a, b mesh.Lease) bool {
-	return a.Network == b.Network && a.State == b.State && a.Since.Equal(b.Since) && slices.Equal(a.Prefixes, b.Prefixes)
-}
-
-// claimsOf lists a member's leases that are subnets of the charter's networks;
-// what a record says beyond that counts for nothing.
-func claimsOf(n registry.Member, charter *trust.Charter) []lease.Claim {
-	var out []lease.Claim
-	for _, l := range n.Leases() {
-		if net, ok := charter.Network(l.Network); ok && lease.IsSlot(net, l.Prefixes) {
-			out = append(out, lease.Claim{
-				Owner: n.ID, Pinned: n.Certificate.Rights.Pinned(l.Prefixes),
-				Admitted: n.Certificate.Admitted, Lease: l,
-			})
-		}
-	}
-	return out
+	return a.Network == b.Network && a.State == b.State && a.Since.Equal(b.Since) && a.ClaimEpoch == b.ClaimEpoch && slices.Equal(a.Prefixes, b.Prefixes)
 }
 
 // publish signs and spreads a new record if what we say of ourselves changed, or
@@ -370,7 +381,12 @@ func claimsOf(n registry.Member, charter *trust.Charter) []lease.Claim {
 func (m *Member) publish(now time.Time) {
 	rec := m.newRecord()
 	rec.Leases = m.leases()
-	if !m.outbid && m.published != nil && sameSaying(&rec, m.published) && now.Before(m.renewAt) {
+	rec.Uptime = m.uptime(now)
+	if !m.again && m.published != nil && sameSaying(&rec, m.published) && now.Before(m.renewAt) {
+		return
+	}
+	if m.says = &rec; m.quiet(now) {
+		m.wakeAt(m.quietUntil)
 		return
 	}
 	raw, err := rec.Sign(m.cfg.Identity)
@@ -379,7 +395,9 @@ func (m *Member) publish(now time.Time) {
 		panic(fmt.Sprintf("own record: %v", err))
 	}
 	m.seq++
-	m.published, m.renewAt, m.outbid = &rec, now.Add(renewEvery), false
+	m.published, m.again = &rec, false
+	m.renewed, m.renewAt, m.asleep = now, now.Add(m.renewEvery()), 0
+	m.state.Renewed = now.Round(0).UTC().Truncate(time.Second)
 	_ = m.reg.Add(raw)
 	m.outBound = append(m.outBound, raw)
 }
@@ -397,18 +415,4 @@ func (m *Member) newRecord() trust.Record {
 func sameSaying(a, b *trust.Record) bool {
 	return a.Left == b.Left && a.Key == b.Key && a.Certificate == b.Certificate && a.Keys == b.Keys && slices.Equal(a.Endpoints, b.Endpoints) && maps.Equal(a.Labels, b.Labels) &&
 		slices.EqualFunc(a.Leases, b.Leases, sameLease)
-}
-
-// outbidForeign raises the epoch above a record of our own identity that we did
-// not sign: our past before a restored backup, or a clone.
-func (m *Member) outbidForeign(now time.Time) {
-	rec, ok := m.reg.Record(m.id)
-	if !ok || rec.Nonce == m.cfg.Nonce || rec.Version.Compare(mesh.Version{Epoch: m.state.Epoch, Seq: m.seq}) < 0 {
-		return
-	}
-	if rec.Version.Epoch >= trust.MaxEpoch || !m.outbidAt.IsZero() && now.Sub(m.outbidAt) < outbidEvery {
-		return
-	}
-	m.outbidAt = now
-	m.state.Epoch, m.seq, m.outbid = rec.Version.Epoch+1, 0, true
 }

@@ -2,6 +2,7 @@ package member
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -117,6 +118,7 @@ func (m *Member) newHolding(network mesh.Network, now time.Time) *holding {
 	h := &holding{network: network, alloc: lease.New(lease.Config{
 		Self: m.id, Network: network, Pins: m.cert.Rights.Pins, Admitted: m.cert.Admitted,
 		Permit: m.cert.Rights.Permit, OnConflict: m.cfg.OnConflict,
+		Reserved: func(prefixes []netip.Prefix) bool { return m.reg.Charter().IsReserved(prefixes) },
 	}, previous)}
 	if m.state.Left {
 		h.alloc.Release(now) // a restart does not un-leave
@@ -139,19 +141,14 @@ func (m *Member) leases() []mesh.Lease {
 // start. Ask is not 0 when others are to be asked before claims are held; one
 // question serves all claims that need one now.
 func (m *Member) allocate(now time.Time) (ask uint64) {
-	admitted, _ := m.ownCertificate()
-	others, unproven := m.claims(now), m.reg.Unproven()
+	others := m.claims(now)
 	m.state.Leases = nil
 	for _, h := range m.holdings {
-		h.alloc.Step(now, lease.World{
-			MayClaim: m.synced && admitted,
-			Epoch:    m.state.Epoch,
-			Others:   others[h.network.Name],
-			Unproven: unproven,
-			Asked:    h.ask != 0 && m.asked >= h.ask,
-			InUse:    slices.Contains(m.inUse, h.network.Name),
-		})
-		if l, ok := h.alloc.Lease(); ok && l.State == mesh.Held {
+		if m.reclaims {
+			h.alloc.Reclaim(m.isInUse(h.network.Name))
+		}
+		h.alloc.Step(now, m.worldOf(h, others[h.network.Name]))
+		if l, ok := h.alloc.Lease(); ok && (l.State == mesh.Held || l.State == mesh.Quarantined) {
 			m.state.Leases = append(m.state.Leases, l)
 		}
 		switch {
@@ -165,13 +162,30 @@ func (m *Member) allocate(now time.Time) (ask uint64) {
 			h.ask = ask
 		}
 	}
+	m.reclaims = false
 	return ask
+}
+
+// worldOf is what the allocator of a holding is told.
+func (m *Member) worldOf(h *holding, others []lease.Claim) lease.World {
+	admitted, _ := m.ownCertificate()
+	return lease.World{
+		MayClaim: m.synced && admitted,
+		Epoch:    m.state.Epoch,
+		Others:   others,
+		Unproven: m.reg.Unproven(),
+		Asked:    h.ask != 0 && m.asked >= h.ask,
+		InUse:    m.isInUse(h.network.Name),
+	}
 }
 
 // claims lists what the other members claim, by network. Ranges of two networks
 // never overlap, so each is decided by itself.
 func (m *Member) claims(now time.Time) map[string][]lease.Claim {
 	out := map[string][]lease.Claim{}
+	if !m.believes() {
+		return out
+	}
 	for _, n := range m.reg.Members(m.valid(now)) {
 		if n.ID == m.id {
 			continue

@@ -63,14 +63,50 @@ func (m *Member) Submit(raw []byte) error {
 // Forget frees the leases of a member that was not heard of for as long as a lease
 // lasts. It fails with [ErrNotNow] if it was: then only the CA key forgets it.
 func (m *Member) Forget(now time.Time, id mesh.NodeID) error {
-	return fmt.Errorf("forget node: %w", ErrNotNow)
+	all := m.reg.Members(m.valid(now))
+	i := slices.IndexFunc(all, func(n registry.Member) bool { return n.ID == id })
+	switch {
+	case i < 0:
+		return fmt.Errorf("forget node: %w: %s", ErrUnknownNode, id)
+	case id == m.id:
+		return fmt.Errorf("forget node: %w: it is this one: leave the mesh instead", ErrNotAllowed)
+	case !m.vouches(now):
+		return fmt.Errorf("forget node: %w: this node's certificate counts for nothing now", ErrNotAllowed)
+	case !m.holdsAny(all[i]):
+		return nil // there is nothing to free
+	}
+	h := m.watch.heard[id]
+	if heard := now.Sub(h.at); heard < m.cfg.TTL {
+		return fmt.Errorf("forget node: %w: it was heard of %s ago, and leases last for %s; with the CA key it is forgotten at once",
+			ErrNotNow, heard.Round(time.Second), m.cfg.TTL)
+	}
+	m.bury(all[i], trust.Forgotten, now)
+	return nil
 }
 
 // Renumber gives the lease in a network up and takes another subnet. It fails with
 // [ErrInUse] if something local has addresses of it, unless it is forced, and with
 // [ErrNotNow] if there is no lease, or no other subnet to be had.
 func (m *Member) Renumber(now time.Time, network string, force bool) error {
-	return fmt.Errorf("renumber lease: %w", ErrNotNow)
+	i := slices.IndexFunc(m.holdings, func(h *holding) bool { return h.network.Name == network })
+	if i < 0 {
+		return fmt.Errorf("renumber lease: %w: there is none in network %s", ErrNotNow, network)
+	}
+	h := m.holdings[i]
+	if m.isInUse(network) && !force {
+		return fmt.Errorf("renumber lease: %w: containers have addresses of it", ErrInUse)
+	}
+	w := m.worldOf(h, m.claims(now)[network])
+	switch _, has := h.alloc.Lease(); {
+	case !w.MayClaim, !has:
+		return fmt.Errorf("renumber lease: %w: this node has none in network %s to give up", ErrNotNow, network)
+	case len(m.cert.Rights.Pins) > 0:
+		return fmt.Errorf("renumber lease: %w: its certificate pins it to %s", ErrNotAllowed, m.cert.Rights.Pins)
+	case !h.alloc.Renumber(w):
+		return fmt.Errorf("renumber lease: %w: no other subnet of network %s is free", ErrNotNow, network)
+	}
+	m.dirty = true
+	return nil
 }
 
 // Release gives the lease in a network back, until the network is used again. It
@@ -80,7 +116,7 @@ func (m *Member) Release(now time.Time, network string) error {
 	if network == home {
 		return fmt.Errorf("release lease: %w: every node has one in network %s", ErrNotAllowed, home)
 	}
-	if slices.Contains(m.inUse, network) {
+	if m.isInUse(network) {
 		return fmt.Errorf("release lease: %w: network %s", ErrInUse, network)
 	}
 	i := slices.Index(m.used, network)
@@ -107,10 +143,3 @@ func (m *Member) SetTunnelKey(key mesh.Key) { m.cfg.TunnelKey, m.dirty = key, tr
 
 // TunnelKey is the one that the next record tells.
 func (m *Member) TunnelKey() mesh.Key { return m.cfg.TunnelKey }
-
-// Slept says that the host was suspended for so long: the monotonic clock stood
-// still meanwhile.
-func (m *Member) Slept(now time.Time, d time.Duration) {}
-
-// Jumped says that the wall clock was set by so much, forward if it is positive.
-func (m *Member) Jumped(now time.Time, d time.Duration) {}

@@ -17,11 +17,14 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 	charter := m.reg.Charter()
 	view := &mesh.View{
 		Mesh: charter.ID(), MeshName: charter.Name, Control: charter.Control(),
-		Networks: charter.Networks, Self: m.id, Epoch: m.state.Epoch,
+		Networks: charter.Networks, Reserved: charter.Reserved, TTL: m.cfg.TTL, Self: m.id, Epoch: m.state.Epoch,
 		// That of the home network, which every node has from its start on: a node
 		// that waits for a lease in another one is no less ready for all else. The
 		// others' states are those of their leases.
 		State: m.holdings[0].alloc.State(),
+	}
+	if m.revoked() {
+		return m.outcast(now, view)
 	}
 	admitted, _ := m.ownCertificate()
 	if !admitted && view.State == mesh.Ready {
@@ -29,16 +32,20 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 	}
 	members := m.reg.Members(m.valid(now))
 	for i := range members {
-		if members[i].ID == m.id && m.published != nil {
-			members[i].Record = m.published // whatever a clone says in our name
+		if members[i].ID == m.id {
+			// Whatever a clone, or a tombstone that we answer to, says of us.
+			members[i] = registry.Member{ID: m.id, Certificate: members[i].Certificate, Record: m.says}
 			if admitted {
 				members[i].Certificate = m.cert
 			}
 		}
 	}
-	claims := map[string][]lease.Claim{}
-	for _, n := range members {
-		for _, c := range claimsOf(n, charter) {
+	claims, all := map[string][]lease.Claim{}, make([][]lease.Claim, len(members))
+	for i, n := range members {
+		if n.ID == m.id || m.believes() {
+			all[i] = claimsOf(n, charter)
+		}
+		for _, c := range all[i] {
 			claims[c.Network] = append(claims[c.Network], c)
 		}
 	}
@@ -47,14 +54,14 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 		network string
 	}
 	winners := map[owned]bool{}
-	for _, all := range claims {
-		for _, c := range lease.Resolve(all) {
+	for _, of := range claims {
+		for _, c := range lease.Routed(of) {
 			winners[owned{c.Owner, c.Network}] = true
 		}
 	}
-	for _, n := range members {
-		node := nodeOf(n, view.Mesh)
-		for _, c := range claimsOf(n, charter) {
+	for i, n := range members {
+		node := m.nodeOf(n, view.Mesh)
+		for _, c := range all[i] {
 			l := c.Lease
 			if l.State == mesh.Held && !winners[owned{n.ID, l.Network}] {
 				l.State = mesh.Quarantined // lost, and has not noticed yet
@@ -76,16 +83,46 @@ func reaches(r trust.Rights, n mesh.Network) bool {
 	return !slices.ContainsFunc(n.Ranges(), func(p netip.Prefix) bool { return !inside(r.Pins, p) || !inside(r.Ranges, p) })
 }
 
-func nodeOf(n registry.Member, id mesh.ID) mesh.Node {
+func (m *Member) nodeOf(n registry.Member, id mesh.ID) mesh.Node {
 	node := mesh.Node{
 		ID: n.ID, Name: n.Certificate.Name, Control: mesh.ControlAddr(id, n.ID),
-		Pins: n.Certificate.Rights.Pins, Admitted: n.Certificate.Admitted,
+		Pins: n.Certificate.Rights.Pins, Admitted: n.Certificate.Admitted, Ends: n.Certificate.NotAfter,
 	}
-	if r := n.Record; r != nil {
-		node.Version, node.Key, node.Endpoints = r.Version, r.Key, r.Endpoints
-		node.Suites, node.Labels, node.Left = r.Suites, r.Labels, r.Left
+	r := n.Record
+	if r == nil {
+		return node
+	}
+	node.Version, node.Key, node.Endpoints, node.Keys = r.Version, r.Key, r.Endpoints, mesh.Generations(r.Keys)
+	node.Suites, node.Labels, node.Left = r.Suites, r.Labels, r.Left
+	if h, ok := m.watch.heard[n.ID]; ok {
+		node.Heard = h.at.Round(0).UTC().Truncate(time.Second)
+	}
+	if n.ID == m.id {
+		node.Heard = m.state.Renewed
+	}
+	for _, l := range n.Leases() {
+		if t, void := n.Void(l); void && l.State != mesh.Released {
+			node.Expired = mesh.NotHeard
+			if t.Reason == trust.Forgotten {
+				node.Expired = mesh.Forgotten
+			}
+		}
 	}
 	return node
+}
+
+// outcast is the view of a node that was revoked: nobody is there any more, and its
+// containers reach each other.
+func (m *Member) outcast(now time.Time, view *mesh.View) *mesh.View {
+	view.State = mesh.Revoked
+	self := m.nodeOf(registry.Member{ID: m.id, Certificate: m.cert, Record: m.says}, view.Mesh)
+	for _, l := range m.leases() {
+		l.State = mesh.Quarantined
+		self.Leases = append(self.Leases, l)
+	}
+	view.Nodes = []mesh.Node{self}
+	view.Health = []mesh.Finding{{Level: "error", Code: "revoked", Message: "this node was revoked: no member talks to it any more; to make this host a member again, remove the state directory and join with a new token"}}
+	return view
 }
 
 // health lists what an operator should know.
@@ -94,12 +131,7 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 	find := func(level, code, format string, args ...any) {
 		out = append(out, mesh.Finding{Level: level, Code: code, Message: fmt.Sprintf(format, args...)})
 	}
-	if clock := m.clock(now); !m.cert.ValidAt(clock) {
-		find("error", "clock", "this node's certificate is valid from %s to %s, and by the clock it is not that time: set the clock, or renew the certificate",
-			m.cert.NotBefore.UTC().Format(time.RFC3339), m.cert.NotAfter.UTC().Format(time.RFC3339))
-	} else if clock.Sub(now) > clockSkew {
-		find("warning", "clock", "this host's clock is behind: the mesh has signed something as late as %s: set the clock", clock.UTC().Format(time.RFC3339))
-	}
+	m.certificateFindings(now, view, find)
 	admitted, _ := m.ownCertificate()
 	late := now.Sub(m.started) >= complainAfter
 	switch {
@@ -137,7 +169,7 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 	if m.reg.Forked() {
 		find("error", "charter_fork", "the CA key has signed two charters of version %d, and all nodes follow one of them: see `meshctl network list`, and make what is missing again", m.reg.Charter().Version)
 	}
-	if !m.outbidAt.IsZero() && now.Sub(m.outbidAt) < time.Minute {
+	if !m.twinAt.IsZero() && now.Sub(m.twinAt) < time.Minute {
 		find("warning", "identity_in_use", "records with this node's identity came from elsewhere: a clone runs, or this state was restored from a backup")
 	}
 	names := map[string][]string{}

@@ -57,14 +57,15 @@ func (m *Member) witness(now time.Time) {
 		delete(g.refused, c.Hash)
 		at, drawn := g.turns[c.Hash]
 		if !drawn {
-			at = now.Add(m.lot(c, now))
+			at = now.Add(m.lot(c.Hash, c.ID(), now))
 			g.turns[c.Hash] = at
 		}
 		if !now.Before(at) {
-			m.admit(c, now)
+			m.admit(c, m.clock(now))
 			delete(g.turns, c.Hash)
 		}
 	}
+	m.vouchAnew(waiting, now)
 	maps.DeleteFunc(g.turns, func(h trust.Hash, _ time.Time) bool { return !waiting[h] })
 	maps.DeleteFunc(g.refused, func(h trust.Hash, _ refusal) bool { return !waiting[h] })
 }
@@ -108,17 +109,17 @@ func (m *Member) refusal(c *trust.Certificate, now time.Time) string {
 	return ""
 }
 
-// lot draws how long to wait before vouching. Everybody orders the members by
-// the distance of their IDs to the certificate's hash, so each knows its turn. The
-// certificate's own node has none. Who was admitted a moment ago goes last: of a
+// lot draws how long to wait before vouching for an object, or burying its node.
+// Everybody orders the members by the distance of their IDs to the object's hash, so
+// each knows its turn. The node that it is of has none. Who was admitted a moment ago goes last: of a
 // crowd that starts together each would else vouch for all others.
-func (m *Member) lot(c *trust.Certificate, now time.Time) time.Duration {
+func (m *Member) lot(object trust.Hash, of mesh.NodeID, now time.Time) time.Duration {
 	ticket := func(id mesh.NodeID) uint32 {
-		return binary.BigEndian.Uint32(id[:4]) ^ binary.BigEndian.Uint32(c.Hash[:4])
+		return binary.BigEndian.Uint32(id[:4]) ^ binary.BigEndian.Uint32(object[:4])
 	}
 	own, turn := ticket(m.id), 0
 	for _, n := range m.reg.Members(m.valid(now)) {
-		if n.ID != c.ID() && ticket(n.ID) < own && (n.Record == nil || !n.Record.Left) {
+		if n.ID != of && ticket(n.ID) < own && (n.Record == nil || !n.Record.Left) {
 			turn++
 		}
 	}
@@ -129,8 +130,36 @@ func (m *Member) lot(c *trust.Certificate, now time.Time) time.Duration {
 	return admitTurns*admitTurn + time.Duration(uint64(own)*uint64(admitTurns*admitTurn)>>32)
 }
 
-func (m *Member) admit(c *trust.Certificate, now time.Time) {
-	a := trust.Admission{Certificate: c.Hash, Admitter: m.cert.Hash, Seen: m.clock(now)}
+// vouchAnew vouches for certificates that only witnesses who have been revoked
+// since have admitted, so that those who join later believe them too. Seen is what
+// was believed of it, and not before our own certificate began.
+func (m *Member) vouchAnew(waiting map[trust.Hash]bool, now time.Time) {
+	if !m.vouches(now) || !m.reg.Rooted(m.cert.Hash) {
+		return
+	}
+	for _, u := range m.reg.Unvouched() {
+		c, seen := u.Certificate, u.Seen
+		if seen.Before(m.cert.NotBefore) {
+			seen = m.cert.NotBefore
+		}
+		if c.ID() == m.id || seen.After(c.Credential.NotAfter) || !m.cert.ValidAt(seen) {
+			continue
+		}
+		waiting[c.Hash] = true
+		at, drawn := m.guests.turns[c.Hash]
+		if !drawn {
+			at = now.Add(m.lot(c.Hash, c.ID(), now))
+			m.guests.turns[c.Hash] = at
+		}
+		if !now.Before(at) {
+			m.admit(c, seen)
+			delete(m.guests.turns, c.Hash)
+		}
+	}
+}
+
+func (m *Member) admit(c *trust.Certificate, seen time.Time) {
+	a := trust.Admission{Certificate: c.Hash, Admitter: m.cert.Hash, Seen: seen}
 	raw := a.Sign(m.cfg.Identity)
 	if m.Receive(raw) == nil {
 		m.outBound = append(m.outBound, raw)

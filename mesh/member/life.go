@@ -1,0 +1,272 @@
+package member
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"meshd/mesh"
+	"meshd/mesh/lease"
+	"meshd/mesh/registry"
+	"meshd/mesh/trust"
+)
+
+// How long things live. All follow from the TTL of leases, since what is renewed
+// must be renewed often enough not to end, and what is taken for gone must have
+// had every chance to say that it is not:
+//
+//	renewal   every TTL/24         23 lost ones in a row still leave slack
+//	expiry    TTL, then two looks at least TTL/24 apart, each after a sync with
+//	          another node: one renewal must have come in between
+const (
+	// defaultTTL is that of a node which is not told any.
+	defaultTTL = 24 * time.Hour
+	renewals   = 24 // per TTL
+	// quietFor is how long a node that starts listens before it speaks: what the
+	// others know of it may be newer than its disk, which may be a backup's. It is as
+	// long as a sync takes where somebody answers, and short for one where nobody does.
+	quietFor = 1500 * time.Millisecond
+	// bumpEvery limits how often a node answers to tombstones of itself.
+	bumpEvery = 10 * time.Second
+)
+
+// renewEvery is how often a record is said anew although nothing in it has changed.
+func (m *Member) renewEvery() time.Duration { return m.cfg.TTL / renewals }
+
+// watch is when the others were heard, as far as this run knows.
+type watch struct {
+	heard map[mesh.NodeID]hearing
+	lots  map[mesh.NodeID]time.Time // when it is our turn to say that one is gone
+	sync  bool                      // one was made since the last Step
+	syncs time.Time                 // the last one
+}
+
+// hearing is of the newest record of a node.
+type hearing struct {
+	version mesh.Version
+	at      time.Time // when it came, by our clock
+	look    time.Time // when it was first found too old; zero: it was not
+}
+
+// listen notes which records are new.
+func (m *Member) listen(now time.Time) {
+	gone := maps.Clone(m.watch.heard)
+	for _, n := range m.reg.Members(anyTime) {
+		if n.Record == nil {
+			continue
+		}
+		delete(gone, n.ID)
+		if h, ok := m.watch.heard[n.ID]; !ok || h.version != n.Record.Version {
+			m.watch.heard[n.ID] = hearing{version: n.Record.Version, at: now}
+			delete(m.watch.lots, n.ID)
+		}
+	}
+	for id := range gone {
+		delete(m.watch.heard, id)
+		delete(m.watch.lots, id)
+	}
+}
+
+// anyTime is for those who ask for all members, whatever the time.
+func anyTime(*trust.Certificate) bool { return true }
+
+// silent tells whether a node was not heard of for as long as a lease lasts.
+func (m *Member) silent(now time.Time, id mesh.NodeID) bool {
+	h, ok := m.watch.heard[id]
+	return ok && now.Sub(h.at) >= m.cfg.TTL
+}
+
+// overdue tells whether anybody is silent, so that a sync is worth a look.
+func (m *Member) overdue(now time.Time) bool {
+	for id := range m.watch.heard {
+		if id != m.id && m.silent(now, id) {
+			return true
+		}
+	}
+	return false
+}
+
+// expire says of members that they are gone, whose turn it is to be said so of.
+func (m *Member) expire(now time.Time) {
+	if !m.vouches(now) {
+		return
+	}
+	for _, n := range m.reg.Members(m.valid(now)) {
+		if n.ID == m.id || !m.silent(now, n.ID) || !m.holdsAny(n) {
+			continue
+		}
+		h := m.watch.heard[n.ID]
+		switch {
+		case h.look.IsZero():
+			// A sync in time, after which this one is still silent, is the first look.
+			if !m.watch.syncs.Before(h.at.Add(m.cfg.TTL)) {
+				h.look = now
+				m.watch.heard[n.ID] = h
+			}
+			continue
+		case m.watch.syncs.Sub(h.look) < m.cfg.TTL/renewals:
+			continue
+		}
+		at, drawn := m.watch.lots[n.ID]
+		if !drawn {
+			at = now.Add(m.lot(n.Record.Hash, n.ID, now))
+			m.watch.lots[n.ID] = at
+		}
+		if !now.Before(at) {
+			m.bury(n, trust.Expired, now)
+			delete(m.watch.lots, n.ID)
+		}
+	}
+}
+
+// vouches tells whether others would believe what we say of somebody else now.
+func (m *Member) vouches(now time.Time) bool {
+	admitted, _ := m.ownCertificate()
+	return admitted && !m.state.Left && m.cert.ValidAt(m.clock(now))
+}
+
+// holdsAny tells whether a member has leases that no tombstone voids.
+func (m *Member) holdsAny(n registry.Member) bool {
+	return slices.ContainsFunc(n.Leases(), func(l mesh.Lease) bool {
+		_, void := n.Void(l)
+		return l.State != mesh.Released && !void
+	})
+}
+
+// bury says that a member is gone, as far as it was heard of.
+func (m *Member) bury(n registry.Member, why trust.Reason, now time.Time) {
+	t := trust.Tombstone{Node: n.ID, Version: n.Record.Version, Reason: why, At: m.clock(now), Issuer: m.cert.Hash}
+	raw, err := t.Sign(m.cfg.Identity)
+	if err == nil && m.Receive(raw) == nil {
+		m.outBound = append(m.outBound, raw)
+	}
+}
+
+// rise answers to tombstones of this node itself: we live.
+//
+// Who runs on in the epoch that one is of was only not heard, and keeps its leases:
+// it goes on in a new epoch, and dates its claims by that one, or its next restart
+// would void them. What was claimed before that, or what the CA has voided, is
+// claimed afresh: nobody else could tell a lease that was held all the time from
+// one that somebody else has had meanwhile.
+func (m *Member) rise(now time.Time) {
+	if m.state.Left {
+		return
+	}
+	for _, t := range m.reg.Tombstones(m.id) {
+		m.riseFrom(t, now)
+	}
+}
+
+func (m *Member) riseFrom(t *trust.Tombstone, now time.Time) {
+	void := slices.DeleteFunc(slices.Clone(m.holdings), func(h *holding) bool {
+		l, ok := h.alloc.Lease()
+		return !ok || l.State == mesh.Quarantined || l.ClaimEpoch > t.Version.Epoch
+	})
+	keeps := t.Version.Epoch == m.state.Epoch && t.Version.Seq != trust.WholeEpoch
+	if t.Version.Epoch > m.state.Epoch || t.Version.Epoch == m.state.Epoch && (!keeps || len(void) > 0) {
+		if !m.roseAt.IsZero() && now.Sub(m.roseAt) < bumpEvery {
+			m.wakeAt(m.roseAt.Add(bumpEvery))
+			return
+		}
+		m.roseAt = now
+		m.raise(t.Version.Epoch + 1)
+	}
+	for _, h := range void {
+		if keeps {
+			h.alloc.Redate(m.state.Epoch)
+		} else {
+			h.alloc.Reclaim(m.isInUse(h.network.Name))
+		}
+	}
+}
+
+// raise begins a new epoch.
+func (m *Member) raise(epoch uint64) {
+	m.state.Epoch, m.seq, m.again = min(epoch, trust.MaxEpoch), 0, true
+}
+
+// wakeAt asks for a Step at a time.
+func (m *Member) wakeAt(at time.Time) {
+	if m.wake.IsZero() || at.Before(m.wake) {
+		m.wake = at
+	}
+}
+
+// version is that of the newest record of this run.
+func (m *Member) version() mesh.Version { return mesh.Version{Epoch: m.state.Epoch, Seq: m.seq} }
+
+// Slept says that the host was suspended for so long: the monotonic clock stood
+// still meanwhile.
+func (m *Member) Slept(now time.Time, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	m.slept += d
+	m.asleep += d
+	m.renewAt, m.dirty = now, true
+	if m.published != nil && now.Sub(m.renewed)+m.asleep > m.cfg.TTL {
+		m.raise(m.state.Epoch + 1)
+		m.wasOff(now)
+	}
+}
+
+// wasOff says that this node was away for longer than a lease lasts: others may
+// have its subnets, and what it remembers of them may be long untrue. It asks
+// before it claims, and until then they are no more than addresses to ask at.
+func (m *Member) wasOff(now time.Time) {
+	m.off, m.offAt, m.reclaims = true, now, true
+	m.exchanged, m.quietUntil = false, now.Add(quietFor)
+	m.synced = m.cfg.Founder && !m.expectsOthers()
+	m.tickAt = now.Add(complainAfter)
+}
+
+// expectsOthers tells whether there is somebody to be heard.
+func (m *Member) expectsOthers() bool {
+	if m.cfg.HasSeeds {
+		return true
+	}
+	return slices.ContainsFunc(m.reg.Members(anyTime), func(n registry.Member) bool {
+		return n.ID != m.id && n.Record != nil && !n.Record.Left
+	})
+}
+
+// isAlone gives the founder leave to go on when nobody answers: somebody must, or a
+// mesh that was off as a whole would stay so if one host of it is gone for good.
+func (m *Member) isAlone(now time.Time) {
+	if m.off && !m.synced && m.cfg.Founder && now.Sub(m.offAt) >= complainAfter {
+		m.synced = true
+	}
+}
+
+// believes tells whether what others lease counts.
+func (m *Member) believes() bool { return !m.off || m.synced }
+
+// quiet tells whether it is too early to speak.
+func (m *Member) quiet(now time.Time) bool {
+	return !m.exchanged && m.expectsOthers() && now.Before(m.quietUntil)
+}
+
+// isInUse tells whether something local has addresses in a network.
+func (m *Member) isInUse(network string) bool { return slices.Contains(m.inUse, network) }
+
+// claimsOf lists a member's leases that are subnets of the charter's networks;
+// what a record says beyond that counts for nothing.
+func claimsOf(n registry.Member, charter *trust.Charter) []lease.Claim {
+	var out []lease.Claim
+	for _, l := range n.Leases() {
+		net, ok := charter.Network(l.Network)
+		if !ok || !lease.IsSlot(net, l.Prefixes) {
+			continue
+		}
+		c := lease.Claim{
+			Owner: n.ID, Pinned: n.Certificate.Rights.Pinned(l.Prefixes),
+			Admitted: n.Certificate.Admitted, Lease: l,
+		}
+		if t, void := n.Void(l); void {
+			c.Void, c.Freed = true, t.At
+		}
+		out = append(out, c)
+	}
+	return out
+}
