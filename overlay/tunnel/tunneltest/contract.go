@@ -83,6 +83,9 @@ func Contract(t *testing.T, factory Factory) {
 		{"a peer whose key is none keeps nobody out", noKey},
 		{"junk changes nothing", junk},
 		{"statistics", statistics},
+		{"own key changes", ownKeyChanges},
+		{"both keys change", bothKeysChange},
+		{"former key is not the peer's", keyBeforeIsForgotten},
 		{"port in use", portInUse},
 		{"inner side gone", innerGone},
 		{"apply without run", applyWithoutRun},
@@ -340,7 +343,7 @@ func wrongKey(t *testing.T, l *lab) {
 	a, b := l.start(t), l.start(t)
 	_, other := newKey(t)
 	wrong := b.peer()
-	wrong.PublicKey = other
+	wrong.ID, wrong.PublicKey = mesh.NodeID{99}, other // what waits for one peer is not another's
 	a.apply(t, wrong)
 	b.apply(t, a.peer())
 	a.pipe.Send(marker(a.v4(), b.v4()))

@@ -78,34 +78,46 @@ func (Save) isAction()   {}
 // goroutine. Returned actions and packets are the caller's.
 type Machine struct {
 	// fixed at construction
-	private *ecdh.PrivateKey
-	public  mesh.Key
-	rand    io.Reader
-	table   *Table
+	rand  io.Reader
+	table *Table
+
+	self       end
+	former     *end      // key before self; nil: none is good any more
+	goOverAt   time.Time // when peers are shown self, and not former
+	formerEnds time.Time
 
 	peers     map[mesh.Key]*peer
 	order     []*peer // as they were given, so that runs repeat
 	stamps    stamps
-	checker   checker
 	limiter   limiter
 	underLoad bool
 	out       []Action // of the call that runs
 }
 
+// end is this end under one of its keys.
+type end struct {
+	private *ecdh.PrivateKey
+	public  mesh.Key
+	checker checker
+}
+
+func newEnd(key [32]byte, rand io.Reader) (end, error) {
+	private, err := ecdh.X25519().NewPrivateKey(key[:])
+	if err != nil {
+		return end{}, fmt.Errorf("read private key: %w", err)
+	}
+	public := mesh.Key(private.PublicKey().Bytes())
+	return end{private, public, checker{macKeys: macKeysOf(public), rand: rand}}, nil
+}
+
 // New builds a machine without peers.
 func New(cfg Config) (*Machine, error) {
-	private, err := ecdh.X25519().NewPrivateKey(cfg.PrivateKey[:])
-	if err != nil {
-		return nil, fmt.Errorf("read private key: %w", err)
-	}
 	for _, s := range suites[1:] {
 		if _, err := s.newAEAD(make([]byte, 32)); err != nil {
 			return nil, fmt.Errorf("make cipher %s: %w", s.name, err) // a Go built or told to refuse it
 		}
 	}
 	m := &Machine{
-		private: private,
-		public:  mesh.Key(private.PublicKey().Bytes()),
 		rand:    cfg.Rand,
 		table:   newTable(),
 		peers:   map[mesh.Key]*peer{},
@@ -115,8 +127,9 @@ func New(cfg Config) (*Machine, error) {
 	if m.rand == nil {
 		m.rand = rand.Reader
 	}
-	m.checker = checker{macKeys: macKeysOf(m.public), rand: m.rand}
-	return m, nil
+	var err error
+	m.self, err = newEnd(cfg.PrivateKey, m.rand)
+	return m, err
 }
 
 // Table gives the sessions by index. It is the same for the machine's life, and
@@ -139,7 +152,63 @@ func CheckKey(key mesh.Key) error {
 }
 
 // PublicKey gives the key by which peers know this end.
-func (m *Machine) PublicKey() mesh.Key { return m.public }
+func (m *Machine) PublicKey() mesh.Key { return m.self.public }
+
+// SetKey gives this end another key. Sessions go on. For some seconds, in which
+// peers hear of the new key, handshakes are made with the one before; and for some
+// minutes messages to that are still taken.
+func (m *Machine) SetKey(now time.Time, key [32]byte) error {
+	next, err := newEnd(key, m.rand)
+	if err != nil || next.public == m.self.public {
+		return err
+	}
+	for _, p := range m.order {
+		static, err := exchange(next.private, p.Key[:])
+		if err != nil {
+			return err // it was tried when the peer was added
+		}
+		p.static = [32]byte(static)
+		clear(static)
+	}
+	if m.former == nil || !now.Before(m.goOverAt) { // else nobody was shown the one in between
+		former := m.self
+		m.former = &former
+	}
+	m.self = next
+	m.goOverAt, m.formerEnds = now.Add(goOverAfter), now.Add(formerFor)
+	return nil
+}
+
+// shown is the end that peers are shown in an initiation.
+func (m *Machine) shown(now time.Time) *end {
+	if m.former != nil && now.Before(m.goOverAt) {
+		return m.former
+	}
+	return &m.self
+}
+
+// addressed is the end that a handshake message is for; nil: neither.
+func (m *Machine) addressed(now time.Time, msg []byte) *end {
+	switch {
+	case m.self.checker.valid1(msg):
+		return &m.self
+	case m.former != nil && now.Before(m.formerEnds) && m.former.checker.valid1(msg):
+		return m.former
+	}
+	return nil
+}
+
+// Slept says that the host was asleep, for a time that no time given here counts.
+// Sessions that have become too old meanwhile end with the next Step.
+func (m *Machine) Slept(d time.Duration) {
+	for _, p := range m.order {
+		for _, s := range []*Session{p.previous, p.current, p.next} {
+			if s != nil {
+				s.slept.Add(int64(d))
+			}
+		}
+	}
+}
 
 // Stamp gives the greatest timestamp that was used: saved when the daemon ends in
 // order, the next run need not begin ahead of its clock.
@@ -150,11 +219,17 @@ func (m *Machine) Stamp() time.Time { return m.stamps.last }
 func (m *Machine) UnderLoad(on bool) { m.underLoad = on }
 
 // SetPeers says who all the peers are. Sessions go on unless the peer, its secret,
-// its suite or its handle is another. A peer that can not be one is left out, and
-// named in the error.
+// its suite or its handle is another. A peer is the same also with another key, if
+// its handle is: then messages with the key before are taken for some minutes. A
+// peer that can not be one is left out, and named in the error.
 func (m *Machine) SetPeers(now time.Time, peers []Peer) ([]Action, error) {
 	var errs []error
-	old := m.peers
+	old, byHandle := m.peers, map[any]*peer{}
+	for _, p := range m.order {
+		if p.Handle != nil {
+			byHandle[p.Handle] = p
+		}
+	}
 	m.peers, m.order = make(map[mesh.Key]*peer, len(peers)), nil
 	for _, want := range peers {
 		if m.peers[want.Key] != nil {
@@ -162,6 +237,10 @@ func (m *Machine) SetPeers(now time.Time, peers []Peer) ([]Action, error) {
 			continue
 		}
 		p := old[want.Key]
+		if same := byHandle[want.Handle]; p == nil && same != nil && old[same.Key] == same && same.rekey(now, want.Key) {
+			delete(old, same.former)
+			p = same
+		}
 		if p == nil {
 			var err error
 			if p, err = m.newPeer(now, want); err != nil {
@@ -206,12 +285,13 @@ func (m *Machine) receive(now time.Time, s *suite, k kind, msg []byte, from neti
 	if k == cookieReply {
 		return m.takeCookie(now, s, msg)
 	}
-	if !m.checker.valid1(msg) {
+	at := m.addressed(now, msg)
+	if at == nil {
 		return ErrMAC
 	}
 	if m.underLoad {
-		if !m.checker.valid2(now, msg, from) {
-			m.do(Reply{from, m.checker.reply(now, s, msg, from)})
+		if !at.checker.valid2(now, msg, from) {
+			m.do(Reply{from, at.checker.reply(now, s, msg, from)})
 			return ErrCookie
 		}
 		if !m.limiter.allow(now, from.Addr()) {
@@ -219,27 +299,45 @@ func (m *Machine) receive(now time.Time, s *suite, k kind, msg []byte, from neti
 		}
 	}
 	if k == initiation {
-		return m.takeInitiation(now, s, msg, from)
+		return m.takeInitiation(now, s, at, msg, from)
 	}
 	return m.takeResponse(now, s, msg, from)
 }
 
-func (m *Machine) takeInitiation(now time.Time, s *suite, msg []byte, from netip.AddrPort) error {
-	r, err := readInitiation(s, m.private, msg)
+func (m *Machine) takeInitiation(now time.Time, s *suite, at *end, msg []byte, from netip.AddrPort) error {
+	r, err := readInitiation(s, at.private, msg)
 	if err != nil {
 		return err
 	}
-	p := m.peers[r.peer]
+	p := m.peer(now, r.peer)
 	if p == nil {
 		return ErrUnknown
 	}
 	if p.suite != s {
 		return ErrSuite
 	}
-	if err := r.prove(p.static[:], msg); err != nil {
+	static, err := p.secret(at, r.peer)
+	if err == nil {
+		err = r.prove(static[:], msg)
+		clear(static[:])
+	}
+	if err != nil {
 		return err
 	}
 	return p.answer(now, &r, from)
+}
+
+// peer is the one that has a key, or had it until a moment ago.
+func (m *Machine) peer(now time.Time, key mesh.Key) *peer {
+	if p := m.peers[key]; p != nil {
+		return p
+	}
+	for _, p := range m.order {
+		if p.former == key && now.Before(p.formerEnds) {
+			return p
+		}
+	}
+	return nil
 }
 
 func (m *Machine) takeResponse(now time.Time, s *suite, msg []byte, from netip.AddrPort) error {
@@ -280,6 +378,9 @@ func (m *Machine) Want(now time.Time, key mesh.Key) []Action {
 
 // Step does what is due.
 func (m *Machine) Step(now time.Time) []Action {
+	if !now.Before(m.formerEnds) {
+		m.former = nil // Go's library hides the key, which goes with the last reference
+	}
 	for _, p := range m.order {
 		p.step(now)
 	}
@@ -290,6 +391,9 @@ func (m *Machine) Step(now time.Time) []Action {
 // bring it nearer, but not by much: it is asked for again after each Step, which
 // is due every 10 s as long as there is any session.
 func (m *Machine) Next() (next time.Time, ok bool) {
+	if m.former != nil {
+		next, ok = m.formerEnds, true
+	}
 	for _, p := range m.order {
 		if at := p.deadline(); !at.IsZero() && (!ok || at.Before(next)) {
 			next, ok = at, true

@@ -128,6 +128,7 @@ func exchange(private *ecdh.PrivateKey, public []byte) ([]byte, error) {
 // keeps its ephemeral key; it goes with the last reference.
 type opened struct {
 	transcript
+	self      *ecdh.PrivateKey // our key that it shows
 	ephemeral *ecdh.PrivateKey
 	index     uint32 // our index; zero: there is none
 }
@@ -150,7 +151,7 @@ func initiate(s *suite, self *ecdh.PrivateKey, ephemeral *ecdh.PrivateKey, peer 
 	t.seal(msg[40:88], es, self.PublicKey().Bytes())
 	t.seal(msg[88:116], static, at[:])
 	clear(es)
-	return msg, opened{t, ephemeral, index}, nil
+	return msg, opened{t, self, ephemeral, index}, nil
 }
 
 // received is an initiation of a peer, not yet answered.
@@ -204,12 +205,12 @@ func (r *received) respond(ephemeral *ecdh.PrivateKey, psk *[32]byte, index uint
 }
 
 // finish reads the response to an initiation. A wrong one leaves o as it was.
-func (o *opened) finish(self *ecdh.PrivateKey, psk *[32]byte, msg []byte) (send, receive [32]byte, err error) {
+func (o *opened) finish(psk *[32]byte, msg []byte) (send, receive [32]byte, err error) {
 	t := o.transcript
 	e := msg[12:44]
 	t.mixHash(e)
 	t.mixKey(e)
-	for _, private := range []*ecdh.PrivateKey{o.ephemeral, self} {
+	for _, private := range []*ecdh.PrivateKey{o.ephemeral, o.self} {
 		shared, err := exchange(private, e)
 		if err != nil {
 			return send, receive, err

@@ -92,7 +92,7 @@ func testOracle(t *testing.T, s *suite, cipher noise.CipherFunc, psk [32]byte) {
 	if _, _, _, err := theirs.ReadMessage(nil, msg2[12:60]); err != nil {
 		t.Fatalf("the oracle does not take our response: %v", err)
 	}
-	send1, receive1, err := open.finish(initiator, &psk, msg2)
+	send1, receive1, err := open.finish(&psk, msg2)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,14 +168,14 @@ func TestHandshakeForged(t *testing.T) {
 		for bit := 12 * 8; bit < 60*8; bit += 5 {
 			bad := bytes.Clone(answer)
 			bad[bit/8] ^= 1 << (bit % 8)
-			if _, _, err := open.finish(initiator, &[32]byte{5}, bad); err == nil {
+			if _, _, err := open.finish(&[32]byte{5}, bad); err == nil {
 				t.Fatalf("%s: response with bit %d turned is taken", suite, bit)
 			}
 		}
-		if _, _, err := open.finish(initiator, &[32]byte{6}, answer); err == nil {
+		if _, _, err := open.finish(&[32]byte{6}, answer); err == nil {
 			t.Fatalf("%s: response under another preshared key is taken", suite)
 		}
-		if _, _, err := open.finish(initiator, &[32]byte{5}, answer); err != nil {
+		if _, _, err := open.finish(&[32]byte{5}, answer); err != nil {
 			t.Fatalf("%s: %v", suite, err)
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+
+	"meshd/mesh"
 )
 
 // peer is what the machine holds of one peer.
@@ -32,6 +34,9 @@ type peer struct {
 	suite  *suite
 	static [32]byte // secret of both static keys
 
+	former     mesh.Key  // key before the present one
+	formerEnds time.Time // when it is no longer good
+
 	signer signer
 	latest stamp     // greatest stamp in an initiation of the peer
 	heard  time.Time // when that came
@@ -54,17 +59,51 @@ type attempt struct {
 }
 
 func (m *Machine) newPeer(now time.Time, want Peer) (*peer, error) {
-	static, err := exchange(m.private, want.Key[:])
+	static, err := m.newPeerKey(want.Key)
 	if err != nil {
-		return nil, errors.New("not a public key")
+		return nil, err
 	}
-	if want.Key == m.public {
-		return nil, errors.New("that is this end")
-	}
-	p := &peer{m: m, activity: &activity{base: now}, static: [32]byte(static), signer: signer{macKeys: macKeysOf(want.Key)}, jitter: m.jitter()}
-	clear(static)
+	p := &peer{m: m, activity: &activity{base: now}, static: static, signer: signer{macKeys: macKeysOf(want.Key)}, jitter: m.jitter()}
 	p.Key = want.Key
 	return p, p.change(now, want)
+}
+
+// newPeerKey gives the secret that we share with whoever has the key.
+func (m *Machine) newPeerKey(key mesh.Key) (static [32]byte, err error) {
+	shared, err := exchange(m.self.private, key[:])
+	if err != nil {
+		return static, errors.New("not a public key")
+	}
+	static = [32]byte(shared)
+	clear(shared)
+	if key == m.self.public || m.former != nil && key == m.former.public {
+		return static, errors.New("that is this end")
+	}
+	return static, nil
+}
+
+// rekey takes over another key of the peer, unless it is not one.
+func (p *peer) rekey(now time.Time, key mesh.Key) bool {
+	next, err := p.m.newPeerKey(key)
+	if err != nil {
+		return false
+	}
+	p.former, p.formerEnds = p.Key, now.Add(formerFor)
+	p.Key, p.static, p.signer = key, next, signer{macKeys: macKeysOf(key)}
+	return true
+}
+
+// secret is that of two static keys, of which those in use are the most frequent.
+func (p *peer) secret(self *end, key mesh.Key) (static [32]byte, err error) {
+	if self == &p.m.self && key == p.Key {
+		return p.static, nil
+	}
+	s, err := exchange(self.private, key[:])
+	if err == nil {
+		static = [32]byte(s)
+		clear(s)
+	}
+	return static, err
 }
 
 // change takes over what is wanted. Sessions made in another way are ended.
@@ -158,17 +197,22 @@ func (p *peer) initiate(now time.Time) {
 	at := p.m.stamp(now)
 	p.close()
 	index := p.m.table.reserve(p, p.m.rand)
-	msg, open, err := initiate(p.suite, p.m.private, p.m.newKey(), p.Key, p.static[:], at, index)
+	self := p.m.shown(now)
+	static, err := p.secret(self, p.Key)
+	var msg []byte
+	if err == nil {
+		msg, p.open, err = initiate(p.suite, self.private, p.m.newKey(), p.Key, static[:], at, index)
+		clear(static[:])
+	}
 	if err != nil {
 		p.m.table.release(index) // a peer's key was tried when it was added
 		return
 	}
-	p.open = open
-	p.sendHandshake(now, msg)
+	p.sendHandshake(now, &p.signer, msg)
 }
 
-func (p *peer) sendHandshake(now time.Time, msg []byte) {
-	p.signer.sign(now, msg)
+func (p *peer) sendHandshake(now time.Time, s *signer, msg []byte) {
+	s.sign(now, msg)
 	p.sentAt = now
 	p.activity.noteSent(now, false)
 	p.m.do(Send{p.Key, msg})
@@ -197,13 +241,17 @@ func (p *peer) answer(now time.Time, r *received, from netip.AddrPort) error {
 	p.next = p.session(now, index, remote, &send, &receive, false)
 	p.next.watched.Store(true)
 	p.m.table.put(p.next)
-	p.sendHandshake(now, msg)
+	to := &p.signer
+	if r.peer != p.Key {
+		to = &signer{macKeys: macKeysOf(r.peer)} // it may not know yet that we know its new key
+	}
+	p.sendHandshake(now, to, msg)
 	return nil
 }
 
 // complete takes the response to our initiation.
 func (p *peer) complete(now time.Time, msg []byte, from netip.AddrPort) error {
-	send, receive, err := p.open.finish(p.m.private, &p.PSK, msg)
+	send, receive, err := p.open.finish(&p.PSK, msg)
 	if err != nil {
 		return err
 	}
@@ -273,7 +321,7 @@ func (p *peer) confirm() {
 func (p *peer) watchPrevious() {
 	if p.previous != nil {
 		p.previous.heard.Store(false)
-		p.previous.watched.Store(bytes.Compare(p.m.public[:], p.Key[:]) < 0)
+		p.previous.watched.Store(bytes.Compare(p.m.self.public[:], p.Key[:]) < 0)
 	}
 }
 
@@ -378,7 +426,7 @@ func (p *peer) deadline() time.Time {
 	}
 	for _, s := range []*Session{p.previous, p.current, p.next} {
 		if s != nil {
-			due(s.created.Add(RejectAfter))
+			due(s.created.Add(RejectAfter - time.Duration(s.slept.Load())))
 			// What workers note is due KeepAlive later at the soonest: by looking
 			// that often nothing is missed, and they need not say it.
 			due(p.looked.Add(KeepAlive))

@@ -46,6 +46,8 @@ type Session struct {
 	heard   atomic.Bool // something has arrived
 	late    atomic.Bool // something has in its last minute
 
+	slept atomic.Int64 // nanoseconds that the host was asleep since
+
 	renewing bool // owned by the machine: late has led to a handshake
 
 	_       [64]byte // senders and receivers share no cache line
@@ -67,7 +69,11 @@ func (s *Session) Created() time.Time { return s.created }
 
 // Alive tells whether the session may still be used.
 func (s *Session) Alive(now time.Time) bool {
-	return now.Sub(s.created) < RejectAfter && !s.ended.Load()
+	return s.age(now) < RejectAfter && !s.ended.Load()
+}
+
+func (s *Session) age(now time.Time) time.Duration {
+	return now.Sub(s.created) + time.Duration(s.slept.Load())
 }
 
 // Reserve gives n counters, the first of which is returned. It fails when the
@@ -169,7 +175,7 @@ func (s *Session) NoteReceived(now time.Time, data bool, from netip.AddrPort) (s
 	if s.watched.Load() {
 		step = true
 	}
-	if s.initiator && now.Sub(s.created) >= lastMinute && !s.late.Load() && s.late.CompareAndSwap(false, true) {
+	if s.initiator && s.age(now) >= lastMinute && !s.late.Load() && s.late.CompareAndSwap(false, true) {
 		step = true
 	}
 	return step
@@ -177,7 +183,7 @@ func (s *Session) NoteReceived(now time.Time, data bool, from netip.AddrPort) (s
 
 // due tells whether who sends should ask for another session.
 func (s *Session) due(now time.Time) bool {
-	return s.initiator && now.Sub(s.created) >= RekeyAfter || s.counter.Load() >= s.suite.rekeyMessages
+	return s.initiator && s.age(now) >= RekeyAfter || s.counter.Load() >= s.suite.rekeyMessages
 }
 
 // activity is what workers tell the machine of a peer, over all its sessions.

@@ -39,6 +39,12 @@ const (
 	lastMinute = RejectAfter - KeepAlive - RekeyTry
 	// maxJitter keeps two ends that lost the same packet from repeating in step.
 	maxJitter = 333 * time.Millisecond
+	// goOverAfter: peers hear of a new key of ours in this time. Until then they are
+	// shown the one before, which all know.
+	goOverAfter = 5 * time.Second
+	// formerFor is how long a key that was replaced is still good for handshakes:
+	// all sessions have been renewed once by then.
+	formerFor = RejectAfter
 	// floodGap is the least time between two initiations of one peer.
 	floodGap = 20 * time.Millisecond
 	// cookieAge: cookies are made of a secret that changes that often.

@@ -123,8 +123,10 @@ func (h *host) knows(b *host, p Peer) {
 func (h *host) setPeers() {
 	h.w.t.Helper()
 	var peers []Peer
-	for _, r := range h.peers {
-		peers = append(peers, r.peer)
+	for key, r := range h.peers {
+		if key == r.peer.Key { // else it was the key before
+			peers = append(peers, r.peer)
+		}
 	}
 	slices.SortFunc(peers, func(a, b Peer) int { return bytes.Compare(a.Key[:], b.Key[:]) })
 	actions, err := h.machine.SetPeers(h.time(), peers)
@@ -132,6 +134,33 @@ func (h *host) setPeers() {
 		h.w.t.Fatal(err)
 	}
 	h.carryOut(actions)
+}
+
+// rotates gives the host another key, of which nobody hears yet.
+func (h *host) rotates() {
+	h.w.t.Helper()
+	h.private[1]++
+	if err := h.machine.SetKey(h.time(), h.private); err != nil {
+		h.w.t.Fatal(err)
+	}
+}
+
+// hears takes over the key that b has now.
+func (h *host) hears(b *host) {
+	h.w.t.Helper()
+	r := h.remote(b)
+	r.peer.Key = b.machine.PublicKey()
+	h.peers[r.peer.Key] = r
+	h.setPeers()
+}
+
+func (h *host) remote(b *host) *remote {
+	for _, r := range h.peers {
+		if r.host == b {
+			return r
+		}
+	}
+	return nil
 }
 
 // pair is two hosts that know each other.
@@ -226,7 +255,7 @@ func (h *host) carryOut(actions []Action) {
 }
 
 func (h *host) send(to *host, text string) {
-	r, now := h.peers[to.machine.PublicKey()], h.time()
+	r, now := h.remote(to), h.time()
 	if r.session == nil || !r.session.Alive(now) {
 		r.staged = append(r.staged, text)
 		h.carryOut(h.machine.Want(now, r.peer.Key))

@@ -28,8 +28,12 @@ type bind struct {
 
 	dropEndpoint atomic.Uint64
 
-	mu     sync.Mutex
-	closed chan struct{} // of the current Open; closed by Close
+	delays atomic.Bool     // responses
+	hurry  chan<- struct{} // capacity 1; fixed at construction
+
+	mu      sync.Mutex    // guards the next two
+	closed  chan struct{} // of the current Open; closed by Close
+	delayed []func()
 
 	crossings *crossings
 	tries     tries
@@ -63,6 +67,29 @@ func newBind(late func(packet []byte, from netip.AddrPort)) *bind {
 func (b *bind) setInside(inside []netip.Prefix) {
 	ps := prefixes(slices.Clone(inside))
 	b.inside.Store(&ps)
+}
+
+// delay keeps a response until [bind.release]: what the peer sends then is taken
+// only once its new key has its prefixes.
+func (b *bind) delay(response []byte, ep conn.Endpoint) {
+	b.mu.Lock()
+	b.delayed = append(b.delayed, func() { _ = b.Bind.Send([][]byte{response}, ep) }) // lost like any packet
+	b.mu.Unlock()
+	select {
+	case b.hurry <- struct{}{}:
+	default:
+	}
+}
+
+// release sends what was delayed.
+func (b *bind) release() {
+	b.mu.Lock()
+	delayed := b.delayed
+	b.delayed = nil
+	b.mu.Unlock()
+	for _, send := range delayed {
+		send()
+	}
 }
 
 // Open implements [conn.Bind].
@@ -167,6 +194,10 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 	}
 	if std, ok := ep.(*conn.StdNetEndpoint); ok && len(bufs) == 1 && isResponse(bufs[0]) {
 		b.crossings.drop(plain(std.AddrPort))
+		if b.delays.Load() {
+			b.delay(bytes.Clone(bufs[0]), &conn.StdNetEndpoint{AddrPort: std.AddrPort})
+			return nil
+		}
 	}
 	return b.Bind.Send(bufs, ep)
 }

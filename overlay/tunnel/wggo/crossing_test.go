@@ -148,13 +148,13 @@ func TestTakeIn(t *testing.T) {
 		<-e.Ready()
 	}
 	first, then := ends[0], ends[1]
-	if compareKeys(first.public, then.public) < 0 {
+	if compareKeys(first.Engine.own.public, then.Engine.own.public) < 0 {
 		first, then = then, first
 	}
 	at := func(e end) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), e.Port()) }
 	for _, pair := range [][2]end{{first, then}, {then, first}} {
 		err := pair[0].Apply(t.Context(), tunnel.Config{Own: []netip.Prefix{pair[0].own}, Peers: []tunnel.Peer{{
-			ID: mesh.NodeID{1}, PublicKey: pair[1].public, Endpoints: []netip.AddrPort{at(pair[1])}, AllowedIPs: []netip.Prefix{pair[1].own},
+			ID: mesh.NodeID{1}, PublicKey: pair[1].Engine.own.public, Endpoints: []netip.AddrPort{at(pair[1])}, AllowedIPs: []netip.Prefix{pair[1].own},
 		}}})
 		if err != nil {
 			t.Fatal(err)

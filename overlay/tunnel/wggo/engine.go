@@ -18,8 +18,6 @@ package wggo
 
 import (
 	"context"
-	"crypto/ecdh"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -74,9 +72,11 @@ type Engine struct {
 	// set by Run before up is closed
 	device *device.Device
 	filter *filter
-	public mesh.Key
 
-	mu    sync.Mutex // guards peers and configuration of the device
+	hurry chan struct{} // capacity 1: a key is changing
+
+	mu    sync.Mutex // guards all below, and configuration of the device
+	own   ownKey
 	peers map[mesh.Key]*peer
 }
 
@@ -92,9 +92,11 @@ func New(o Options) *Engine {
 		patience: 10 * time.Second, // two retries of a handshake, 5 s apart
 		up:       make(chan struct{}),
 		down:     make(chan struct{}),
+		hurry:    make(chan struct{}, 1),
 		peers:    map[mesh.Key]*peer{},
 	}
 	e.bind = newBind(e.takeIn)
+	e.bind.hurry = e.hurry
 	return e
 }
 
@@ -128,13 +130,10 @@ func (e *Engine) Run(ctx context.Context) (err error) {
 	e.device = device.NewDevice(e.filter, e.bind, deviceLogger(e.log, e.up))
 	defer e.device.Close() // closes the TUN, waits for readers and receivers
 
-	private, err := ecdh.X25519().NewPrivateKey(e.options.PrivateKey[:])
-	if err != nil {
+	if err := e.setKey(e.options.PrivateKey); err != nil {
 		return fmt.Errorf("configure tunnel engine: %w", err)
 	}
-	e.public = mesh.Key(private.PublicKey().Bytes())
-	identity := fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(e.options.PrivateKey[:]), e.options.Port)
-	if err := e.device.IpcSet(identity); err != nil {
+	if err := e.device.IpcSet(fmt.Sprintf("listen_port=%d\n", e.options.Port)); err != nil {
 		return fmt.Errorf("configure tunnel engine: %w", err)
 	}
 	if err := e.device.Up(); err != nil {
@@ -155,12 +154,22 @@ func (e *Engine) watch(ctx context.Context) error {
 	defer ticker.Stop()
 	// Reading the device takes a millisecond for 200 peers.
 	endpointsAt, endpointsEvery := time.Time{}, e.patience/4
+	changes := time.NewTicker(changeEvery) // of keys
+	defer changes.Stop()
+	changes.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-e.device.Wait():
 			return e.tunError()
+		case <-e.hurry:
+			e.changeKeys(time.Now())
+			changes.Reset(changeEvery)
+		case now := <-changes.C:
+			if !e.changeKeys(now) {
+				changes.Stop()
+			}
 		case now := <-ticker.C:
 			switch mtu, err := e.linkMTU(); {
 			case err == nil:
@@ -230,14 +239,14 @@ func (e *Engine) Apply(ctx context.Context, want tunnel.Config) error {
 	next, ops := diff(e.peers, wanted, now)
 	e.filter.setOwn(want.Own)
 	e.bind.setInside(want.Inside)
-	e.bind.yield(e.public, next)
+	e.bind.yield(e.own.public, next)
 	if ops != "" {
 		if err := e.device.IpcSet(ops); err != nil {
 			return fmt.Errorf("apply tunnel configuration: %w", err)
 		}
 	}
 	e.peers = next
-	return bad
+	return errors.Join(bad, e.planKeys(want.Key))
 }
 
 // Stats gives a snapshot of the counters. It is empty before the engine is
@@ -260,7 +269,7 @@ func (e *Engine) Stats() tunnel.Stats {
 		return stats // a closed device has no peers
 	}
 	for key, p := range e.peers {
-		s := now[key]
+		s := now[p.carrier(key)]
 		s.Suite = tunnel.ChaCha20Poly1305
 		stats.Peers[p.want.ID] = s
 	}

@@ -23,6 +23,19 @@ type peer struct {
 	want    tunnel.Peer
 	learned netip.AddrPort // an endpoint that is not in the list, but once was good
 	silent  silence
+
+	// former is the key whose device peer still has the prefixes; zero: none has.
+	former mesh.Key
+	since  time.Time // when the key changed
+	asked  time.Time // when it was asked for a session with the new one
+}
+
+// carrier is the key of the device peer that has the prefixes.
+func (p *peer) carrier(key mesh.Key) mesh.Key {
+	if p.former.IsZero() {
+		return key
+	}
+	return p.former
 }
 
 // silence is a time in which we tried to reach a peer and heard nothing.
@@ -74,38 +87,66 @@ func normal(p tunnel.Peer, inside prefixes) tunnel.Peer {
 func diff(have map[mesh.Key]*peer, want map[mesh.Key]tunnel.Peer, now map[mesh.Key]tunnel.PeerStats) (map[mesh.Key]*peer, string) {
 	next := make(map[mesh.Key]*peer, len(want))
 	var add, remove strings.Builder
+	changed := map[mesh.NodeID]mesh.Key{} // keys of peers that have another one now, or are gone
+	stay := map[mesh.Key]bool{}           // peers of the device
+	for key, p := range have {
+		if _, stays := want[key]; !stays {
+			changed[p.want.ID] = key
+		}
+	}
 	for _, key := range slices.SortedFunc(maps.Keys(want), compareKeys) {
 		w := want[key]
 		old, known := have[key]
-		if !known {
+		p := &peer{want: w}
+		if known {
+			p.former, p.since, p.asked = old.former, old.since, old.asked
+		} else if before, ok := changed[w.ID]; ok {
+			old = have[before]
+			p.former, p.since = old.carrier(before), time.Now()
+			endpoint := ""
+			if at := now[p.former].Endpoint; at.IsValid() {
+				endpoint = "endpoint=" + at.String() + "\n"
+			}
+			fmt.Fprintf(&add, "public_key=%s\n%s", hex.EncodeToString(key[:]), endpoint)
+			known = true
+		} else {
 			old = &peer{}
 		}
-		p := &peer{want: w, learned: old.learned, silent: old.silent}
+		p.learned, p.silent = old.learned, old.silent
 		next[key] = p
+		carrier := p.carrier(key)
+		stay[key], stay[carrier] = true, true
 
 		adds, removes := minus(w.AllowedIPs, old.want.AllowedIPs), minus(old.want.AllowedIPs, w.AllowedIPs)
 		endpoint := ""
 		if !slices.Equal(old.want.Endpoints, w.Endpoints) {
 			p.silent = silence{}
-			if current := now[key].Endpoint; !slices.Contains(w.Endpoints, current) && len(w.Endpoints) > 0 {
+			if current := now[carrier].Endpoint; !slices.Contains(w.Endpoints, current) && len(w.Endpoints) > 0 {
 				endpoint = "endpoint=" + w.Endpoints[0].String() + "\n"
 			}
 		}
 		if !known || endpoint != "" || len(adds) > 0 {
-			fmt.Fprintf(&add, "public_key=%s\n%s", hex.EncodeToString(key[:]), endpoint)
+			if endpoint != "" && carrier != key {
+				fmt.Fprintf(&add, "public_key=%s\n%s", hex.EncodeToString(key[:]), endpoint)
+			}
+			fmt.Fprintf(&add, "public_key=%s\n%s", hex.EncodeToString(carrier[:]), endpoint)
 			for _, a := range adds {
 				fmt.Fprintf(&add, "allowed_ip=%s\n", a)
 			}
 		}
 		if len(removes) > 0 {
-			fmt.Fprintf(&remove, "public_key=%s\nupdate_only=true\n", hex.EncodeToString(key[:]))
+			fmt.Fprintf(&remove, "public_key=%s\nupdate_only=true\n", hex.EncodeToString(carrier[:]))
 			for _, r := range removes {
 				fmt.Fprintf(&remove, "allowed_ip=-%s\n", r)
 			}
 		}
 	}
-	for _, key := range slices.SortedFunc(maps.Keys(have), compareKeys) {
-		if _, stays := want[key]; !stays {
+	gone := map[mesh.Key]bool{}
+	for key, p := range have {
+		gone[key], gone[p.carrier(key)] = true, true
+	}
+	for _, key := range slices.SortedFunc(maps.Keys(gone), compareKeys) {
+		if !stay[key] {
 			fmt.Fprintf(&remove, "public_key=%s\nupdate_only=true\nremove=true\n", hex.EncodeToString(key[:]))
 		}
 	}
@@ -193,6 +234,9 @@ func (e *Engine) tryNextEndpoints(now time.Time) {
 		return
 	}
 	for key, p := range e.peers {
+		if !p.former.IsZero() {
+			continue // it has two for the moment, and one of them answers
+		}
 		s := states[key]
 		endpoint, move := p.nextEndpoint(s, e.bind.tries.last(s.Endpoint), now, e.patience)
 		if !move {
