@@ -35,8 +35,9 @@ type dataPlane struct {
 	once sync.Once
 	up   chan struct{} // closed when the first engine runs
 
-	mu     sync.Mutex // guards engine
-	engine Engine     // nil while there is none
+	mu     sync.Mutex        // guards all below
+	engine Engine            // nil while there is none
+	key    tunnel.PrivateKey // zero: that with which engines are built
 }
 
 func newDataPlane(build func() (Engine, error), log *slog.Logger) *dataPlane {
@@ -111,9 +112,19 @@ func (d *dataPlane) current() Engine {
 	return d.engine
 }
 
+// setKey has the engine go over to another key, with the next Apply.
+func (d *dataPlane) setKey(key tunnel.PrivateKey) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.key = key
+}
+
 // Apply configures the engine that runs now.
 func (d *dataPlane) Apply(ctx context.Context, want tunnel.Config) error {
-	e := d.current()
+	d.mu.Lock()
+	e := d.engine
+	want.Key = d.key
+	d.mu.Unlock()
 	if e == nil {
 		return errNoEngine
 	}

@@ -175,6 +175,13 @@ func (n *Node) SetMTU(mtu int) {
 	n.change()
 }
 
+// SetTunnelKey gives the tunnel another private key, without a restart: sessions
+// go on. Peers must hear of it from the mesh within seconds.
+func (n *Node) SetTunnelKey(key [32]byte) {
+	n.data.setKey(key)
+	n.loop.Kick()
+}
+
 // SetAdvertise says where peers reach the tunnel, as Options.Advertise does.
 func (n *Node) SetAdvertise(addresses []netip.AddrPort) {
 	n.advertise.Store(&addresses)
