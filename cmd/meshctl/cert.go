@@ -43,6 +43,7 @@ type certRow struct {
 	NotBefore    time.Time      `json:"not_before"`
 	NotAfter     time.Time      `json:"not_after"`
 	Valid        bool           `json:"valid"`    // at this time
+	InUse        bool           `json:"in_use"`   // its node has it and goes by it
 	Admitted     time.Time      `json:"admitted"` // when the node joined
 	Ranges       []netip.Prefix `json:"ranges"`   // from which it may lease; empty: any
 	Pins         []netip.Prefix `json:"pins"`     // which it leases, and nothing else
@@ -65,7 +66,7 @@ func (c *cli) certShow() *cobra.Command {
 	var o output
 	cmd := &cobra.Command{
 		Use: "show [NODE]", Short: "Show the certificates", Args: atMostOne,
-		Long:    "Show the certificate that counts of a node, or of all nodes, those that end first\nat the top.",
+		Long:    "Show the newest certificate of a node, or of all nodes, those that end first at the\ntop.",
 		Example: "  meshctl cert show\n  meshctl cert show beta\n  meshctl cert show -f '{{range .}}{{.node}} {{.not_after}} {{end}}'",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.check(); err != nil {
@@ -86,7 +87,9 @@ func (c *cli) certShow() *cobra.Command {
 			}
 			now, rows := time.Now(), []certRow{}
 			for _, m := range nodes {
-				rows = append(rows, certRowOf(m.Certificate, now))
+				row := certRowOf(k.certificate(m), now)
+				row.InUse = m.Record != nil && m.Record.Certificate == k.certificate(m).Hash
+				rows = append(rows, row)
 			}
 			slices.SortStableFunc(rows, func(a, b certRow) int { return a.NotAfter.Compare(b.NotAfter) })
 			return o.print(c.stdout, rows, func(w io.Writer, wide bool) error { return writeCerts(w, rows, wide, now) })
@@ -109,7 +112,7 @@ func writeCerts(w io.Writer, rows []certRow, wide bool, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	head := "NODE\tENDS\tLEFT\tSIGNED BY\tSUBNET\tRIGHTS"
 	if wide {
-		head += "\tJOINED\tSERIAL\tID"
+		head += "\tIN USE\tJOINED\tSERIAL\tID"
 	}
 	fmt.Fprintln(t, head)
 	for _, r := range rows {
@@ -126,7 +129,11 @@ func writeCerts(w io.Writer, rows []certRow, wide bool, now time.Time) error {
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s", r.Node, r.NotAfter.Format(time.RFC3339), remaining(now, r.NotAfter), signed, subnet, cmp.Or(strings.Join(r.Capabilities, ", "), "-"))
 		if wide {
-			fmt.Fprintf(t, "\t%s\t%s\t%s", r.Admitted.Format(time.RFC3339), r.Serial, r.ID)
+			inUse := "no"
+			if r.InUse {
+				inUse = "yes"
+			}
+			fmt.Fprintf(t, "\t%s\t%s\t%s\t%s", inUse, r.Admitted.Format(time.RFC3339), r.Serial, r.ID)
 		}
 		fmt.Fprintln(t)
 	}
@@ -220,7 +227,7 @@ func (c *cli) runCertRenew(ctx context.Context, names []string, f renewFlags) er
 		if err != nil {
 			return err
 		}
-		return pem.Encode(c.stdout, &pem.Block{Type: pemRequest, Bytes: own.Certificate.Raw})
+		return pem.Encode(c.stdout, &pem.Block{Type: pemRequest, Bytes: k.certificate(own).Raw})
 	case f.install != "":
 		return c.installCertificate(ctx, k, f.install)
 	}
@@ -251,7 +258,7 @@ func (c *cli) renew(ctx context.Context, k *known, names []string, f renewFlags)
 	}
 	now := time.Now()
 	for _, m := range nodes {
-		raw, next, err := renewed(m.Certificate, key, f, now)
+		raw, next, err := renewed(k.certificate(m), key, f, now)
 		if err != nil {
 			return err
 		}

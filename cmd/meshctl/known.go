@@ -134,20 +134,41 @@ func (k *known) describe() {
 	}
 	for _, m := range k.members() {
 		control := mesh.ControlAddr(k.charter.ID(), m.ID)
-		var leases []status.Lease
-		for _, l := range m.Leases() {
-			leases = append(leases, status.NewLease(l))
-		}
+		leases, expired := k.leasesOf(m)
 		if m.ID == k.self {
 			k.doc.Node = status.Node{ID: m.ID, Name: m.Certificate.Name, Control: &control, Leases: leases}
 			continue
 		}
-		p := status.Peer{ID: m.ID, Name: m.Certificate.Name, Control: &control, State: status.PeerIdle, Leases: leases}
+		p := status.Peer{ID: m.ID, Name: m.Certificate.Name, Control: &control, State: status.PeerIdle, Leases: leases, Expired: expired}
 		if m.Record != nil && m.Record.Left {
 			p.State = status.PeerLeft
 		}
 		k.doc.Peers = append(k.doc.Peers, p)
 	}
+}
+
+// leasesOf lists a member's leases, and tells whether they are void.
+func (k *known) leasesOf(m registry.Member) (leases []status.Lease, expired mesh.Expiry) {
+	tomb, dead := k.reg.Dead(m.ID)
+	for _, l := range m.Leases() {
+		leases = append(leases, status.NewLease(l))
+		if dead && tomb.Voids(m.Record.Version, l) {
+			expired = mesh.NotHeard
+			if tomb.Reason == trust.Forgotten {
+				expired = mesh.Forgotten
+			}
+		}
+	}
+	return leases, expired
+}
+
+// certificate is the one of a member's that ends last. Its record names it as soon
+// as the node has it.
+func (k *known) certificate(m registry.Member) *trust.Certificate {
+	if all := k.reg.Certificates(m.ID); len(all) > 0 {
+		return all[0]
+	}
+	return m.Certificate
 }
 
 // members lists who is a member, also those whose certificate has ended, by name.
@@ -165,9 +186,7 @@ func (k *known) find(name string) (registry.Member, error) {
 		if m.Record != nil && m.Record.Left {
 			p.State = status.PeerLeft
 		}
-		for _, l := range m.Leases() {
-			p.Leases = append(p.Leases, status.NewLease(l))
-		}
+		p.Leases, p.Expired = k.leasesOf(m)
 		doc.Peers = append(doc.Peers, p)
 	}
 	peer, err := doc.Find(name)

@@ -36,7 +36,7 @@ type leaseRow struct {
 	Network  string         `json:"network"`
 	Prefixes []netip.Prefix `json:"prefixes"`
 	Node     string         `json:"node"`  // empty: nobody has it
-	State    string         `json:"state"` // as in the status document; reserved: nobody has it
+	State    string         `json:"state"` // as in the status document, of the lease or why it is void; reserved: nobody has it
 	Reserved bool           `json:"reserved"`
 	Since    *time.Time     `json:"since"`
 	Renewed  *time.Time     `json:"renewed"`
@@ -49,7 +49,7 @@ func (c *cli) leaseList() *cobra.Command {
 	var o output
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the leases of all nodes", Args: exactly(),
-		Long:    "List the leases of all nodes, by network and subnet, and the subnets that are\nreserved. RENEWED is when this node last heard of the lease, ENDS when it is free for\nothers if it is not heard of again.",
+		Long:    "List the leases of all nodes, by network and subnet, and the subnets that are\nreserved. RENEWED is when this node last heard of the lease, ENDS when it is free for\nothers if it is not heard of again; one that is expired or forgotten is free.",
 		Example: "  meshctl lease list\n  meshctl lease list -f '{{range .}}{{.node}} {{index .prefixes 0}} {{end}}'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.check(); err != nil {
@@ -74,20 +74,20 @@ func (c *cli) leaseList() *cobra.Command {
 // leases lists all that are not released, and what is reserved.
 func (k *known) leases() []leaseRow {
 	rows := []leaseRow{}
-	add := func(node string, all []status.Lease) {
+	add := func(node string, all []status.Lease, expired mesh.Expiry) {
 		for _, l := range all {
 			if l.State != mesh.Released.String() {
 				rows = append(rows, leaseRow{
-					Network: l.Network, Prefixes: l.Prefixes, Node: node, State: l.State, Reserved: k.charter.IsReserved(l.Prefixes),
+					Network: l.Network, Prefixes: l.Prefixes, Node: node, State: cmp.Or(string(expired), l.State), Reserved: k.charter.IsReserved(l.Prefixes),
 					Since: l.Since, Renewed: l.Renewed, Ends: l.Expires,
 				})
 			}
 		}
 	}
-	add(k.doc.Node.Name, k.doc.Node.Leases)
+	add(k.doc.Node.Name, k.doc.Node.Leases, mesh.NotExpired)
 	for _, p := range k.doc.Peers {
 		if p.State != status.PeerLeft {
-			add(p.Name, p.Leases)
+			add(p.Name, p.Leases, p.Expired)
 		}
 	}
 	for _, p := range k.charter.Reserved {

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -32,6 +33,9 @@ func TestMain(m *testing.M) {
 //	left DIR                mark the node in DIR/state as having left
 //	hold DIR                hold the lock of DIR/state, as a daemon does
 //	copied DIR              bind the state in DIR/state to another machine
+//	member DIR NAME SUBNET [TOKEN]  let the node in DIR/state know of another member,
+//	                        which joined with the token in a file, or has its
+//	                        certificate from DIR/ca.key; it ends in ten days
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
@@ -40,7 +44,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "config": writeTestConfig, "token": writeTestToken, "left": markLeft, "hold": hold, "copied": markCopied,
+			"exits": exits, "config": writeTestConfig, "token": writeTestToken, "left": markLeft, "hold": hold, "copied": markCopied, "member": addMember,
 		},
 		Condition: func(cond string) (bool, error) {
 			if cond == "root" {
@@ -153,6 +157,49 @@ func hold(ts *testscript.TestScript, neg bool, args []string) {
 	release, err := statedir.Lock(filepath.Join(ts.MkAbs(args[0]), "state"))
 	ts.Check(err)
 	ts.Defer(release)
+}
+
+// addMember writes what gossip would have brought.
+func addMember(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 3 {
+		ts.Fatalf("usage: member DIR NAME SUBNET [TOKEN]")
+	}
+	dir, err := statedir.Open(filepath.Join(ts.MkAbs(args[0]), "state"))
+	ts.Check(err)
+	charter, err := trust.ParseCharter(dir.Membership().Charter, mesh.ID{})
+	ts.Check(err)
+	table, err := dir.LoadTable()
+	ts.Check(err)
+	keys, now := statedir.NewKeys(), time.Now()
+	public := keys.Identity.Public().(ed25519.PublicKey)
+	var cert *trust.Certificate
+	if len(args) > 3 {
+		token, err := trust.ParseToken(ts.ReadFile(args[3]))
+		ts.Check(err)
+		cert, err = token.Certify(public, keys.Seal.Public(), args[1], now)
+		ts.Check(err)
+		own, err := trust.ParseCertificate(dir.Membership().Certificate, charter.CA)
+		ts.Check(err)
+		a := trust.Admission{Certificate: cert.Hash, Admitter: own.Hash, Seen: now}
+		table = append(table, own.Raw, a.Sign(dir.Keys().Identity))
+	} else {
+		ca, err := statedir.LoadCAKey(filepath.Join(ts.MkAbs(args[0]), "ca.key"))
+		ts.Check(err)
+		raw, err := (&trust.Certificate{
+			Serial: trust.NewSerial(), Identity: public, Name: args[1], SealKey: keys.Seal.Public(),
+			NotBefore: now, NotAfter: now.Add(10*24*time.Hour + time.Hour), Admitted: now,
+		}).Sign(ca)
+		ts.Check(err)
+		cert, err = trust.ParseCertificate(raw, charter.CA)
+		ts.Check(err)
+	}
+	rec := trust.Record{
+		Version: mesh.Version{Epoch: 3, Seq: 5}, Certificate: cert.Hash, Key: mesh.Key{1},
+		Leases: []mesh.Lease{{Network: "default", Prefixes: []netip.Prefix{netip.MustParsePrefix(args[2])}, State: mesh.Held, Since: now, ClaimEpoch: 3}},
+	}
+	raw, err := rec.Sign(keys.Identity)
+	ts.Check(err)
+	ts.Check(dir.SaveTable(append(table, cert.Raw, raw)))
 }
 
 // markCopied changes the state as if it had been made elsewhere; docs/operations.md
