@@ -43,6 +43,8 @@ type Core interface {
 	Use(now time.Time, networks []string) error
 	SetInUse(networks []string)
 	Leave(now time.Time)
+	Slept(now time.Time, d time.Duration)
+	Jumped(now time.Time, d time.Duration)
 	Step(now time.Time) member.Output
 	Next() (time.Time, bool)
 	Table() [][]byte
@@ -72,6 +74,7 @@ type Options struct {
 	Seeds   []string         // host:port, until SetSeeds names others; ourselves may be among them
 	Peers   []netip.AddrPort // known from the last run
 	Log     *slog.Logger     // nil: none
+	Clocks  func() Clocks    // nil: the host is never suspended, and its clock never set
 
 	// Tunnels carry exchanges between members; nil: there are none, and members
 	// exchange tables by gossip alone.
@@ -243,6 +246,10 @@ func (g *Gossip) set(change func(*wish)) {
 	default:
 	}
 }
+
+// ErrClone says that a daemon with this node's identity runs elsewhere, and has run
+// for longer.
+var ErrClone = errors.New("another daemon runs with this node's identity, and for longer: this state is a copy")
 
 // errStopped says that Run has returned.
 var errStopped = errors.New("gossip has stopped")

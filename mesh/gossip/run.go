@@ -64,20 +64,24 @@ type loop struct {
 
 	saver   *saver
 	held    [][]byte // to be said when the state is saved
+	clocks  Clocks
+	clone   bool // this daemon has to end
 	leaving []chan error
 	left    bool
 	goodbye sync.WaitGroup
+	parted  chan struct{} // goodbye was said
+	last    *mesh.View    // to be shown then: by it the tunnels go, in which that is said
 }
 
 // Run takes part until ctx is done, then saves what it knows and returns nil. It
-// fails at once if it cannot listen.
+// fails at once if it cannot listen, and with [ErrClone] if it has to end.
 func (g *Gossip) Run(ctx context.Context) error {
 	defer close(g.stopped)
 	now := time.Now()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l := &loop{
-		Gossip: g, ctx: ctx, slots: [2]chan struct{}{make(chan struct{}, sending), make(chan struct{}, sending)}, joins: make(chan joined, 1), asked: make(chan uint64), stale: true,
+		Gossip: g, ctx: ctx, slots: [2]chan struct{}{make(chan struct{}, sending), make(chan struct{}, sending)}, joins: make(chan joined, 1), asked: make(chan uint64), parted: make(chan struct{}), stale: true,
 		book: newBook(g.opt.Peers, now), seeds: g.opt.Seeds, wants: wants{},
 	}
 	l.saver = &saver{store: g.opt.Store, table: g.opt.Core.Table, book: l.book, say: g.say, use: l.use, unsaved: &g.unsaved, tableAt: now.Add(tableEvery), checkAt: now.Add(checkEvery)}
@@ -99,6 +103,9 @@ func (g *Gossip) Run(ctx context.Context) error {
 	l.run()
 	cancel()
 	l.finish()
+	if l.clone {
+		return fmt.Errorf("gossip: %w", ErrClone)
+	}
 	return nil
 }
 
@@ -124,6 +131,11 @@ func (l *loop) run() {
 			l.look()
 		case a := <-l.answers:
 			l.compare(a)
+		case <-l.parted:
+			if l.last != nil {
+				l.show(l.last)
+				l.last = nil
+			}
 		case ask := <-l.asked:
 			l.answered = max(l.answered, ask)
 		case <-timer.C:
@@ -134,7 +146,10 @@ func (l *loop) run() {
 			l.answered = 0
 		}
 		now := time.Now()
-		l.step(now)
+		l.lookAtClocks(now)
+		if l.step(now); l.clone {
+			return
+		}
 		l.connect(now)
 		l.join(now)
 		l.ask(now)
@@ -180,6 +195,7 @@ func (l *loop) wait(now time.Time) time.Duration {
 	due(l.encodeAt, l.stale && l.saver.saved())
 	due(l.createAt, l.inst == nil && l.address.IsValid())
 	due(now, l.answered != 0)
+	due(now.Add(clockEvery), l.opt.Clocks != nil)
 	due(l.joinAt, l.inst != nil && !l.left && l.round == nil)
 	if l.inst != nil && l.inst.count() > 0 {
 		due(l.wants.next())

@@ -39,6 +39,8 @@ type saver struct {
 	state        *member.State   // the same
 	tableNow     bool            // the table is to be saved before more is said
 	stateAt      time.Time       // when to try, as below
+	renewed      *member.State   // to be saved soon, and nothing waits for it
+	renewedAt    time.Time
 	tableChanged bool
 	tableAt      time.Time
 	peersAt      time.Time
@@ -47,6 +49,14 @@ type saver struct {
 
 // keep takes what must be durable, in place of any before, to save it at once.
 func (s *saver) keep(out member.Output, now time.Time) {
+	switch {
+	case out.Save != nil:
+		s.renewed = nil
+	case out.Keep != nil && s.state != nil:
+		s.state = out.Keep
+	case out.Keep != nil:
+		s.renewed = out.Keep
+	}
 	if out.Charter == nil && out.Certificate == nil && out.Keyring == nil && out.Save == nil && !out.Table {
 		return
 	}
@@ -153,6 +163,10 @@ func (s *saver) note(err error, now time.Time) {
 // saveCaches writes the table and the addresses, if they have changed and it is
 // time.
 func (s *saver) saveCaches(now time.Time) {
+	if s.renewed != nil && !now.Before(s.renewedAt) {
+		s.renewedAt = now.Add(saveAgain)
+		s.saveRenewed()
+	}
 	if s.tableChanged && !now.Before(s.tableAt) {
 		s.tableAt = now.Add(tableEvery)
 		s.saveTable()
@@ -161,6 +175,14 @@ func (s *saver) saveCaches(now time.Time) {
 		s.peersAt = now.Add(peersEvery)
 		s.savePeers()
 	}
+}
+
+func (s *saver) saveRenewed() {
+	if err := s.store.SaveState(*s.renewed); err != nil {
+		s.say.say(slog.LevelWarn, "state not saved, trying on", "err", err)
+		return
+	}
+	s.renewed = nil
 }
 
 func (s *saver) saveTable() {
@@ -185,6 +207,7 @@ func (s *saver) next() (at time.Time, ok bool) {
 		}
 	}
 	due(s.stateAt, !s.saved())
+	due(s.renewedAt, s.renewed != nil)
 	due(s.tableAt, s.tableChanged)
 	due(s.peersAt, s.book.changed)
 	due(s.checkAt, true)
@@ -195,6 +218,9 @@ func (s *saver) next() (at time.Time, ok bool) {
 func (s *saver) finish() {
 	if err := s.write(); err != nil {
 		s.say.log.Error("state is not saved", "err", err)
+	}
+	if s.renewed != nil {
+		s.saveRenewed()
 	}
 	if s.tableChanged {
 		s.saveTable()

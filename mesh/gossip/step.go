@@ -16,6 +16,7 @@ import (
 // step lets the core act, and does what it says: save first, then speak.
 func (l *loop) step(now time.Time) {
 	out := l.opt.Core.Step(now)
+	l.clone = l.clone || out.Clone
 	l.seals.sweep(now)
 	l.saver.keep(out, now)
 	if len(out.Broadcast) > 0 {
@@ -27,7 +28,10 @@ func (l *loop) step(now time.Time) {
 	if out.Ask != 0 {
 		l.askAround(out.Ask)
 	}
-	if out.View != nil {
+	switch {
+	case out.View != nil && l.left:
+		l.last = out.View
+	case out.View != nil:
 		l.show(out.View)
 	}
 	if l.saver.saveNow(now) {
@@ -184,6 +188,10 @@ func (l *loop) sayGoodbye() {
 		}
 		for _, done := range waiting {
 			done <- nil
+		}
+		select {
+		case l.parted <- struct{}{}:
+		case <-l.ctx.Done():
 		}
 	})
 }
