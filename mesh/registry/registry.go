@@ -174,7 +174,11 @@ func (r *Registry) addCharter(raw []byte) error {
 	}
 	r.setCharter(c)
 	// Nobody who has this charter first would believe them.
-	maps.DeleteFunc(r.records, func(_ mesh.NodeID, rec *trust.Record) bool { return rec.CheckOutside(c.Ranges()) != nil })
+	for id, rec := range r.records {
+		if rec.CheckOutside(c.Ranges()) != nil {
+			r.dropRecord(id)
+		}
+	}
 	return nil
 }
 
@@ -193,20 +197,18 @@ func (r *Registry) signedAt(t time.Time) {
 	}
 }
 
-// decideRecord believes a record, refuses it, or lets it wait. One whose
-// certificate was revoked is taken while its node has another one that counts: it
-// says then how far the node has come, see [Member.Leases].
+// decideRecord believes a record, refuses it, or lets it wait.
 func (r *Registry) decideRecord(rec *trust.Record) error {
 	cert := r.certs[rec.Certificate]
-	if cert == nil || !cert.admitted {
+	switch {
+	case cert != nil && cert.revoked != nil:
+		return fmt.Errorf("record of %s: %w", cert.Name, ErrRevoked)
+	case cert == nil || !cert.admitted:
 		r.wait(waiting{
 			hash: rec.Hash, needs: []trust.Hash{rec.Certificate}, leases: rec.Leases,
 			retry: func() error { return r.decideRecord(rec) },
 		})
 		return nil
-	}
-	if !cert.counts() && len(r.Certificates(cert.id)) == 0 {
-		return fmt.Errorf("record of %s: %w", cert.Name, ErrRevoked)
 	}
 	if old := r.records[cert.id]; old != nil && !newer(rec, old) {
 		return ErrStale
@@ -220,6 +222,13 @@ func (r *Registry) decideRecord(rec *trust.Record) error {
 		r.settle()
 	}
 	return nil
+}
+
+// dropRecord makes room for an older record of a node, which may count again, and for
+// the tombstones that reach it.
+func (r *Registry) dropRecord(id mesh.NodeID) {
+	delete(r.records, id)
+	r.setTombs(id, slices.DeleteFunc(slices.Clone(r.tombs[id]), func(t *trust.Tombstone) bool { return !t.ByCA() }))
 }
 
 // newer orders records of one node. Two of one version come from a clone or a
@@ -289,8 +298,9 @@ func (r *Registry) Unproven() []mesh.Lease {
 	return out
 }
 
-// Record finds the newest record of a node. It stays as long as a certificate of
-// the node can count, so an older one never comes back.
+// Record finds the newest record of a node. It stays until a newer one comes, the
+// node's last certificate has ended, or the CA says that this one counts no more: by
+// revoking the certificate that it names, or with a network around its endpoints.
 func (r *Registry) Record(id mesh.NodeID) (*trust.Record, bool) {
 	rec, ok := r.records[id]
 	return rec, ok
@@ -339,9 +349,9 @@ type Member struct {
 }
 
 // Leases lists what the record leases under the certificate, whether void or not.
-// It is empty if the record names another certificate, whose time is over or which
-// was revoked: a lease was verified against the certificate that its record names,
-// and must not borrow the pin or the seniority of another.
+// It is empty if the record names another certificate, whose time is over: a lease
+// was verified against the certificate that its record names, and must not borrow
+// the pin or the seniority of another.
 func (m Member) Leases() []mesh.Lease {
 	if m.Record == nil || m.Record.Certificate != m.Certificate.Hash {
 		return nil

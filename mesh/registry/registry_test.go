@@ -71,13 +71,15 @@ func (m *maker) credential(uses uint64, end time.Time) *trust.Credential {
 
 // certificate is signed by the CA if credential is nil.
 func (m *maker) certificate(name string, credential *trust.Credential) *trust.Certificate {
+	return m.certify(trust.Certificate{Name: name, Credential: credential, NotAfter: start.Add(1000 * time.Hour)})
+}
+
+// certify signs a certificate of which the name and the end are given.
+func (m *maker) certify(c trust.Certificate) *trust.Certificate {
 	m.serial++
-	c := trust.Certificate{
-		Serial: trust.Serial{m.serial}, Identity: public(name), Name: name, Credential: credential,
-		NotBefore: start, NotAfter: start.Add(1000 * time.Hour), Admitted: start,
-	}
+	c.Serial, c.Identity, c.NotBefore, c.Admitted = trust.Serial{m.serial}, public(c.Name), start, start
 	signer := "token"
-	if credential == nil {
+	if c.Credential == nil {
 		signer = m.ca
 	}
 	raw, err := c.Sign(key(signer))
@@ -95,6 +97,37 @@ func (m *maker) admission(seen, witness *trust.Certificate, at time.Duration) []
 func (m *maker) record(c *trust.Certificate, epoch, seq, nonce uint64) []byte {
 	r := trust.Record{Version: mesh.Version{Epoch: epoch, Seq: seq}, Certificate: c.Hash, Nonce: nonce, Key: mesh.Key{1}}
 	raw, err := r.Sign(key(c.Name))
+	check(err)
+	return raw
+}
+
+// revocation is signed by the CA.
+func (m *maker) revocation(v trust.Revocation) []byte {
+	v.At = start.Add(time.Hour)
+	raw, err := v.Sign(key(m.ca))
+	check(err)
+	return raw
+}
+
+// tombstone is the CA's if issuer is nil.
+func (m *maker) tombstone(dead mesh.NodeID, v mesh.Version, issuer *trust.Certificate) []byte {
+	t := trust.Tombstone{Node: dead, Version: v, Reason: trust.Expired, At: start}
+	signer := m.ca
+	if issuer != nil {
+		t.Issuer, signer = issuer.Hash, issuer.Name
+	}
+	raw, err := t.Sign(key(signer))
+	check(err)
+	return raw
+}
+
+// rekey has a box for nobody known: who can open it does not matter here.
+func (m *maker) rekey(signer *trust.Certificate, generation uint64, secret byte, at time.Duration) []byte {
+	k := trust.Rekey{
+		Generation: generation, KeyID: trust.KeyIDOf([]byte{secret}), At: start.Add(at), Signer: signer.Hash,
+		Boxes: []trust.Box{{Node: mesh.NodeID{1}, Sealed: make([]byte, 80)}},
+	}
+	raw, err := k.Sign(key(signer.Name))
 	check(err)
 	return raw
 }

@@ -67,20 +67,22 @@ func (r *Registry) addRevocation(raw []byte) error {
 	r.revocations.add(v)
 	r.signedAt(v.At)
 	r.changes++
-	gone, affected := map[trust.Hash]bool{}, map[mesh.NodeID]bool{}
+	gone := map[trust.Hash]bool{}
 	for h, c := range r.certs {
 		switch {
 		case c.revoked != nil || !v.Covers(c.Certificate):
 		case c.admitted:
 			c.revoked = v
-			affected[c.id] = true
+			if rec := r.records[c.id]; rec != nil && rec.Certificate == h {
+				r.dropRecord(c.id)
+			}
 		default:
 			gone[h] = true
 		}
 	}
 	r.forget(gone)
-	for id := range affected {
-		r.buryMember(id)
+	if !v.Node.IsZero() {
+		delete(r.tombs, v.Node)
 	}
 	for id, all := range r.tombs {
 		r.setTombs(id, slices.DeleteFunc(slices.Clone(all), func(t *trust.Tombstone) bool { return !t.ByCA() && !r.certs[t.Issuer].counts() }))
@@ -90,15 +92,6 @@ func (r *Registry) addRevocation(raw []byte) error {
 	}
 	r.settle()
 	return nil
-}
-
-// buryMember drops what a node said and what was said of it, if nothing makes it a
-// member.
-func (r *Registry) buryMember(id mesh.NodeID) {
-	if len(r.Certificates(id)) == 0 {
-		delete(r.records, id)
-		delete(r.tombs, id)
-	}
 }
 
 // forget drops unadmitted certificates, and what waits for them.
