@@ -120,8 +120,8 @@ var homes = []struct{ module, homes string }{
 	{"github.com/spf13/cobra", "cmd/meshd cmd/meshctl"},
 	{"github.com/vishvananda/netlink", "tun/hostnet tun/inside overlay/e2e/..."}, // e2e builds its lab with it
 	{"github.com/vishvananda/netns", "tun/netns"},
-	{"golang.org/x/crypto", "overlay/tunnel/wg mesh/trust"},                                                       // the tunnel's handshake; boxes for gossip keys
-	{"golang.org/x/sys", "tun/... mesh/exchange mesh/statedir overlay/udp overlay/tunnel/native overlay/e2e/..."}, // system calls that package syscall lacks
+	{"golang.org/x/crypto", "overlay/tunnel/wg mesh/trust"},                                                                   // the tunnel's handshake; boxes for gossip keys
+	{"golang.org/x/sys", "tun/... mesh/exchange mesh/gossip mesh/statedir overlay/udp overlay/tunnel/native overlay/e2e/..."}, // system calls that package syscall lacks
 	{"golang.zx2c4.com/wireguard", "overlay/tunnel/wggo"},
 	{"gopkg.in/yaml.v3", "overlay/config"},
 }

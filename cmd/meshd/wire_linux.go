@@ -80,7 +80,7 @@ func assemble(ctx context.Context, cfg *config.Config, log *slog.Logger) (*parts
 	}
 	p.gossip, err = gossip.New(gossip.Options{
 		Core: core, Self: core.ID(), Keyring: dir.Membership().Keyring, Bind: cfg.Listen.Gossip,
-		Seeds: seeds(cfg, dir), Peers: peers, Store: dir, Tunnels: exchange.Kernel{}, Log: log,
+		Seeds: seeds(cfg, dir), Peers: peers, Store: dir, Tunnels: exchange.Kernel{}, Log: log, Clocks: gossip.KernelClocks,
 	})
 	if err != nil {
 		return nil, err
@@ -218,6 +218,7 @@ func newMember(cfg *config.Config, dir *statedir.Dir, state member.State, log *s
 	of.HasSeeds = len(seeds(cfg, dir)) > 0
 	of.OnConflict, of.Labels = lease.OnConflict(cfg.Lease.OnConflict), cfg.Node.Labels
 	of.Suites = suites(cfg)
+	of.TTL, of.RotateEvery = cfg.Lease.TTL, rotateEvery
 	m, err := member.New(time.Now(), of, state, table)
 	if err != nil {
 		return nil, exit.With(exit.BadData, fmt.Errorf("state in %s: %w", cfg.StateDir, err))
@@ -227,6 +228,10 @@ func newMember(cfg *config.Config, dir *statedir.Dir, state member.State, log *s
 	}
 	return m, nil
 }
+
+// rotateEvery is how often the gossip key changes by itself. Random nonces limit a
+// key of AES-GCM to 2^32 messages: weeks in a large mesh.
+const rotateEvery = 30 * 24 * time.Hour
 
 // checkAddresses refuses seeds that could be reached only through the mesh that
 // they are to lead to, and our own addresses that nobody could.
@@ -414,6 +419,8 @@ func withCode(err error) error {
 		return exit.With(exit.Unavailable, err)
 	case errors.Is(err, device.ErrNoTUN), errors.Is(err, device.ErrBusy), errors.Is(err, errNoOffload):
 		return exit.With(exit.OSError, err)
+	case errors.Is(err, gossip.ErrClone):
+		return exit.With(exit.BadData, fmt.Errorf("%w: if this host is to be a node of its own, remove its state directory and run `meshctl join` with a new token; if the state was moved here, stop the daemon on the other host", err))
 	case errors.Is(err, overlay.ErrOverlap):
 		return exit.With(exit.Config, err)
 	case errors.Is(err, device.ErrPermission):

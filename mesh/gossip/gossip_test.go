@@ -34,6 +34,8 @@ type core struct {
 	saves   bool // each saying needs a save
 	synced  int
 	left    bool
+
+	slept, jumped time.Duration
 }
 
 func newCore(self mesh.NodeID) *core { return &core{self: self, objects: map[string]bool{}} }
@@ -61,6 +63,9 @@ func (c *core) Synced() {
 func (c *core) SetEndpoints(endpoints []netip.AddrPort) {
 	c.say(fmt.Sprintf("%s is at %s", c.self.Short(), endpoints))
 }
+
+func (c *core) Slept(_ time.Time, d time.Duration)  { c.slept += d }
+func (c *core) Jumped(_ time.Time, d time.Duration) { c.jumped += d }
 
 func (c *core) Leave(time.Time) {
 	c.mu.Lock()
@@ -109,13 +114,22 @@ func (c *core) Table() [][]byte {
 	return out
 }
 
-func (c *core) Lookup(h trust.Hash) [][]byte {
+func (c *core) Settled() (out []trust.Hash) {
+	for _, o := range c.Table() {
+		out = append(out, sha256.Sum256(o))
+	}
+	return out
+}
+
+func (c *core) Lookup(hashes ...trust.Hash) (out [][]byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if text := c.find(h); text != "" {
-		return [][]byte{[]byte(text)}
+	for _, h := range hashes {
+		if text := c.find(h); text != "" {
+			out = append(out, []byte(text))
+		}
 	}
-	return nil
+	return out
 }
 
 func (c *core) find(h trust.Hash) string {

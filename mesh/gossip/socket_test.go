@@ -76,14 +76,16 @@ func (c *talker) has(text string) bool {
 	return c.heard[text]
 }
 
-func (c *talker) Synced()                       {}
-func (c *talker) Asked(uint64)                  {}
-func (c *talker) Leave(time.Time)               {}
-func (c *talker) Use(time.Time, []string) error { return nil }
-func (c *talker) SetInUse([]string)             {}
-func (c *talker) Next() (time.Time, bool)       { return time.Time{}, false }
-func (c *talker) Table() [][]byte               { return nil }
-func (c *talker) Lookup(trust.Hash) [][]byte    { return nil }
+func (c *talker) Synced()                         {}
+func (c *talker) Asked(uint64)                    {}
+func (c *talker) Leave(time.Time)                 {}
+func (c *talker) Slept(time.Time, time.Duration)  {}
+func (c *talker) Jumped(time.Time, time.Duration) {}
+func (c *talker) Use(time.Time, []string) error   { return nil }
+func (c *talker) SetInUse([]string)               {}
+func (c *talker) Next() (time.Time, bool)         { return time.Time{}, false }
+func (c *talker) Table() [][]byte                 { return nil }
+func (c *talker) Lookup(trust.Hash) [][]byte      { return nil }
 
 type nowhere struct{}
 

@@ -87,7 +87,7 @@ var keys = []key{
 		value: choice(func(c *Config) *Suite { return &c.Suite }, SuiteAuto, SuiteChaCha20Poly1305)},
 	{path: "lease", about: "The subnet of this node."},
 	{path: "lease.ttl", effect: onRestart,
-		about: "A member that was not heard of for so long may lose its subnet. This version does not expire leases yet: the value is checked and kept.",
+		about: "A member that was not heard of for so long may lose its subnet, and one that was off for longer claims its subnet afresh. Each renews its lease 24 times in that time. The same on all nodes.",
 		value: scalar(func(c *Config) *time.Duration { return &c.Lease.TTL }, parseTTL, duration, "a duration of at least 1h, such as 24h")},
 	{path: "lease.on_conflict", effect: onReload,
 		about: "After a lost conflict over the subnet: renumber (take another one), quarantine (keep it for local traffic and wait) or auto (quarantine while containers have addresses of it, else renumber).",
