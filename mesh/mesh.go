@@ -145,6 +145,7 @@ type Node struct {
 	// From its newest record; zero while none was seen.
 	Version   Version
 	Key       Key
+	Proven    bool // it has shown that it has the private half of Key
 	Endpoints []netip.AddrPort
 	Leases    []Lease // with State Held only those that won every conflict
 	Suites    []string

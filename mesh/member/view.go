@@ -93,6 +93,7 @@ func (m *Member) nodeOf(n registry.Member, id mesh.ID) mesh.Node {
 		return node
 	}
 	node.Version, node.Key, node.Endpoints, node.Keys = r.Version, r.Key, r.Endpoints, mesh.Generations(r.Keys)
+	node.Proven = len(r.Possession) > 0 // the registry takes no wrong one
 	node.Suites, node.Labels, node.Left = r.Suites, r.Labels, r.Left
 	if h, ok := m.watch.heard[n.ID]; ok {
 		node.Heard = h.at.Round(0).UTC().Truncate(time.Second)

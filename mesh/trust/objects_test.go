@@ -683,6 +683,7 @@ func TestSizes(t *testing.T) {
 	full.Version = mesh.Version{Epoch: math.MaxUint32, Seq: math.MaxUint32}
 	full.Nonce = math.MaxUint64
 	full.Labels = nil
+	full.Possession = make([]byte, PossessionSize)
 	full.Suites = []string{"chacha20poly1305", "aes256gcm"}
 	full.Endpoints = []netip.AddrPort{port("[2001:db8::1]:51820"), port("[2001:db8::2]:51820"), port("[2001:db8::3]:51820"), port("192.0.2.1:51820")}
 	full.Leases = nil

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -130,6 +131,38 @@ func TestPossessionIsRefused(t *testing.T) {
 	}
 	if !CheckPossession(id, k.Public, proof) {
 		t.Error("the proof itself does not pass")
+	}
+}
+
+// A record with a wrong proof is refused, and one without is taken: older members
+// have none.
+func TestRecordWithPossession(t *testing.T) {
+	w := newWorld(t)
+	k, err := DrawTunnelKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name  string
+		proof []byte
+		want  error
+	}{
+		{"none", nil, nil},
+		{"its own", k.Prove(w.joined.ID()), nil},
+		{"of another member", k.Prove(w.founder.ID()), ErrForbidden},
+		{"junk", bytes.Repeat([]byte{1}, PossessionSize), ErrForbidden},
+	} {
+		r := testRecord(w.joined.Hash)
+		r.Key, r.Possession = k.Public, tt.proof
+		parsed := must(ParseRecord(must(r.Sign(key("node")))(t)))(t)
+		if err := parsed.Verify(w.joined, nil); !errors.Is(err, tt.want) {
+			t.Errorf("proof %s: %v, want %v", tt.name, err, tt.want)
+		}
+	}
+	r := testRecord(w.joined.Hash)
+	r.Possession = []byte{1}
+	if _, err := r.Sign(key("node")); !errors.Is(err, ErrMalformed) {
+		t.Errorf("a proof of one byte: %v", err)
 	}
 }
 

@@ -86,6 +86,7 @@ type Record struct {
 	Left         bool          // the member has left; its leases are released
 	Uptime       time.Duration // of the daemon, when it signed this; in seconds
 	Keys         Generations   // of the gossip key
+	Possession   []byte        // of the private half of Key, see [CheckPossession]; empty: not shown
 	env          envelope
 }
 
@@ -110,6 +111,7 @@ type recordBody struct {
 	Uptime       uint64            `cbor:"12,keyasint,omitempty"` // seconds
 	NewestKey    uint64            `cbor:"13,keyasint,omitempty"`
 	SendsKey     uint64            `cbor:"14,keyasint,omitempty"`
+	Possession   []byte            `cbor:"15,keyasint,omitempty"`
 }
 
 type leaseBody struct {
@@ -136,7 +138,7 @@ func (r *Record) Sign(identity ed25519.PrivateKey) ([]byte, error) {
 	b := recordBody{
 		Epoch: r.Version.Epoch, Seq: r.Version.Seq, Certificate: r.Certificate, Nonce: r.Nonce, Key: r.Key,
 		Endpoints: r.Endpoints, Labels: r.Labels, Capabilities: r.Capabilities, Suites: r.Suites, Left: r.Left,
-		Uptime: uint64(r.Uptime / time.Second), NewestKey: r.Keys.Newest, SendsKey: r.Keys.Sends,
+		Uptime: uint64(r.Uptime / time.Second), NewestKey: r.Keys.Newest, SendsKey: r.Keys.Sends, Possession: r.Possession,
 	}
 	for _, l := range r.Leases {
 		l.Since = l.Since.Truncate(time.Second)
@@ -163,7 +165,7 @@ func ParseRecord(raw []byte) (*Record, error) {
 		Object: e.Object, Version: mesh.Version{Epoch: b.Epoch, Seq: b.Seq}, Certificate: b.Certificate,
 		Nonce: b.Nonce, Key: b.Key, Endpoints: b.Endpoints, Labels: b.Labels,
 		Capabilities: b.Capabilities, Suites: b.Suites, Left: b.Left,
-		Uptime: time.Duration(min(b.Uptime, uint64(maxLife/time.Second))) * time.Second, Keys: Generations{b.NewestKey, b.SendsKey}, env: e,
+		Uptime: time.Duration(min(b.Uptime, uint64(maxLife/time.Second))) * time.Second, Keys: Generations{b.NewestKey, b.SendsKey}, Possession: b.Possession, env: e,
 	}
 	for _, l := range b.Leases {
 		r.Leases = append(r.Leases, mesh.Lease(l))
@@ -183,6 +185,9 @@ func (r *Record) Verify(cert *Certificate, ranges []netip.Prefix) error {
 	}
 	if err := r.env.verify(cert.Identity); err != nil {
 		return fmt.Errorf("record: %w", err)
+	}
+	if len(r.Possession) > 0 && !CheckPossession(cert.ID(), r.Key, r.Possession) {
+		return fmt.Errorf("record: %w: the tunnel key is not its member's", ErrForbidden)
 	}
 	for _, l := range r.Leases {
 		if !cert.Rights.Permit(l.Prefixes) {
@@ -213,6 +218,8 @@ func (r *Record) check() error {
 		return fmt.Errorf("%w: sends with gossip key %d, and %d is its newest", ErrMalformed, r.Keys.Sends, r.Keys.Newest)
 	case r.Key.IsZero():
 		return fmt.Errorf("%w: no tunnel key", ErrMalformed)
+	case len(r.Possession) != 0 && len(r.Possession) != PossessionSize:
+		return fmt.Errorf("%w: proof of the tunnel key of %d bytes, not %d", ErrMalformed, len(r.Possession), PossessionSize)
 	case len(r.Endpoints) > MaxEndpoints:
 		return fmt.Errorf("%w: %d endpoints, at most %d", ErrMalformed, len(r.Endpoints), MaxEndpoints)
 	case len(r.Leases) > maxLeases:

@@ -124,12 +124,14 @@ func (p *Plan) addLease(view *mesh.View, l mesh.Lease) {
 }
 
 // addPeers gives every other member a tunnel. Two members with one tunnel key or
-// one control address cannot both have it: the senior one does, since the other
-// has copied what is public.
+// one control address cannot both have it: the one does that has proved to have the
+// key's private half, or the senior one if neither has, since the other has copied
+// what is public.
 func (p *Plan) addPeers(view *mesh.View, self mesh.Node) {
 	members := slices.Clone(view.Nodes)
 	slices.SortFunc(members, func(a, b mesh.Node) int {
-		return cmp.Or(a.Admitted.Compare(b.Admitted), a.ID.Compare(b.ID))
+		unproven := func(n mesh.Node) int { return map[bool]int{false: 1}[n.Proven] }
+		return cmp.Or(unproven(a)-unproven(b), a.Admitted.Compare(b.Admitted), a.ID.Compare(b.ID))
 	})
 	keys := map[mesh.Key]mesh.NodeID{self.Key: self.ID}
 	controls := map[netip.Addr]mesh.NodeID{self.Control: self.ID}

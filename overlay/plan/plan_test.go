@@ -74,6 +74,29 @@ func TestBuild(t *testing.T) {
 	}
 }
 
+// Whoever has proved to have the private half of a tunnel key has it, also where an
+// older member shows it.
+func TestProvenKey(t *testing.T) {
+	for _, tt := range []struct {
+		name            string
+		senior, junior  bool // has proved it
+		want, complains int
+	}{
+		{"neither", false, false, 2, 1},
+		{"the senior", true, false, 2, 1},
+		{"the junior", false, true, 3, 1},
+		{"both, which cannot be", true, true, 2, 1},
+	} {
+		self, senior, junior := node(1, "alpha", 17, mesh.Held), node(2, "beta", 80, mesh.Held), node(3, "gamma", 81, mesh.Held)
+		senior.Admitted = junior.Admitted.Add(-time.Hour)
+		senior.Key, senior.Proven, junior.Proven = junior.Key, tt.senior, tt.junior
+		p := plan.Build(view(mesh.Ready, self, senior, junior), plan.Options{Link: "mesh0", MTU: 1420})
+		if len(p.Tunnel.Peers) != 1 || p.Tunnel.Peers[0].ID[0] != byte(tt.want) || len(p.Health) != tt.complains {
+			t.Errorf("%s has proved it: peers %v, health %v", tt.name, p.Tunnel.Peers, p.Health)
+		}
+	}
+}
+
 // AES takes the word of both nodes, each signed; the order in which they list
 // their suites says nothing.
 func TestSuite(t *testing.T) {

@@ -327,17 +327,15 @@ func (m *Machine) takeInitiation(now time.Time, s *suite, at *end, msg []byte, f
 	return p.answer(now, &r, from)
 }
 
-// peer is the one that has a key, or had it until a moment ago.
+// peer is the one that had a key until a moment ago, or has it. In this order, since
+// one that shows another's former key has copied it.
 func (m *Machine) peer(now time.Time, key mesh.Key) *peer {
-	if p := m.peers[key]; p != nil {
-		return p
-	}
 	for _, p := range m.order {
 		if p.former == key && now.Before(p.formerEnds) {
 			return p
 		}
 	}
-	return nil
+	return m.peers[key]
 }
 
 func (m *Machine) takeResponse(now time.Time, s *suite, msg []byte, from netip.AddrPort) error {
