@@ -8,9 +8,9 @@
 //	  │                                      same: 0   │  that is all; or
 //	  │      differ: 1 │ keys it has │ keys it refused │
 //	  │◄───────────────────────────────────────────────┤
-//	  │ keys it wants │ objects that the other lacks   │
+//	  │ keys it wants │ keys it gives │ their objects  │
 //	  ├───────────────────────────────────────────────►│
-//	  │                          objects it asked for  │
+//	  │                           objects it asked for │
 //	  │◄───────────────────────────────────────────────┤
 //
 // It decides nothing of what is believed. It listens on this node's control address,
@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"meshd/mesh"
+	"meshd/mesh/trust"
 )
 
 // Both ends of a stream have a fixed port. Where the kernel is the network, both are
@@ -41,8 +42,11 @@ const (
 
 // Objects is what one node believes. Its methods are called from any goroutine.
 type Objects interface {
-	// Set is everything that may be told.
+	// Set is what may be told.
 	Set() *Set
+	// Get gives objects by their hashes, each after what it rests on. What is not
+	// there any more is left out.
+	Get(ctx context.Context, hashes []trust.Hash) ([][]byte, error)
 	// Put takes in what a member sent, and returns when that is decided about. whole
 	// says that nothing which the member has is lacking now.
 	Put(ctx context.Context, objects [][]byte, whole bool) error
@@ -262,7 +266,16 @@ func (e *Exchange) ask(ctx context.Context, self, to netip.Addr) (outcome, error
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	return ask(conn, e.objects.Set(), &e.past)
+	return ask(conn, e.objects.Set(), e.getter(ctx), &e.past)
+}
+
+func (e *Exchange) getter(ctx context.Context) getter {
+	return func(hashes []trust.Hash) ([][]byte, error) {
+		if len(hashes) == 0 {
+			return nil, nil
+		}
+		return e.objects.Get(ctx, hashes)
+	}
 }
 
 // take takes in what an exchange has brought.
@@ -270,9 +283,7 @@ func (e *Exchange) take(ctx context.Context, p *peer, out outcome) error {
 	if err := e.objects.Put(ctx, out.got, out.whole); err != nil {
 		return err
 	}
-	if len(out.got) > 0 {
-		e.past.note(out.got)
-	}
+	e.past.note(out.named, out.got)
 	e.mu.Lock()
 	e.schedule.met(time.Now(), p, len(out.got)+out.sent > 0)
 	e.mu.Unlock()
@@ -363,7 +374,7 @@ func (e *Exchange) serve(ctx context.Context, conn net.Conn, p *peer) error {
 	if err := conn.SetReadDeadline(time.Now().Add(helloWait)); err != nil {
 		return err
 	}
-	out, err := answer(patient{conn}, e.objects.Set(), &e.past)
+	out, err := answer(patient{conn}, e.objects.Set(), e.getter(ctx), &e.past)
 	if err != nil {
 		return err
 	}

@@ -27,16 +27,26 @@ type refusal struct {
 	pause time.Duration
 }
 
-// note remembers what came.
-func (m *memory) note(objects [][]byte) {
+// note remembers which of the named objects came. What was named and did not come
+// may still come from another.
+func (m *memory) note(named []uint64, objects [][]byte) {
+	if len(objects) == 0 {
+		return
+	}
+	came := make(map[uint64]bool, len(objects))
+	for _, o := range objects {
+		came[keyOf(o)] = true
+	}
 	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.past == nil || len(m.past)+len(objects) > maxRefusals {
-		m.past = map[uint64]refusal{}
-	}
-	for _, o := range objects[:min(len(objects), maxRefusals)] {
-		k := Key(o)
+	for _, k := range named {
+		if !came[k] {
+			continue
+		}
+		if m.past == nil || len(m.past) >= maxRefusals {
+			m.past = map[uint64]refusal{}
+		}
 		pause := min(max(2*m.past[k].pause, firstRefusal), lastRefusal)
 		m.past[k] = refusal{now.Add(pause), pause}
 	}
@@ -68,8 +78,8 @@ func (m *memory) refused(own *Set) []uint64 {
 
 // forgetLocked forgets what is believed by now.
 func (m *memory) forgetLocked(own *Set) {
-	if len(m.past) > 0 {
-		believed := index(own.keys)
-		maps.DeleteFunc(m.past, func(k uint64, _ refusal) bool { return believed[k] })
-	}
+	maps.DeleteFunc(m.past, func(k uint64, _ refusal) bool {
+		_, believed := own.hashes[k]
+		return believed
+	})
 }

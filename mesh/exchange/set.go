@@ -3,78 +3,77 @@ package exchange
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"slices"
 
 	"meshd/mesh/trust"
 )
 
-// Key is what stands for an object in a digest and on the wire: the first 8 bytes
-// of its SHA-256. Admissions of one certificate have one key in common: of many
-// witnesses each node keeps the first few that it heard, and one is enough.
+// Set is what one node says that it has: the objects on which all nodes agree that
+// have heard the same. It is immutable.
 //
-// It is short, so whoever signs may make two objects of one key; only those of its
-// own suffer by that.
-func Key(object []byte) uint64 {
-	if kind, err := trust.KindOf(object); err == nil && kind == trust.KindAdmission {
-		if a, err := trust.ParseAdmission(object); err == nil {
-			sum := sha256.Sum256(append([]byte("meshd admitted\x00"), a.Certificate[:]...))
-			return binary.BigEndian.Uint64(sum[:])
-		}
-	}
-	sum := sha256.Sum256(object)
-	return binary.BigEndian.Uint64(sum[:])
-}
-
-// Set is everything that a node believes at one moment, in an order in which each
-// object can be decided at once. It is immutable.
+// An object is known by the first 8 bytes of its SHA-256. That is short, so whoever
+// signs may make two of one key; only those of its own suffer by that.
 type Set struct {
-	digest  uint64
-	keys    []uint64 // different ones, in the order of the objects
-	of      []uint64 // the key of each object
-	objects [][]byte
+	digest uint64
+	keys   []uint64 // in the order of NewSet
+	hashes map[uint64]trust.Hash
 }
 
-// NewSet makes a set of objects and their keys. The set keeps both.
-func NewSet(objects [][]byte, keys []uint64) *Set {
-	s := &Set{of: keys, objects: objects, keys: make([]uint64, 0, len(keys))}
-	seen := make(map[uint64]bool, len(keys))
-	for _, k := range keys {
-		if !seen[k] {
-			seen[k] = true
-			s.keys = append(s.keys, k)
+// NewSet makes the set of the objects with these hashes.
+func NewSet(hashes []trust.Hash) *Set {
+	s := &Set{keys: make([]uint64, 0, len(hashes)), hashes: make(map[uint64]trust.Hash, len(hashes))}
+	for _, h := range hashes {
+		k := binary.BigEndian.Uint64(h[:])
+		if _, twice := s.hashes[k]; !twice {
+			s.keys, s.hashes[k] = append(s.keys, k), h
 			s.digest ^= k
 		}
 	}
 	return s
 }
 
-// Digest tells sets apart: the exclusive or of their keys.
+// Digest tells sets apart: the exclusive or of the keys.
 func (s *Set) Digest() uint64 { return s.digest }
 
-// Objects lists all, in order. It must not be changed.
-func (s *Set) Objects() [][]byte { return s.objects }
-
-// pick gives the objects whose keys are wanted, in order.
-func (s *Set) pick(wanted func(uint64) bool) [][]byte {
-	var out [][]byte
-	for i, o := range s.objects {
-		if wanted(s.of[i]) {
-			out = append(out, o)
+// named gives the hashes of those keys that the set has.
+func (s *Set) named(keys []uint64) []trust.Hash {
+	var out []trust.Hash
+	for _, k := range keys {
+		if h, ok := s.hashes[k]; ok {
+			out = append(out, h)
 		}
 	}
 	return out
 }
 
-// lacking lists those of keys that the set has not, in their order.
-func (s *Set) lacking(keys []uint64) []uint64 {
-	own := index(s.keys)
-	return slices.DeleteFunc(slices.Clone(keys), func(k uint64) bool { return own[k] })
+// without lists the keys of the set that are not among others.
+func (s *Set) without(others ...[]uint64) []uint64 {
+	has := map[uint64]bool{}
+	for _, keys := range others {
+		for _, k := range keys {
+			has[k] = true
+		}
+	}
+	var out []uint64
+	for _, k := range s.keys {
+		if !has[k] {
+			out = append(out, k)
+		}
+	}
+	return out
 }
 
-func index(keys []uint64) map[uint64]bool {
-	m := make(map[uint64]bool, len(keys))
+// lacking lists those of keys that the set has not.
+func (s *Set) lacking(keys []uint64) []uint64 {
+	var out []uint64
 	for _, k := range keys {
-		m[k] = true
+		if _, ok := s.hashes[k]; !ok {
+			out = append(out, k)
+		}
 	}
-	return m
+	return out
+}
+
+func keyOf(object []byte) uint64 {
+	sum := sha256.Sum256(object)
+	return binary.BigEndian.Uint64(sum[:])
 }

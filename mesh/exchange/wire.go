@@ -13,6 +13,8 @@ import (
 const (
 	// maxKeys bounds one list: 2000 members with 4 objects each, and as many again.
 	maxKeys = 16 << 10
+	// maxObjects is the same of objects, which bring with them what they rest on.
+	maxObjects = 2 * maxKeys
 	// maxBytes bounds the objects that one exchange brings each way: those of 2000
 	// members weigh 1.5 MB. What does not fit is for the next one.
 	maxBytes = 2 << 20
@@ -31,12 +33,16 @@ var errMalformed = errors.New("malformed exchange")
 // outcome is what an exchange has brought.
 type outcome struct {
 	got   [][]byte
-	sent  int  // objects
-	whole bool // nothing that the other has is lacking here, but for what was refused before
+	named []uint64 // keys of those that were to come, without what they rest on
+	sent  int      // objects
+	whole bool     // nothing that the other has is lacking here, but for what was refused before
 }
 
+// getter gives objects by their hashes, each after what it rests on.
+type getter func(hashes []trust.Hash) ([][]byte, error)
+
 // ask is the asking side of an exchange.
-func ask(conn io.ReadWriter, own *Set, past *memory) (outcome, error) {
+func ask(conn io.ReadWriter, own *Set, get getter, past *memory) (outcome, error) {
 	hello := binary.BigEndian.AppendUint64(append([]byte(magic), version), own.digest)
 	if _, err := conn.Write(hello); err != nil {
 		return outcome{}, err
@@ -59,18 +65,21 @@ func ask(conn io.ReadWriter, own *Set, past *memory) (outcome, error) {
 	if err != nil {
 		return outcome{}, err
 	}
-	has := index(append(theirs, refused...))
-	out := appendKeys(nil, past.worth(own, own.lacking(theirs)))
-	out, sent, all := appendObjects(out, own.pick(func(k uint64) bool { return !has[k] }), maxBytes)
+	wants, gives := past.worth(own, own.lacking(theirs)), own.without(theirs, refused)
+	objects, err := get(own.named(gives))
+	if err != nil {
+		return outcome{}, err
+	}
+	out, sent := appendObjects(appendKeys(appendKeys(nil, wants), gives), objects, maxBytes)
 	if _, err := conn.Write(out); err != nil {
 		return outcome{}, err
 	}
 	got, whole, err := readObjects(r)
-	return outcome{got, sent, whole && all}, err
+	return outcome{got, wants, sent, whole}, err
 }
 
 // answer is the other side. One that is refused is not answered.
-func answer(conn io.ReadWriter, own *Set, past *memory) (outcome, error) {
+func answer(conn io.ReadWriter, own *Set, get getter, past *memory) (outcome, error) {
 	r := bufio.NewReader(conn)
 	var hello [len(magic) + 1 + 8]byte
 	if _, err := io.ReadFull(r, hello[:]); err != nil {
@@ -90,14 +99,21 @@ func answer(conn io.ReadWriter, own *Set, past *memory) (outcome, error) {
 	if err != nil {
 		return outcome{}, err
 	}
+	given, err := readKeys(r)
+	if err != nil {
+		return outcome{}, err
+	}
 	got, whole, err := readObjects(r)
 	if err != nil {
 		return outcome{}, err
 	}
-	wants := index(wanted)
-	out, sent, all := appendObjects(nil, own.pick(func(k uint64) bool { return wants[k] }), maxBytes)
+	objects, err := get(own.named(wanted))
+	if err != nil {
+		return outcome{}, err
+	}
+	out, sent := appendObjects(nil, objects, maxBytes)
 	_, err = conn.Write(out)
-	return outcome{got, sent, whole && all}, err
+	return outcome{got, given, sent, whole}, err
 }
 
 // appendKeys writes a list of keys, as many as a list may have.
@@ -132,23 +148,22 @@ func readKeys(r io.Reader) ([]uint64, error) {
 	return keys, nil
 }
 
-// appendObjects writes as many of the objects, from the first on, as fit, and tells
-// how many, and whether that is all.
-func appendObjects(out []byte, objects [][]byte, most int) (_ []byte, sent int, all bool) {
+// appendObjects writes as many of the objects, from the first on, as fit, then
+// whether that is all of them, and tells how many.
+func appendObjects(out []byte, objects [][]byte, most int) (_ []byte, sent int) {
 	for _, o := range objects {
-		if most -= 2 + len(o); most < 0 {
+		if most -= 2 + len(o); most < 0 || sent == maxObjects {
 			break
 		}
 		out = binary.BigEndian.AppendUint16(out, uint16(len(o)))
 		out = append(out, o...)
 		sent++
 	}
-	all = sent == len(objects)
 	out = binary.BigEndian.AppendUint16(out, 0)
-	if all {
-		return append(out, 1), sent, all
+	if sent == len(objects) {
+		return append(out, 1), sent
 	}
-	return append(out, 0), sent, all
+	return append(out, 0), sent
 }
 
 // readObjects reads what appendObjects has written.
@@ -162,7 +177,7 @@ func readObjects(r io.Reader) (objects [][]byte, all bool, err error) {
 		if n == 0 {
 			break
 		}
-		if room -= 2 + n; n > trust.MaxObject || room < 0 || len(objects) == maxKeys {
+		if room -= 2 + n; n > trust.MaxObject || room < 0 || len(objects) == maxObjects {
 			return nil, false, fmt.Errorf("%w: object %d has %d bytes", errMalformed, len(objects), n)
 		}
 		object := make([]byte, n)

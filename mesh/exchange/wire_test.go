@@ -2,7 +2,7 @@ package exchange
 
 import (
 	"bytes"
-	"crypto/ed25519"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,22 +11,35 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"meshd/mesh/trust"
 )
 
-// setOf makes a set of texts.
-func setOf(texts ...string) *Set {
-	var objects [][]byte
-	var keys []uint64
-	for _, t := range texts {
-		objects, keys = append(objects, []byte(t)), append(keys, Key([]byte(t)))
+// texts are what a node has. One that begins with "on " rests on the text after
+// that, which is not among what nodes compare.
+type texts []string
+
+func (s texts) set() *Set {
+	var hashes []trust.Hash
+	for _, t := range s {
+		hashes = append(hashes, sha256.Sum256([]byte(t)))
 	}
-	return NewSet(objects, keys)
+	return NewSet(hashes)
 }
 
-// texts lists what an exchange has brought.
+func (s texts) get(hashes []trust.Hash) (out [][]byte, err error) {
+	for _, t := range s {
+		if slices.Contains(hashes, trust.Hash(sha256.Sum256([]byte(t)))) {
+			if below, ok := strings.CutPrefix(t, "on "); ok {
+				out = append(out, []byte(below))
+			}
+			out = append(out, []byte(t))
+		}
+	}
+	return out, nil
+}
+
+// texts is what an exchange has brought.
 func (o outcome) texts() string { return string(bytes.Join(o.got, []byte(" "))) }
 
 // wire is one end of a stream that counts.
@@ -42,18 +55,18 @@ func (w *wire) Write(b []byte) (int, error) {
 }
 
 // between has two nodes exchange, and gives what each got and said.
-func between(t *testing.T, a, b *Set, ofA, ofB *memory) (asked, answered outcome, bytes [2]int) {
+func between(t *testing.T, a, b texts, ofA, ofB *memory) (asked, answered outcome, bytes [2]int) {
 	t.Helper()
 	near, far := net.Pipe()
 	asker, other := &wire{Conn: near}, &wire{Conn: far}
 	done := make(chan error, 1)
 	go func() {
 		var err error
-		answered, err = answer(other, b, ofB)
+		answered, err = answer(other, b.set(), b.get, ofB)
 		_ = far.Close()
 		done <- err
 	}()
-	asked, err := ask(asker, a, ofA)
+	asked, err := ask(asker, a.set(), a.get, ofA)
 	_ = near.Close()
 	if err := errors.Join(err, <-done); err != nil {
 		t.Fatal(err)
@@ -72,13 +85,13 @@ func TestExchange(t *testing.T) {
 		{"same", "x y", "x y", "", "", 0, 13, 1},
 		{"same in another order", "x y", "y x", "", "", 0, 13, 1},
 		{"nothing", "", "", "", "", 0, 13, 1},
-		{"the asker lacks", "x", "x y z", "y z", "", 0, 13 + 4 + 16 + 3, 1 + 4 + 24 + 4 + 2*3 + 3},
-		{"the other lacks", "x y z", "y", "", "x z", 2, 13 + 4 + 2*3 + 3, 1 + 4 + 8 + 4 + 3},
-		{"both lack", "x y", "y z", "z", "x", 1, 13 + 4 + 8 + 3 + 3, 1 + 4 + 16 + 4 + 3 + 3},
-		{"one is new", "", "x y", "x y", "", 0, 13 + 4 + 16 + 3, 1 + 4 + 16 + 4 + 2*3 + 3},
+		{"the asker lacks", "x", "x y z", "y z", "", 0, 13 + 4 + 16 + 4 + 3, 1 + 4 + 24 + 4 + 2*3 + 3},
+		{"the other lacks", "x y z", "y", "", "x z", 2, 13 + 4 + 4 + 16 + 2*3 + 3, 1 + 4 + 8 + 4 + 3},
+		{"both lack", "x y", "y z", "z", "x", 1, 13 + 4 + 8 + 4 + 8 + 3 + 3, 1 + 4 + 16 + 4 + 3 + 3},
+		{"one is new", "", "x y", "x y", "", 0, 13 + 4 + 16 + 4 + 3, 1 + 4 + 16 + 4 + 2*3 + 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			asked, answered, said := between(t, setOf(strings.Fields(c.a)...), setOf(strings.Fields(c.b)...), new(memory), new(memory))
+			asked, answered, said := between(t, strings.Fields(c.a), strings.Fields(c.b), new(memory), new(memory))
 			if asked.texts() != c.toA || answered.texts() != c.toB {
 				t.Errorf("the asker got %q and the other %q, want %q and %q", asked.texts(), answered.texts(), c.toA, c.toB)
 			}
@@ -106,7 +119,7 @@ func TestExchangeOfMuch(t *testing.T) {
 				have = append(have, o)
 			}
 		}
-		asked, _, said := between(t, setOf(have...), setOf(all...), new(memory), new(memory))
+		asked, _, said := between(t, have, all, new(memory), new(memory))
 		if most := maxBytes + 1 + 4 + 8*len(all) + 4 + 3; said[1] > most {
 			t.Fatalf("%d bytes in one exchange, want at most %d", said[1], most)
 		}
@@ -127,11 +140,11 @@ func TestExchangeOfMuch(t *testing.T) {
 
 // What one of two does not believe is carried once, not with each exchange.
 func TestExchangeOfTheRefused(t *testing.T) {
-	a, b := setOf("x", "bad for b"), setOf("x", "bad for a")
+	a, b := texts{"x", "bad for b"}, texts{"x", "bad for a"}
 	var ofA, ofB memory
 	asked, answered, _ := between(t, a, b, &ofA, &ofB)
-	ofA.note(asked.got)
-	ofB.note(answered.got)
+	ofA.note(asked.named, asked.got)
+	ofB.note(answered.named, answered.got)
 	if asked.texts() != "bad for a" || answered.texts() != "bad for b" {
 		t.Fatalf("first they got %q and %q", asked.texts(), answered.texts())
 	}
@@ -140,31 +153,26 @@ func TestExchangeOfTheRefused(t *testing.T) {
 		t.Errorf("then they got %q and %q", asked.texts(), answered.texts())
 	}
 	// One that is believed by now is told to others as any other.
-	if later := setOf("x", "bad for a", "bad for b"); len(ofA.refused(later)) != 0 {
+	if later := (texts{"x", "bad for a", "bad for b"}); len(ofA.refused(later.set())) != 0 {
 		t.Error("what is believed counts as refused")
 	}
 }
 
-// Two nodes that heard different witnesses have the same to say; one that heard none
-// gets them all.
-func TestAdmissionsAreAlike(t *testing.T) {
-	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
-	admission := func(of, by byte) []byte {
-		a := trust.Admission{Certificate: trust.Hash{of}, Admitter: trust.Hash{by}, Seen: time.Unix(1, 0)}
-		return a.Sign(key)
+// Who names what it does not bring cannot keep it from coming from another.
+func TestNamedAndNotBrought(t *testing.T) {
+	var m memory
+	m.note([]uint64{keyOf([]byte("x")), keyOf([]byte("y"))}, [][]byte{[]byte("y"), []byte("z")})
+	own := texts{}.set()
+	if got := m.refused(own); len(got) != 1 || got[0] != keyOf([]byte("y")) {
+		t.Errorf("%x count as refused, want only what was named and came", got)
 	}
-	one, two, other := admission(1, 1), admission(1, 2), admission(2, 1)
-	if Key(one) != Key(two) || Key(one) == Key(other) {
-		t.Errorf("keys %x, %x of one certificate, %x of another", Key(one), Key(two), Key(other))
-	}
-	a := NewSet([][]byte{one}, []uint64{Key(one)})
-	b := NewSet([][]byte{two, one}, []uint64{Key(two), Key(one)})
-	if a.Digest() != b.Digest() {
-		t.Error("the digests differ")
-	}
-	asked, _, _ := between(t, setOf(), b, new(memory), new(memory))
-	if len(asked.got) != 2 || !bytes.Equal(asked.got[0], two) {
-		t.Errorf("got %d admissions, want both, in order", len(asked.got))
+}
+
+// What an object rests on comes with it, and before it.
+func TestWhatItRestsOn(t *testing.T) {
+	asked, answered, _ := between(t, texts{"on a"}, texts{"on b"}, new(memory), new(memory))
+	if asked.texts() != "b on b" || answered.texts() != "a on a" {
+		t.Errorf("they got %q and %q", asked.texts(), answered.texts())
 	}
 }
 
@@ -174,12 +182,12 @@ func hello(digest uint64) []byte {
 }
 
 func TestMalformed(t *testing.T) {
-	own := setOf("x", "y")
+	own := texts{"x", "y"}
 	long := binary.BigEndian.AppendUint32(nil, maxKeys+1)
 	none := make([]byte, 4)
 	object := func(n int) []byte { return binary.BigEndian.AppendUint16(nil, uint16(n)) }
-	many := append(slices.Clone(none), bytes.Repeat([]byte{0, 1, 'x'}, maxKeys+1)...)
-	heavy := append(slices.Clone(none), bytes.Repeat(append(object(trust.MaxObject), make([]byte, trust.MaxObject)...), maxBytes/trust.MaxObject)...)
+	many := bytes.Repeat([]byte{0, 1, 'x'}, maxObjects+1)
+	heavy := append([]byte(nil), bytes.Repeat(append(object(trust.MaxObject), make([]byte, trust.MaxObject)...), maxBytes/trust.MaxObject)...)
 	for name, said := range map[string][]byte{
 		"nothing":              nil,
 		"cut hello":            hello(1)[:12],
@@ -188,16 +196,17 @@ func TestMalformed(t *testing.T) {
 		"no keys":              hello(1),
 		"too many keys":        append(hello(1), long...),
 		"fewer keys than said": append(hello(1), 0, 0, 0, 2, 1, 2, 3),
-		"no objects":           append(hello(1), none...),
-		"too large an object":  slices.Concat(hello(1), none, object(trust.MaxObject+1), make([]byte, trust.MaxObject+1)),
-		"cut object":           slices.Concat(hello(1), none, object(9), []byte("cut")),
-		"no end":               slices.Concat(hello(1), none, object(1), []byte("x")),
-		"cut end":              slices.Concat(hello(1), none, object(0)),
-		"too many objects":     append(hello(1), many...),
-		"too heavy":            slices.Concat(hello(1), heavy, object(0), []byte{1}),
+		"one list of keys":     append(hello(1), none...),
+		"no objects":           slices.Concat(hello(1), none, none),
+		"too large an object":  slices.Concat(hello(1), none, none, object(trust.MaxObject+1), make([]byte, trust.MaxObject+1)),
+		"cut object":           slices.Concat(hello(1), none, none, object(9), []byte("cut")),
+		"no end":               slices.Concat(hello(1), none, none, object(1), []byte("x")),
+		"cut end":              slices.Concat(hello(1), none, none, object(0)),
+		"too many objects":     slices.Concat(hello(1), none, none, many),
+		"too heavy":            slices.Concat(hello(1), none, none, heavy, object(0), []byte{1}),
 	} {
 		t.Run("asker says "+name, func(t *testing.T) {
-			if out, err := answer(script{bytes.NewReader(said), new(bytes.Buffer)}, own, new(memory)); err == nil || len(out.got) > 0 {
+			if out, err := answer(script{bytes.NewReader(said), new(bytes.Buffer)}, own.set(), own.get, new(memory)); err == nil || len(out.got) > 0 {
 				t.Errorf("got %d objects, error %v", len(out.got), err)
 			}
 		})
@@ -209,10 +218,10 @@ func TestMalformed(t *testing.T) {
 		"no refused keys": append([]byte{differ}, none...),
 		"too many keys":   append([]byte{differ}, long...),
 		"no objects":      slices.Concat([]byte{differ}, none, none),
-		"too heavy":       slices.Concat([]byte{differ}, none, heavy, object(0), []byte{1}),
+		"too heavy":       slices.Concat([]byte{differ}, none, none, heavy, object(0), []byte{1}),
 	} {
 		t.Run("other says "+name, func(t *testing.T) {
-			if out, err := ask(script{bytes.NewReader(said), new(bytes.Buffer)}, own, new(memory)); err == nil || len(out.got) > 0 {
+			if out, err := ask(script{bytes.NewReader(said), new(bytes.Buffer)}, own.set(), own.get, new(memory)); err == nil || len(out.got) > 0 {
 				t.Errorf("got %d objects, error %v", len(out.got), err)
 			}
 		})
@@ -223,7 +232,7 @@ func TestMalformed(t *testing.T) {
 func TestNoAnswerToJunk(t *testing.T) {
 	for _, said := range []string{"", "\x00", "GET / HTTP/1.1\r\n\r\n", "mshX", "mshX\x02--------", "mshP\x01--------"} {
 		heard := new(bytes.Buffer)
-		if _, err := answer(script{strings.NewReader(said), heard}, setOf("secret"), new(memory)); err == nil || heard.Len() > 0 {
+		if _, err := answer(script{strings.NewReader(said), heard}, texts{"secret"}.set(), nil, new(memory)); err == nil || heard.Len() > 0 {
 			t.Errorf("%q is answered with %q, error %v", said, heard, err)
 		}
 	}
@@ -237,24 +246,24 @@ type script struct {
 
 // Whatever an asker says, nothing breaks, and what is taken in is bounded.
 func FuzzAnswer(f *testing.F) {
-	own := setOf("x", "y")
-	f.Add(hello(own.digest))
-	f.Add(slices.Concat(hello(1), appendKeys(nil, own.keys), []byte{0, 1, 'z', 0, 0, 1}))
+	own := texts{"x", "y"}
+	f.Add(hello(own.set().digest))
+	f.Add(slices.Concat(hello(1), appendKeys(nil, own.set().keys), appendKeys(nil, []uint64{7}), []byte{0, 1, 'z', 0, 0, 1}))
 	f.Add(append(hello(1), 0xff, 0xff, 0xff, 0xff))
 	f.Fuzz(func(t *testing.T, said []byte) {
-		out, err := answer(script{bytes.NewReader(said), io.Discard}, own, new(memory))
+		out, err := answer(script{bytes.NewReader(said), io.Discard}, own.set(), own.get, new(memory))
 		checkOutcome(t, out, err, said)
 	})
 }
 
 // The same of who answers.
 func FuzzAsk(f *testing.F) {
-	own := setOf("x", "y")
+	own := texts{"x", "y"}
 	f.Add([]byte{same})
-	f.Add(slices.Concat([]byte{differ}, appendKeys(nil, []uint64{1, 2}), appendKeys(nil, own.keys), []byte{0, 1, 'z', 0, 0, 0}))
+	f.Add(slices.Concat([]byte{differ}, appendKeys(nil, []uint64{1, 2}), appendKeys(nil, own.set().keys), []byte{0, 1, 'z', 0, 0, 0}))
 	f.Add([]byte{differ, 0xff, 0xff, 0xff, 0xff})
 	f.Fuzz(func(t *testing.T, said []byte) {
-		out, err := ask(script{bytes.NewReader(said), io.Discard}, own, new(memory))
+		out, err := ask(script{bytes.NewReader(said), io.Discard}, own.set(), own.get, new(memory))
 		checkOutcome(t, out, err, said)
 	})
 }

@@ -38,7 +38,7 @@ type answer struct {
 
 // AckPayload implements [memberlist.PingDelegate].
 func (i *instance) AckPayload() []byte {
-	return binary.BigEndian.AppendUint64(nil, i.told.Load().Digest())
+	return binary.BigEndian.AppendUint64(nil, i.told.Load().set.Digest())
 }
 
 // NotifyPingComplete implements [memberlist.PingDelegate]. A version that sends
@@ -86,7 +86,7 @@ func (c *comparison) note(now time.Time, own, other uint64) (exchange bool) {
 
 // compare exchanges with whoever has another set for good.
 func (l *loop) compare(a answer) {
-	if l.inst == nil || l.left || !l.differs.note(time.Now(), l.told.Load().Digest(), a.digest) {
+	if l.inst == nil || l.left || !l.differs.note(time.Now(), l.told.Load().set.Digest(), a.digest) {
 		return
 	}
 	l.exchange(a.name, a.at)

@@ -48,7 +48,8 @@ type Core interface {
 	Step(now time.Time) member.Output
 	Next() (time.Time, bool)
 	Table() [][]byte
-	Lookup(certificate trust.Hash) [][]byte
+	Settled() []trust.Hash
+	Lookup(hashes ...trust.Hash) [][]byte
 }
 
 // Store keeps what must survive. statedir.Dir is one.
@@ -125,14 +126,20 @@ type Gossip struct {
 	poke    chan struct{} // wish changed; capacity 1
 	leave   chan chan error
 	calls   chan call
-	stopped chan struct{}                // closed when Run returns
-	told    atomic.Pointer[exchange.Set] // what others are told
-	answers chan answer                  // digests of others; capacity 1
-	running atomic.Pointer[instance]     // what Run's loop uses, for tests to see
-	unsaved atomic.Pointer[error]        // why the state cannot be saved; nil: it can
+	stopped chan struct{}            // closed when Run returns
+	told    atomic.Pointer[told]     // what others are told
+	answers chan answer              // digests of others; capacity 1
+	running atomic.Pointer[instance] // what Run's loop uses, for tests to see
+	unsaved atomic.Pointer[error]    // why the state cannot be saved; nil: it can
 
 	mu   sync.Mutex
 	wish wish
+}
+
+// told is what others are told: it is saved. It is immutable.
+type told struct {
+	table [][]byte
+	set   *exchange.Set // of what is settled in the table
 }
 
 // wish is what callers have set, until Run takes it up.
@@ -163,7 +170,7 @@ func New(opt Options) (*Gossip, error) {
 		opt: opt, say: newLimiter(opt.Log), seals: seals, views: make(chan *mesh.View, 1), inbox: newInbox(),
 		moved: make(chan struct{}, 1), poke: make(chan struct{}, 1), leave: make(chan chan error), calls: make(chan call), answers: make(chan answer, 1), stopped: make(chan struct{}),
 	}
-	g.told.Store(exchange.NewSet(nil, nil))
+	g.told.Store(&told{set: exchange.NewSet(nil)})
 	return g, nil
 }
 

@@ -17,7 +17,6 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"meshd/mesh"
-	"meshd/mesh/exchange"
 	"meshd/mesh/trust"
 )
 
@@ -31,8 +30,8 @@ type instance struct {
 	address netip.AddrPort
 	list    *memberlist.Memberlist
 	inbox   *inbox
-	told    *atomic.Pointer[exchange.Set] // what others are told
-	answers chan<- answer                 // to our probes; capacity 1
+	told    *atomic.Pointer[told] // what others are told
+	answers chan<- answer         // to our probes; capacity 1
 	say     *limiter
 	ctx     context.Context // done when the instance is shut down
 	stop    context.CancelFunc
@@ -214,9 +213,9 @@ func (i *instance) NotifyMsg(raw []byte) {
 // gets the whole table.
 func (i *instance) LocalState(join bool) []byte {
 	if join {
-		return encodeState(i.name, i.told.Load().Objects())
+		return encodeState(i.name, i.told.Load().table)
 	}
-	return encodeDigest(i.name, i.told.Load().Digest())
+	return encodeDigest(i.name, i.told.Load().set.Digest())
 }
 
 // MergeRemoteState implements [memberlist.Delegate]. An exchange is worth a

@@ -17,6 +17,7 @@ import (
 	"meshd/mesh"
 	"meshd/mesh/exchange"
 	"meshd/mesh/registry"
+	"meshd/mesh/trust"
 )
 
 // loop is everything that Run's goroutine owns.
@@ -36,14 +37,14 @@ type loop struct {
 	admitted map[mesh.NodeID]bool // by the last view; not to be changed
 	others   int                  // members but us that have not left, by the last view
 
-	known   map[[sha256.Size]byte]uint64 // hashes of the table's objects, and their keys
-	seen    recent                       // objects that came, for relaying each once
-	taken   taken                        // what the core was given of late
+	known   map[[sha256.Size]byte]bool // hashes of the table's objects
+	seen    recent                     // objects that came, for relaying each once
+	taken   taken                      // what the core was given of late
 	updates updates
-	stale   bool // the set is
+	stale   bool // what others are told is
 
 	encodeAt time.Time // not before, however stale
-	urgent   bool      // the next set has what gossip may not bring to all
+	urgent   bool      // what they are told next has news that gossip may not bring to all
 	said     [][]byte  // our last few objects
 
 	book   *book
@@ -320,7 +321,17 @@ func (l *loop) takeAll(objects [][]byte, spread int) int {
 }
 
 // Set implements [exchange.Objects].
-func (l *loop) Set() *exchange.Set { return l.told.Load() }
+func (l *loop) Set() *exchange.Set { return l.told.Load().set }
+
+// Get implements [exchange.Objects].
+func (l *loop) Get(ctx context.Context, hashes []trust.Hash) (out [][]byte, err error) {
+	err = l.Do(ctx, func(time.Time) {
+		if l.saver.saved() { // else something might rest on what is not
+			out = l.opt.Core.Lookup(hashes...)
+		}
+	})
+	return out, err
+}
 
 // Put implements [exchange.Objects]. Others get their turn after each batch, and no
 // object waits in a queue.
@@ -343,7 +354,7 @@ func (l *loop) Put(ctx context.Context, objects [][]byte, whole bool) error {
 func (l *loop) take(object []byte) bool {
 	hash := sha256.Sum256(object)
 	now := time.Now()
-	if _, known := l.known[hash]; known || l.taken.has(hash, now) {
+	if l.known[hash] || l.taken.has(hash, now) {
 		return false
 	}
 	err := l.opt.Core.Receive(object)

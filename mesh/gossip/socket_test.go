@@ -85,7 +85,8 @@ func (c *talker) Use(time.Time, []string) error   { return nil }
 func (c *talker) SetInUse([]string)               {}
 func (c *talker) Next() (time.Time, bool)         { return time.Time{}, false }
 func (c *talker) Table() [][]byte                 { return nil }
-func (c *talker) Lookup(trust.Hash) [][]byte      { return nil }
+func (c *talker) Lookup(...trust.Hash) [][]byte   { return nil }
+func (c *talker) Settled() []trust.Hash           { return nil }
 
 type nowhere struct{}
 

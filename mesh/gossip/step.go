@@ -50,7 +50,7 @@ func (l *loop) speak(now time.Time) {
 	}
 	for _, o := range said {
 		if len(o) > trust.MaxBroadcast {
-			// It is in the set, and is fetched from there.
+			// It is in the table, and is fetched from there.
 			continue
 		}
 		if l.inst != nil {
@@ -78,28 +78,23 @@ func (l *loop) unheard() bool {
 	return len(heard) < l.others
 }
 
-// encodeEvery bounds how often the set is made anew, which takes a millisecond
+// encodeEvery bounds how often what others are told is made anew, which takes a millisecond
 // for 200 members, while objects come by the hundred, as when a large mesh
 // starts. An exchange may lack what came since; it is being broadcast.
 const encodeEvery = 250 * time.Millisecond
 
-// encode makes the set that others are told.
+// encode makes what others are told.
 func (l *loop) encode() {
 	table := l.opt.Core.Table()
-	known, keys := make(map[[sha256.Size]byte]uint64, len(table)), make([]uint64, len(table))
-	for i, o := range table {
-		h := sha256.Sum256(o)
-		key, ok := l.known[h]
-		if !ok {
-			key = exchange.Key(o)
-		}
-		known[h], keys[i] = key, key
+	known := make(map[[sha256.Size]byte]bool, len(table))
+	for _, o := range table {
+		known[sha256.Sum256(o)] = true
 	}
 	if !maps.Equal(known, l.known) {
 		l.saver.tableChanged = true
 	}
 	l.known, l.stale = known, false
-	l.told.Store(exchange.NewSet(table, keys))
+	l.told.Store(&told{table, exchange.NewSet(l.opt.Core.Settled())})
 	if l.urgent && l.inside != nil {
 		l.inside.Hurry()
 	}

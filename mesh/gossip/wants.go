@@ -149,17 +149,7 @@ func (l *loop) answer(m message) {
 	if l.inst == nil || m.from == l.inst.name {
 		return
 	}
-	var objects [][]byte
-	sent := map[string]bool{}
-	for _, h := range m.hashes {
-		for _, o := range l.opt.Core.Lookup(h) {
-			if !sent[string(o)] {
-				sent[string(o)] = true
-				objects = append(objects, o)
-			}
-		}
-	}
-	if len(objects) > 0 {
+	if objects := l.opt.Core.Lookup(m.hashes...); len(objects) > 0 {
 		l.send(m.from, encodeObjects(maxAnswer, objects...))
 	}
 }

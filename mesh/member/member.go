@@ -35,6 +35,7 @@ type Config struct {
 	Charter     []byte // newest known, signed
 	Certificate []byte // of this node, signed
 	TunnelKey   mesh.Key
+	Possession  []byte   // proves the tunnel key; empty: it cannot be proved
 	SealKey     [32]byte // private, opens what is sealed to this node
 	Keyring     Keyring
 	Nonce       uint64 // random per start
@@ -278,8 +279,13 @@ func (m *Member) Leave(now time.Time) {
 // Table lists all verified objects, for a whole exchange.
 func (m *Member) Table() [][]byte { return m.reg.Table() }
 
-// Lookup gives a certificate and what is needed to believe it, or nil.
-func (m *Member) Lookup(h trust.Hash) [][]byte { return m.reg.Lookup(h) }
+// Settled lists the objects on which all nodes agree that have heard the same, so
+// that a difference is worth an exchange.
+func (m *Member) Settled() []trust.Hash { return m.reg.Settled() }
+
+// Lookup gives the objects of these hashes, each after what is needed to believe it;
+// those that are unknown are left out.
+func (m *Member) Lookup(hashes ...trust.Hash) [][]byte { return m.reg.Lookup(hashes...) }
 
 // Next is the moment at which Step is due even if nothing happens.
 func (m *Member) Next() (time.Time, bool) {
@@ -406,7 +412,7 @@ func (m *Member) publish(now time.Time) {
 func (m *Member) newRecord() trust.Record {
 	return trust.Record{
 		Version: mesh.Version{Epoch: m.state.Epoch, Seq: m.seq + 1}, Certificate: m.cert.Hash,
-		Nonce: m.cfg.Nonce, Key: m.cfg.TunnelKey, Endpoints: m.endpoints,
+		Nonce: m.cfg.Nonce, Key: m.cfg.TunnelKey, Possession: m.cfg.Possession, Endpoints: m.endpoints,
 		Labels: m.cfg.Labels, Suites: m.cfg.Suites, Left: m.state.Left,
 	}
 }
