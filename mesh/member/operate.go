@@ -137,9 +137,11 @@ func (m *Member) RotateGossip(now time.Time, key []byte, grace time.Duration) er
 // Keyring gives a copy of the gossip keys.
 func (m *Member) Keyring() Keyring { return m.cfg.Keyring.Clone() }
 
-// SetTunnelKey says which key peers reach this node's tunnel with; it must be
-// durable before.
-func (m *Member) SetTunnelKey(key mesh.Key) { m.cfg.TunnelKey, m.dirty = key, true }
+// SetTunnelKey says which key peers reach this node's tunnel with, and proves it; it
+// must be durable before.
+func (m *Member) SetTunnelKey(key mesh.Key, possession []byte) {
+	m.cfg.TunnelKey, m.cfg.Possession, m.dirty = key, possession, true
+}
 
 // TunnelKey is the one that the next record tells.
 func (m *Member) TunnelKey() mesh.Key { return m.cfg.TunnelKey }

@@ -9,6 +9,7 @@ import (
 
 	"meshd/mesh"
 	"meshd/mesh/member"
+	"meshd/mesh/trust"
 )
 
 // The files' JSON. Byte strings are base64.
@@ -17,15 +18,35 @@ type keysFile struct {
 	Identity []byte `json:"identity"` // Ed25519 seed
 	Seal     []byte `json:"seal"`     // X25519
 	Tunnel   []byte `json:"tunnel"`   // X25519
+
+	// TunnelSeed was not there from the first day on.
+	TunnelSeed []byte `json:"tunnel_seed,omitempty"` // Ed25519
 }
 
-func (k Keys) file() keysFile { return keysFile{k.Identity.Seed(), k.Seal[:], k.Tunnel[:]} }
+func (k Keys) file() keysFile {
+	f := keysFile{Identity: k.Identity.Seed(), Seal: k.Seal[:], Tunnel: k.Tunnel[:]}
+	if k.TunnelSeed != (Secret{}) {
+		f.TunnelSeed = k.TunnelSeed[:]
+	}
+	return f
+}
 
 func (f keysFile) keys() (Keys, error) {
 	if len(f.Identity) != ed25519.SeedSize || len(f.Seal) != len(Secret{}) || len(f.Tunnel) != len(Secret{}) {
 		return Keys{}, fmt.Errorf("its keys have %d, %d and %d bytes", len(f.Identity), len(f.Seal), len(f.Tunnel))
 	}
-	return Keys{ed25519.NewKeyFromSeed(f.Identity), Secret(f.Seal), Secret(f.Tunnel)}, nil
+	k := Keys{Identity: ed25519.NewKeyFromSeed(f.Identity), Seal: Secret(f.Seal), Tunnel: Secret(f.Tunnel)}
+	if len(f.TunnelSeed) == 0 {
+		return k, nil
+	}
+	if len(f.TunnelSeed) != len(Secret{}) {
+		return Keys{}, fmt.Errorf("its tunnel seed has %d bytes", len(f.TunnelSeed))
+	}
+	key, err := trust.TunnelKeyOf([32]byte(f.TunnelSeed))
+	if err != nil || key.Scalar != k.Tunnel {
+		return Keys{}, errors.New("its tunnel key is not that of its seed")
+	}
+	return k.withTunnel(key), nil
 }
 
 type membershipFile struct {

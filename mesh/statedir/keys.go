@@ -47,6 +47,9 @@ type Keys struct {
 	Identity ed25519.PrivateKey // signs; the node's ID is its hash
 	Seal     Secret             // opens messages sealed to this node
 	Tunnel   Secret             // of the tunnel engine
+	// TunnelSeed is what Tunnel was made of; zero: Tunnel is of before there were
+	// seeds, and cannot be proved.
+	TunnelSeed Secret
 }
 
 // NewKeys draws the keys of a new node.
@@ -57,8 +60,30 @@ func NewKeys() Keys {
 	}
 	k := Keys{Identity: identity}
 	_, _ = rand.Read(k.Seal[:])
-	_, _ = rand.Read(k.Tunnel[:])
+	return k.withTunnel(NewTunnelKey())
+}
+
+// NewTunnelKey draws a key of the tunnel engine.
+func NewTunnelKey() trust.TunnelKey {
+	key, err := trust.DrawTunnelKey(rand.Reader)
+	if err != nil {
+		panic(err) // crypto/rand never fails since Go 1.24
+	}
+	return key
+}
+
+func (k Keys) withTunnel(key trust.TunnelKey) Keys {
+	k.Tunnel, k.TunnelSeed = key.Scalar, key.Seed
 	return k
+}
+
+// Possession proves that this node has the tunnel key; nil if that cannot be proved.
+func (k Keys) Possession() []byte {
+	key, err := trust.TunnelKeyOf(k.TunnelSeed)
+	if k.TunnelSeed == (Secret{}) || err != nil {
+		return nil
+	}
+	return key.Prove(k.ID())
 }
 
 // ID is the node's identity.

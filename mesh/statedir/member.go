@@ -18,7 +18,7 @@ func (d *Dir) Member() member.Config {
 // Member is what a membership says of the member that has the keys.
 func (m Membership) Member(keys Keys, nonce uint64) member.Config {
 	return member.Config{
-		Identity: keys.Identity, TunnelKey: keys.Tunnel.Public(), SealKey: keys.Seal, Keyring: m.Keyring.Clone(),
+		Identity: keys.Identity, TunnelKey: keys.Tunnel.Public(), Possession: keys.Possession(), SealKey: keys.Seal, Keyring: m.Keyring.Clone(),
 		Charter: m.Charter, Certificate: m.Certificate,
 		Founder: m.Founder, HasSeeds: len(m.Seeds) > 0,
 		Nonce: nonce,

@@ -225,9 +225,8 @@ func (d *Dir) Keys() Keys {
 
 // SaveTunnelKey replaces the tunnel key, durably. The one before is gone for good,
 // as far as the medium forgets.
-func (d *Dir) SaveTunnelKey(key Secret) error {
-	k := d.Keys()
-	k.Tunnel = key
+func (d *Dir) SaveTunnelKey(key trust.TunnelKey) error {
+	k := d.Keys().withTunnel(key)
 	if err := writeFile(d.path, fileKeys, fileKeys, k.file()); err != nil {
 		return fmt.Errorf("save tunnel key: %w", err)
 	}
