@@ -111,6 +111,7 @@ type Member struct {
 	quietUntil time.Time // it is too early to speak, unless others were heard
 	guests     guests
 	watch      watch
+	rekeys     rekeying
 	started    time.Time
 	admittedAt time.Time // when this daemon first knew that it is admitted
 
@@ -187,6 +188,7 @@ var largest = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustPar
 func (m *Member) tryRecord(now time.Time, labels map[string]string, networks []string) error {
 	rec := m.newRecord()
 	rec.Version, rec.Labels, rec.Left = mesh.Version{Epoch: m.state.Epoch, Seq: 1 << 62}, labels, false
+	rec.Uptime, rec.Keys = 10*365*24*time.Hour, trust.Generations{Newest: 1 << 31, Sends: 1 << 31}
 	six := netip.AddrPortFrom(netip.AddrFrom16([16]byte{0x20, 1}), 1)
 	rec.Endpoints = slices.Repeat([]netip.AddrPort{six}, trust.MaxEndpoints)
 	for _, name := range append([]string{home}, networks...) {
@@ -341,6 +343,7 @@ func (m *Member) Step(now time.Time) Output {
 		m.witness(now)
 		m.expire(now)
 		out.Ask = m.allocate(now)
+		out.Keyring = m.turnKeys(now)
 		m.publish(now)
 	}
 	out.Broadcast, m.outBound = m.outBound, nil
@@ -414,6 +417,7 @@ func (m *Member) newRecord() trust.Record {
 		Version: mesh.Version{Epoch: m.state.Epoch, Seq: m.seq + 1}, Certificate: m.cert.Hash,
 		Nonce: m.cfg.Nonce, Key: m.cfg.TunnelKey, Possession: m.cfg.Possession, Endpoints: m.endpoints,
 		Labels: m.cfg.Labels, Suites: m.cfg.Suites, Left: m.state.Left,
+		Keys: trust.Generations{Newest: m.cfg.Keyring.Newest(), Sends: m.cfg.Keyring.Send},
 	}
 }
 

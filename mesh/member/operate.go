@@ -126,14 +126,6 @@ func (m *Member) Release(now time.Time, network string) error {
 	return m.Use(now, slices.Delete(slices.Clone(m.used), i, i+1))
 }
 
-// RotateGossip hands a new gossip key to all members. The keys before it are kept
-// for the grace at least, since tokens carry them. It fails with [ErrNotAllowed]
-// if this node's certificate does not let it rotate, and with [ErrNotNow] while
-// the last rotation goes on.
-func (m *Member) RotateGossip(now time.Time, key []byte, grace time.Duration) error {
-	return fmt.Errorf("rotate gossip key: %w", ErrNotNow)
-}
-
 // Keyring gives a copy of the gossip keys.
 func (m *Member) Keyring() Keyring { return m.cfg.Keyring.Clone() }
 

@@ -29,7 +29,8 @@ type Rekey struct {
 	Object
 	Generation uint64 // of the key: one more than the one before; the first key has 0
 	KeyID      KeyID
-	Boxes      []Box // sorted by node
+	Boxes      []Box         // sorted by node
+	Grace      time.Duration // for how long the keys before it are kept at least; in seconds
 	At         time.Time
 	Signer     Hash // certificate of the member that rotates
 	env        envelope
@@ -59,6 +60,7 @@ type rekeyBody struct {
 	Boxes      []boxBody `cbor:"3,keyasint"`
 	At         time.Time `cbor:"4,keyasint"`
 	Signer     Hash      `cbor:"5,keyasint"`
+	Grace      uint64    `cbor:"6,keyasint,omitempty"` // seconds
 }
 
 type boxBody struct {
@@ -91,7 +93,9 @@ func (r *Rekey) Sign(identity ed25519.PrivateKey) ([]byte, error) {
 	if err := r.check(); err != nil {
 		return nil, fmt.Errorf("rekey: %w", err)
 	}
-	b := rekeyBody{Generation: r.Generation, KeyID: r.KeyID, At: r.At.Truncate(time.Second), Signer: r.Signer}
+	b := rekeyBody{
+		Generation: r.Generation, KeyID: r.KeyID, At: r.At.Truncate(time.Second), Signer: r.Signer, Grace: uint64(r.Grace / time.Second),
+	}
 	for _, x := range r.Boxes {
 		b.Boxes = append(b.Boxes, boxBody{Node: x.Node[:], Sealed: x.Sealed})
 	}
@@ -106,6 +110,7 @@ func ParseRekey(raw []byte) (*Rekey, error) {
 		return nil, fmt.Errorf("rekey: %w", err)
 	}
 	r := &Rekey{Object: e.Object, Generation: b.Generation, KeyID: b.KeyID, At: b.At, Signer: b.Signer, env: e}
+	r.Grace = time.Duration(min(b.Grace, uint64(maxLife/time.Second))) * time.Second
 	for _, x := range b.Boxes {
 		if len(x.Node) != len(mesh.NodeID{}) {
 			return nil, fmt.Errorf("rekey: %w: an identity of %d bytes", ErrMalformed, len(x.Node))
@@ -177,6 +182,9 @@ func (r *Rekey) find(id mesh.NodeID) (int, bool) {
 func (r *Rekey) check() error {
 	if r.Generation == 0 || r.Generation > MaxGeneration {
 		return fmt.Errorf("%w: generation %d, 1 to %d", ErrMalformed, r.Generation, uint64(MaxGeneration))
+	}
+	if r.Grace < 0 || r.Grace > maxLife {
+		return fmt.Errorf("%w: keys before it are kept for %s", ErrMalformed, r.Grace)
 	}
 	if len(r.Boxes) == 0 || len(r.Boxes) > MaxBoxes {
 		return fmt.Errorf("%w: %d boxes, 1 to %d", ErrMalformed, len(r.Boxes), MaxBoxes)

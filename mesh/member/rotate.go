@@ -1,0 +1,225 @@
+package member
+
+import (
+	"crypto/rand"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"meshd/mesh"
+	"meshd/mesh/registry"
+	"meshd/mesh/trust"
+)
+
+const (
+	// freshFor is how many renewals a member may be late with before its word on keys
+	// counts no more: one may be lost.
+	freshFor = 2
+	// handOverAfter is how long newcomers who lack the key are gathered, so that a
+	// crowd which joins together takes one rekey and not one each.
+	handOverAfter = 10 * time.Second
+	// rotateGrace is how long keys are kept after a rotation that nobody asked for:
+	// tokens with them last a day by default.
+	rotateGrace = 24 * time.Hour
+	// rotateTurn keeps those who may rotate from doing it at the same time.
+	rotateTurn = time.Hour
+)
+
+// rekeying is what is known of the keys that others have sealed.
+type rekeying struct {
+	opened  map[trust.Hash]GossipKey // what this node has opened; no bytes: it is not for it, or no key
+	lacking time.Time                // since when somebody lacks the newest key; zero: nobody does
+}
+
+// turnKeys lets the keyring follow what was sealed to this node and what others say
+// of theirs. It gives the new one, if it is another.
+func (m *Member) turnKeys(now time.Time) *Keyring {
+	m.rotateByItself(now)
+	m.handOver(now)
+	var sealed []GossipKey
+	for _, k := range m.openRekeys() {
+		if len(k.Key) > 0 {
+			sealed = append(sealed, k)
+		}
+	}
+	next, again := m.cfg.Keyring.Next(now, sealed, m.generations(now))
+	if !again.IsZero() {
+		m.wakeAt(again)
+	}
+	if next.Equal(m.cfg.Keyring) {
+		return nil
+	}
+	m.cfg.Keyring = next
+	out := next.Clone()
+	return &out
+}
+
+// openRekeys opens each rekey once.
+func (m *Member) openRekeys() map[trust.Hash]GossipKey {
+	all := m.reg.Rekeys()
+	opened := make(map[trust.Hash]GossipKey, len(all))
+	for _, r := range all {
+		k, known := m.rekeys.opened[r.Hash]
+		if !known && r.For(m.id) {
+			if key, err := r.Open(m.id, m.cfg.SealKey); err == nil {
+				k = GossipKey{Generation: r.Generation, Key: key, Made: r.At, Grace: r.Grace}
+			}
+		}
+		opened[r.Hash] = k
+	}
+	m.rekeys.opened = opened
+	return opened
+}
+
+// generations are those of the keys that fresh members work with.
+func (m *Member) generations(now time.Time) []trust.Generations {
+	var out []trust.Generations
+	for _, n := range m.reg.Members(m.valid(now)) {
+		if n.ID != m.id && m.isFresh(n, now) {
+			out = append(out, n.Record.Keys)
+		}
+	}
+	return out
+}
+
+// isFresh tells whether a member was heard of so lately that it is likely to run.
+func (m *Member) isFresh(n registry.Member, now time.Time) bool {
+	return n.Record != nil && !n.Record.Left && now.Sub(m.watch.heard[n.ID].at) < freshFor*m.renewEvery()
+}
+
+// RotateGossip hands a new gossip key to all members. The keys before it are kept
+// for the grace at least, since tokens carry them. It fails with [ErrNotAllowed]
+// if this node's certificate does not let it rotate, and with [ErrNotNow] while
+// the last rotation goes on.
+func (m *Member) RotateGossip(now time.Time, key []byte, grace time.Duration) error {
+	switch {
+	case !mayRotate(m.cert):
+		return fmt.Errorf("rotate gossip key: %w: %s", ErrNotAllowed, m.whoMayRotate(now))
+	case !m.vouches(now):
+		return fmt.Errorf("rotate gossip key: %w: this node's certificate counts for nothing now", ErrNotAllowed)
+	case m.rotating(now):
+		return fmt.Errorf("rotate gossip key: %w: not all members use the last one yet", ErrNotNow)
+	}
+	generation := m.cfg.Keyring.Newest() + 1
+	if all := m.reg.Rekeys(); len(all) > 0 {
+		generation = max(generation, all[0].Generation+1)
+	}
+	if err := m.seal(now, GossipKey{Generation: generation, Key: key, Grace: grace}, m.reg.Members(m.valid(now))); err != nil {
+		return fmt.Errorf("rotate gossip key: %w", err)
+	}
+	m.dirty = true
+	return nil
+}
+
+// rotating tells whether members still go over to the newest key.
+func (m *Member) rotating(now time.Time) bool {
+	newest := m.cfg.Keyring.Newest()
+	return m.cfg.Keyring.Send < newest || slices.ContainsFunc(m.generations(now), func(g trust.Generations) bool { return g.Sends < newest })
+}
+
+func mayRotate(c *trust.Certificate) bool { return slices.Contains(c.Capabilities, trust.CapRotate) }
+
+// whoMayRotate names them, for people.
+func (m *Member) whoMayRotate(now time.Time) string {
+	var names []string
+	for _, n := range m.reg.Members(m.valid(now)) {
+		if mayRotate(n.Certificate) {
+			names = append(names, n.Certificate.Name)
+		}
+	}
+	if len(names) == 0 {
+		return "no member may"
+	}
+	return "ask on " + strings.Join(names, " or ")
+}
+
+// seal signs and spreads a key for members, in as many parts as it takes.
+func (m *Member) seal(now time.Time, key GossipKey, members []registry.Member) error {
+	var boxes []trust.Box
+	for _, n := range members {
+		if n.Certificate.SealKey.IsZero() || n.Record != nil && n.Record.Left {
+			continue
+		}
+		b, err := trust.SealKey(key.Key, n.Certificate)
+		if err != nil {
+			return err
+		}
+		boxes = append(boxes, b)
+	}
+	for part := range slices.Chunk(boxes, trust.MaxBoxes) { // members are sorted, and so are these
+		r := trust.Rekey{Generation: key.Generation, KeyID: trust.KeyIDOf(key.Key), Boxes: part, Grace: key.Grace, At: m.clock(now), Signer: m.cert.Hash}
+		raw, err := r.Sign(m.cfg.Identity)
+		if err != nil {
+			return err
+		}
+		if err := m.Receive(raw); err != nil {
+			return err
+		}
+		m.outBound = append(m.outBound, raw)
+	}
+	return nil
+}
+
+// handOver seals the newest key to members who have come since it was made. Of
+// those who may, the one does it that has made it, or else who has waited longest.
+func (m *Member) handOver(now time.Time) {
+	all := m.reg.Rekeys()
+	if len(all) == 0 || !mayRotate(m.cert) || !m.vouches(now) {
+		return
+	}
+	newest := all[0]
+	i := slices.IndexFunc(m.cfg.Keyring.Keys, func(k GossipKey) bool {
+		return k.Generation == newest.Generation && trust.KeyIDOf(k.Key) == newest.KeyID
+	})
+	if i < 0 {
+		return
+	}
+	has := func(id mesh.NodeID) bool {
+		return slices.ContainsFunc(all, func(r *trust.Rekey) bool { return r.KeyID == newest.KeyID && r.For(id) })
+	}
+	lack := slices.DeleteFunc(m.reg.Members(m.valid(now)), func(n registry.Member) bool {
+		return n.Certificate.SealKey.IsZero() || n.Record != nil && n.Record.Left || has(n.ID)
+	})
+	if len(lack) == 0 {
+		m.rekeys.lacking = time.Time{}
+		return
+	}
+	if m.rekeys.lacking.IsZero() {
+		m.rekeys.lacking = now
+	}
+	wait := handOverAfter
+	if newest.Signer != m.cert.Hash {
+		wait += handOverAfter + m.lot(newest.Hash, mesh.NodeID{}, now) // the one that has made it may be away
+	}
+	if at := m.rekeys.lacking.Add(wait); now.Before(at) {
+		m.wakeAt(at)
+		return
+	}
+	m.rekeys.lacking = time.Time{}
+	k := m.cfg.Keyring.Keys[i]
+	_ = m.seal(now, k, lack) // who lacks it still does, and is asked for again
+}
+
+// rotateByItself rotates a key that is old, if this node may and it is its turn.
+func (m *Member) rotateByItself(now time.Time) {
+	if m.cfg.RotateEvery <= 0 || !mayRotate(m.cert) || !m.vouches(now) || m.doubts(now) || !m.synced || m.rotating(now) || len(m.cfg.Keyring.Keys) == 0 {
+		return
+	}
+	made := m.cfg.Keyring.Sending().Made
+	if made.IsZero() {
+		made = m.cert.Admitted // it came with the mesh, or is older than that
+	}
+	turn := 0
+	for _, n := range m.reg.Members(m.valid(now)) {
+		if n.ID.Compare(m.id) < 0 && mayRotate(n.Certificate) && m.isFresh(n, now) {
+			turn++
+		}
+	}
+	if now.Sub(made) < m.cfg.RotateEvery+time.Duration(turn)*rotateTurn {
+		return
+	}
+	key := make([]byte, trust.GossipKeySize)
+	_, _ = rand.Read(key)                     // never fails since Go 1.24
+	_ = m.RotateGossip(now, key, rotateGrace) // else it is tried again at the next look
+}
