@@ -140,6 +140,24 @@ func deeds(t *testing.T) []deed {
 		document, err := d.LoadDocker()
 		return string(document), err
 	}
+	sends := func(path string) (string, error) {
+		d, err := readAll(path)
+		if err != nil {
+			return "", err
+		}
+		return fmt.Sprint(d.Membership().Keyring.Send), nil
+	}
+	tunnel := func(path string) (string, error) {
+		d, err := readAll(path)
+		if err != nil {
+			return "", err
+		}
+		if !d.Keys().Identity.Equal(oldKeys.Identity) {
+			return "", errors.New("another identity")
+		}
+		return d.Keys().Tunnel.Public().String(), nil
+	}
+	nextTunnel := NewTunnelKey()
 	seeds := func(path string) (string, error) {
 		d, err := readAll(path)
 		if err != nil {
@@ -172,6 +190,9 @@ func deeds(t *testing.T) []deed {
 			m.Seeds = []string{"new:1"}
 			return d.SaveMembership(m)
 		}), seeds, oldMembership.Seeds[0], "new:1", nil},
+		{"save keyring", founded(member.State{Epoch: 7}), with(func(d *Dir) error { return d.SaveKeyring(testKeyring()) }), sends, "0", "3", nil},
+		{"save tunnel key", founded(member.State{Epoch: 7}), with(func(d *Dir) error { return d.SaveTunnelKey(nextTunnel) }), tunnel,
+			oldKeys.Tunnel.Public().String(), nextTunnel.Public.String(), nil},
 		{"save table", founded(member.State{Epoch: 7}), with(func(d *Dir) error { return d.SaveTable([][]byte{{2}, {3}}) }), table, "[[1]]", "[[2] [3]]", nil},
 		{"save attachments", founded(member.State{Epoch: 7}), with(func(d *Dir) error { return d.SaveAttachments("web", []byte("2")) }), attachments, "1", "2", nil},
 		{"save Docker's networks", founded(member.State{Epoch: 7}), with(func(d *Dir) error { return d.SaveDocker([]byte("2")) }), docker, "1", "2", nil},

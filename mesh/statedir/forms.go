@@ -100,7 +100,7 @@ func (f membershipFile) membership() (Membership, error) {
 		k := &m.Keyring.Keys[i]
 		k.Generation, k.Made, k.Installed, k.Grace = g.Generation, g.Made, g.Installed, grace
 	}
-	if m.Keyring.Sending().Key == nil {
+	if len(f.Generations) == 0 || m.Keyring.Sending().Key == nil {
 		return m, fmt.Errorf("it has no gossip key of generation %d", f.Sends)
 	}
 	return m, nil

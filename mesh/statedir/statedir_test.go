@@ -125,7 +125,7 @@ func createAt(t *testing.T, path string) (string, Keys, error) {
 var testStamp = time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 
 func testState() member.State {
-	return member.State{Epoch: 7, Leases: []mesh.Lease{{
+	return member.State{Epoch: 7, Renewed: time.Date(2026, 1, 2, 4, 4, 5, 0, time.UTC), Leases: []mesh.Lease{{
 		Network: "default", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.86.3.0/24")}, State: mesh.Held,
 		Since: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), ClaimEpoch: 5,
 	}}}
@@ -593,7 +593,7 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 		fmt.Fprintf(&log, verb, &m)
 		fmt.Fprintf(&log, verb, open(t, path))
 	}
-	for _, secret := range [][]byte{keys.Identity.Seed(), keys.Seal[:], keys.Tunnel[:], m.Keyring.Keys[0].Key} {
+	for _, secret := range [][]byte{keys.Identity.Seed(), keys.Seal[:], keys.Tunnel[:], keys.TunnelSeed[:], m.Keyring.Keys[0].Key} {
 		for _, form := range []string{"%s", "%x", "%X", "%d", "%v", "%#v", "%q"} {
 			text := strings.Trim(fmt.Sprintf(form, secret[:8]), `"[]{}`)
 			text = strings.TrimPrefix(text, "[]byte{")
@@ -682,8 +682,12 @@ func FuzzFile(f *testing.F) {
 func withHeader(body []byte) []byte { return withVersion("1", body) }
 
 // withVersion gives the content of a node file that claims to be of a version.
-func withVersion(version string, body []byte) []byte {
-	head := magic + " " + version + " " + fileNode + " "
+func withVersion(version string, body []byte) []byte { return withHead(version, fileNode, body) }
+
+func withKind(kind string, body []byte) []byte { return withHead("1", kind, body) }
+
+func withHead(version, kind string, body []byte) []byte {
+	head := magic + " " + version + " " + kind + " "
 	return append([]byte(head+checksum(head, body)+"\n"), body...)
 }
 
