@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"meshd/mesh"
+	"meshd/mesh/exchange"
 	"meshd/mesh/gossip"
 	"meshd/mesh/member"
 	"meshd/mesh/meshtest"
@@ -27,7 +28,8 @@ type host struct {
 	starts     uint64
 	stop       func()
 	gossip     *gossip.Gossip
-	core       *member.Member // gossip's
+	tunnels    exchange.Network // nil: none
+	core       *member.Member   // gossip's
 
 	mu   sync.Mutex
 	view *mesh.View
@@ -59,7 +61,7 @@ func (h *host) start(t *testing.T, net *meshtest.Network) {
 	h.core = meshtest.Member(t, time.Now(), h.keys, membership, state, table, h.starts)
 	g, err := gossip.New(gossip.Options{
 		Core: h.core, Store: h.store, Self: h.keys.ID(),
-		Keyring: h.membership.Keyring, Seeds: []string{address(1).String()}, Peers: peers, Transport: net.Transport,
+		Keyring: h.membership.Keyring, Seeds: []string{address(1).String()}, Peers: peers, Transport: net.Transport, Tunnels: h.tunnels,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -19,6 +19,7 @@ func (l *loop) step(now time.Time) {
 	l.clone = l.clone || out.Clone
 	l.seals.sweep(now)
 	l.saver.keep(out, now)
+	l.stale = l.stale || out.View != nil // some things only the time changes
 	if len(out.Broadcast) > 0 {
 		l.stale = true
 		l.held = append(l.held, out.Broadcast...)
