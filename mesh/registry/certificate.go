@@ -67,8 +67,8 @@ func (r *Registry) addCertificate(raw []byte) error {
 		return fmt.Errorf("certificate of %s: %w", parsed.Name, ErrRevoked)
 	}
 	c := &certificate{Certificate: parsed, id: parsed.ID(), admitted: parsed.Credential == nil}
-	r.certs[c.Hash] = c
 	wanted := slices.Contains(r.Missing(), c.Hash)
+	r.certs[c.Hash] = c
 	r.changes++
 	if c.admitted {
 		r.signedAt(c.NotBefore)
