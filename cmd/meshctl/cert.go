@@ -273,15 +273,12 @@ func (c *cli) renew(ctx context.Context, k *known, names []string, f renewFlags)
 	return nil
 }
 
-// beginsBefore is how far back a new certificate is dated, for members whose clock
-// is behind.
-const beginsBefore = 10 * time.Minute
-
-// renewed signs the certificate that follows another one.
+// renewed signs the certificate that follows another one. It begins when that did,
+// so its holder can vouch for those who came meanwhile, if their witness is revoked.
 func renewed(old *trust.Certificate, ca ed25519.PrivateKey, f renewFlags, now time.Time) ([]byte, *trust.Certificate, error) {
 	next := trust.Certificate{
 		Serial: trust.NewSerial(), Identity: old.Identity, Name: old.Name, SealKey: old.SealKey, Rights: old.Rights,
-		Capabilities: slices.Clone(old.Capabilities), NotBefore: now.Add(-beginsBefore), NotAfter: now.Add(f.life), Admitted: old.Admitted,
+		Capabilities: slices.Clone(old.Capabilities), NotBefore: old.NotBefore, NotAfter: now.Add(f.life), Admitted: old.Admitted,
 	}
 	if f.rotate && !slices.Contains(next.Capabilities, trust.CapRotate) {
 		next.Capabilities = append(next.Capabilities, trust.CapRotate)

@@ -87,6 +87,10 @@ func (c *cli) warnOfRevoking(k *known, node registry.Member) {
 	if mayRotate(node) && !slices.ContainsFunc(k.members(), func(m registry.Member) bool { return m.ID != node.ID && mayRotate(m) }) {
 		fmt.Fprintf(c.stderr, "Warning: no other node may rotate the gossip key: give one the right with `%s`\n", c.again("cert renew NODE --rotate"))
 	}
+	byCA := func(m registry.Member) bool { return m.ID != node.ID && m.Certificate.Credential == nil }
+	if !slices.ContainsFunc(k.members(), byCA) {
+		fmt.Fprintf(c.stderr, "Warning: no other node has a certificate by the CA, so who joins later can believe nobody: give the oldest node one with `%s`\n", c.again("cert renew NODE"))
+	}
 }
 
 func mayRotate(m registry.Member) bool {

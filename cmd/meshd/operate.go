@@ -4,11 +4,11 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"time"
 
 	"meshd/mesh"
 	"meshd/mesh/member"
+	"meshd/mesh/statedir"
 	"meshd/mesh/trust"
 	"meshd/overlay/status"
 )
@@ -25,6 +25,9 @@ var said = []struct{ core, api error }{
 	{member.ErrNotAllowed, status.ErrNotAllowed},
 	{member.ErrRefused, status.ErrRefused},
 	{trust.ErrNotNext, status.ErrRefused},
+	{trust.ErrForbidden, status.ErrRefused},
+	{trust.ErrMalformed, status.ErrRefused},
+	{trust.ErrSignature, status.ErrRefused},
 }
 
 // operate makes a change in the core and waits until what follows from it is
@@ -118,7 +121,16 @@ func (p *parts) RotateGossip(ctx context.Context, now bool) error {
 	return p.operate(ctx, func(now time.Time) error { return p.core.RotateGossip(now, key, keep) })
 }
 
-// RotateTunnel implements [status.Keys].
-func (p *parts) RotateTunnel(context.Context) error {
-	return fmt.Errorf("rotate tunnel key: %w", status.ErrNotNow)
+// RotateTunnel implements [status.Keys]. The key is saved before anybody hears of it:
+// peers that know it would not talk to a daemon that comes back with the old one.
+func (p *parts) RotateTunnel(ctx context.Context) error {
+	key := statedir.NewTunnelKey()
+	return p.operate(ctx, func(time.Time) error {
+		if err := p.dir.SaveTunnelKey(key); err != nil {
+			return err
+		}
+		p.node.SetTunnelKey(key.Scalar)
+		p.core.SetTunnelKey(key.Public, key.Prove(p.core.ID()))
+		return nil
+	})
 }

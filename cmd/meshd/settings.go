@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"meshd/cmd/internal/setup"
+	"meshd/mesh/member"
+	"meshd/mesh/statedir"
 	"meshd/overlay"
 	"meshd/overlay/config"
 	"meshd/overlay/status"
@@ -141,11 +143,12 @@ func (s *settings) obey(ctx context.Context, signals <-chan os.Signal) {
 	}
 }
 
-// served is what the status server shows: the node, and what its settings and its
-// door for Docker have to say.
+// served is what the status server shows: the node, and what its settings, its
+// state and its door for Docker have to say.
 type served struct {
 	*overlay.Node
 	settings *settings
+	dir      *statedir.Dir
 	door     *dockerDoor
 }
 
@@ -156,6 +159,9 @@ func (s served) Status() status.Document {
 		doc.Health = append(doc.Health, status.Finding{Level: "info", Code: "restart_needed",
 			Message: fmt.Sprintf("the config file was reloaded with changes that count when the daemon is restarted: %s", strings.Join(keys, ", "))})
 	}
+	ring := s.dir.Membership().Keyring
+	doc.Node.GossipKeyMade = known(ring.Sending().Made)
+	ring.Wipe(member.Keyring{})
 	doc.Health = append(doc.Health, s.door.findings()...)
 	return doc
 }
