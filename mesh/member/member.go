@@ -297,6 +297,9 @@ func (m *Member) Next() (time.Time, bool) {
 			next = t
 		}
 	}
+	if m.revoked() {
+		return next, true // nothing else is done any more, so nothing else is due
+	}
 	earlier(m.renewAt)
 	earlier(m.wake)
 	for _, h := range m.holdings {
