@@ -58,12 +58,10 @@ func (m *Member) listen(now time.Time) {
 		delete(gone, n.ID)
 		if h, ok := m.watch.heard[n.ID]; !ok || h.version != n.Record.Version {
 			m.watch.heard[n.ID] = hearing{version: n.Record.Version, at: now}
-			delete(m.watch.lots, n.ID)
 		}
 	}
 	for id := range gone {
 		delete(m.watch.heard, id)
-		delete(m.watch.lots, id)
 	}
 }
 
@@ -88,11 +86,15 @@ func (m *Member) overdue(now time.Time) bool {
 
 // expire says of members that they are gone, whose turn it is to be said so of.
 func (m *Member) expire(now time.Time) {
+	lots := m.watch.lots
+	m.watch.lots = map[mesh.NodeID]time.Time{}
 	if !m.vouches(now) {
+		clear(m.watch.lots)
 		return
 	}
 	for _, n := range m.reg.Members(m.valid(now)) {
 		if n.ID == m.id || !m.silent(now, n.ID) || !m.holdsAny(n) {
+			delete(m.watch.lots, n.ID) // another member was quicker, or it is back
 			continue
 		}
 		h := m.watch.heard[n.ID]
@@ -107,14 +109,14 @@ func (m *Member) expire(now time.Time) {
 		case m.watch.syncs.Sub(h.look) < m.cfg.TTL/renewals:
 			continue
 		}
-		at, drawn := m.watch.lots[n.ID]
+		at, drawn := lots[n.ID]
 		if !drawn {
 			at = now.Add(m.lot(n.Record.Hash, n.ID, now))
-			m.watch.lots[n.ID] = at
 		}
-		if !now.Before(at) {
+		if now.Before(at) {
+			m.watch.lots[n.ID] = at
+		} else {
 			m.bury(n, trust.Expired, now)
-			delete(m.watch.lots, n.ID)
 		}
 	}
 }
