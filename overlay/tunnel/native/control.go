@@ -42,16 +42,21 @@ type control struct {
 	machine *wg.Machine
 	group   *udp.Group
 	sockets [2]*udp.Socket // IPv4, IPv6; the latter may be nil
+	keeper  stampKeeper
 
 	// owned by run
 	byKey    map[mesh.Key]*peer
 	unusable map[mesh.Key]bool // complained of
 	loadEnds time.Time         // zero: we are not under load
+	slept    time.Duration     // of the host since its start, as the machine knows
 	room     []byte
 }
 
 func newControl(e *Engine, m *wg.Machine, g *udp.Group) *control {
-	c := &control{Engine: e, machine: m, group: g, byKey: map[mesh.Key]*peer{}, unusable: map[mesh.Key]bool{}}
+	c := &control{
+		Engine: e, machine: m, group: g, byKey: map[mesh.Key]*peer{}, unusable: map[mesh.Key]bool{},
+		keeper: stampKeeper{save: e.options.SaveStamp, log: e.log}, slept: e.asleep(),
+	}
 	c.sockets[0] = g.IPv4(0).Clone()
 	if s := g.IPv6(0); s != nil {
 		c.sockets[1] = s.Clone()
@@ -81,6 +86,7 @@ func (c *control) run(ctx context.Context) error {
 			if err := c.readMTU(); err != nil {
 				return err
 			}
+			c.noticeSleep()
 		}
 		now := time.Now()
 		c.wanted(now)
@@ -136,7 +142,7 @@ func (c *control) doFrom(actions []wg.Action, h handshake) {
 	for _, a := range actions {
 		switch a := a.(type) {
 		case wg.Save:
-			c.save(a.Stamp)
+			c.keeper.keep(a.Stamp)
 		case wg.Send:
 			if p := c.byKey[a.Peer]; p != nil {
 				p.came(h.from, h.local) // an answer leaves from where it was asked
@@ -160,20 +166,11 @@ func (c *control) doFrom(actions []wg.Action, h handshake) {
 	}
 }
 
-func (c *control) save(stamp time.Time) {
-	if c.options.SaveStamp == nil {
-		return
-	}
-	if err := c.options.SaveStamp(stamp); err != nil {
-		c.log.Warn("time of the last handshake not saved; with a clock that is set back, peers may not answer after a restart", "err", err)
-	}
-}
-
 // saveLast saves what was used, so that the next run need not begin ahead of its
 // clock.
 func (c *control) saveLast() {
 	if stamp := c.machine.Stamp(); !stamp.IsZero() {
-		c.save(stamp)
+		c.keeper.keepLast(stamp)
 	}
 }
 

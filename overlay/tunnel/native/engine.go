@@ -70,7 +70,9 @@ type Options struct {
 	// SaveStamp makes a time durable, once a minute, or more often while the clock
 	// is behind what was saved: peers refuse handshakes that are dated before the
 	// last one, so ours must never go back. nil: after a restart with a clock that
-	// was set back, peers may take until then to answer.
+	// was set back, peers may take until then to answer. It is called on a goroutine
+	// of its own, one call at a time: a disk that hangs stops no handshake, and may
+	// keep the last call from returning before Run does.
 	SaveStamp func(time.Time) error
 	Log       *slog.Logger // nil: nothing is logged
 }
@@ -86,6 +88,7 @@ type Engine struct {
 	log     *slog.Logger
 	up      chan struct{} // closed by Run when Apply may be called
 	down    chan struct{} // closed when Run returns
+	asleep  func() time.Duration
 
 	started atomic.Bool
 	port    atomic.Uint32
@@ -111,7 +114,7 @@ func New(o Options) *Engine {
 		log = slog.New(slog.DiscardHandler)
 	}
 	e := &Engine{
-		options: o, log: log, up: make(chan struct{}), down: make(chan struct{}),
+		options: o, log: log, up: make(chan struct{}), down: make(chan struct{}), asleep: asleep,
 		handshakes: make(chan handshake, maxHandshakes), poke: make(chan struct{}, 1),
 		requests: make(chan request), failed: make(chan error, 1), peers: map[mesh.NodeID]*peer{},
 	}

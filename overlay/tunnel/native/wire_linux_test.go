@@ -97,6 +97,7 @@ type setup struct {
 	key         *ecdh.PrivateKey
 	stamp       time.Time
 	saveStamp   func(time.Time) error
+	asleep      func() time.Duration // nil: the kernel's
 }
 
 func newEnd(t testing.TB, number int, s setup) *end {
@@ -111,6 +112,9 @@ func newEnd(t testing.TB, number int, s setup) *end {
 	}
 	e.tun = newSocketTUN(t, max(1, s.queues), max(s.mtu, (1-min(s.mtu, 1))*1420))
 	e.Engine = New(Options{TUN: e.tun, PrivateKey: [32]byte(e.key.Bytes()), Stamp: s.stamp, SaveStamp: s.saveStamp})
+	if s.asleep != nil {
+		e.Engine.asleep = s.asleep
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
