@@ -399,6 +399,9 @@ func (m *Member) publish(now time.Time) {
 	}
 	if m.says = &rec; m.quiet(now) {
 		m.wakeAt(m.quietUntil)
+		if m.renewAt.Before(m.quietUntil) {
+			m.renewAt = m.quietUntil // or it would stay due until then
+		}
 		return
 	}
 	raw, err := rec.Sign(m.cfg.Identity)
