@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"net/netip"
@@ -60,6 +61,22 @@ func testRecord(cert Hash) Record {
 			State: mesh.Held, Since: start, ClaimEpoch: 2,
 		}},
 		Labels: map[string]string{"zone": "a"}, Suites: []string{"chacha20poly1305"},
+		Uptime: 90 * time.Second, Keys: Generations{Newest: 2, Sends: 1},
+	}
+}
+
+func testRevocation(id mesh.NodeID) Revocation {
+	return Revocation{Node: id, At: start.Add(time.Hour)}
+}
+
+func testTombstone(id mesh.NodeID, issuer Hash) Tombstone {
+	return Tombstone{Node: id, Version: mesh.Version{Epoch: 3, Seq: 2}, Reason: Expired, At: start.Add(time.Hour), Issuer: issuer}
+}
+
+func testRekey(id mesh.NodeID, signer Hash) Rekey {
+	return Rekey{
+		Generation: 2, KeyID: KeyIDOf([]byte("key")), Boxes: []Box{{Node: id, Sealed: bytes.Repeat([]byte{3}, sealedKey)}},
+		At: start.Add(time.Hour), Signer: signer, Grace: 24 * time.Hour,
 	}
 }
 
@@ -71,6 +88,9 @@ type world struct {
 	joined     *Certificate // signed by the credential
 	admission  *Admission
 	record     *Record
+	revocation *Revocation // of the joined node
+	tombstone  *Tombstone  // of the joined node, by the founder
+	rekey      *Rekey      // by the founder, for the joined node
 	token      *Token
 }
 
@@ -89,6 +109,10 @@ func newWorld(t testing.TB) world {
 	w.admission = must(ParseAdmission(admission.Sign(key("founder"))))(t)
 	record := testRecord(w.joined.Hash)
 	w.record = must(ParseRecord(must(record.Sign(key("node")))(t)))(t)
+	revocation, tombstone, rekey := testRevocation(w.joined.ID()), testTombstone(w.joined.ID(), w.founder.Hash), testRekey(w.joined.ID(), w.founder.Hash)
+	w.revocation = must(ParseRevocation(must(revocation.Sign(key("ca")))(t), public("ca")))(t)
+	w.tombstone = must(ParseTombstone(must(tombstone.Sign(key("founder")))(t)))(t)
+	w.rekey = must(ParseRekey(must(rekey.Sign(key("founder")))(t)))(t)
 	w.token = &Token{
 		Charter: w.charter, Credential: w.credential, Key: key("credential"),
 		GossipKey: make([]byte, GossipKeySize), Seeds: []string{"seed.example:7946", "192.0.2.1:7946"},

@@ -131,6 +131,67 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
+func FuzzRevocation(f *testing.F) {
+	addBodies(f)
+	w := newWorld(f)
+	fuzzObject(f, KindRevocation, func(raw []byte) (Object, error) {
+		r, err := ParseRevocation(raw, public("ca"))
+		if err != nil {
+			return Object{}, err
+		}
+		if _, err := r.Sign(key("ca")); err != nil {
+			panic(err)
+		}
+		if r.Covers(w.joined) && r.Node != w.joined.ID() && !r.Ends(w.credential) {
+			panic("covers a node that it does not name")
+		}
+		return r.Object, nil
+	})
+}
+
+func FuzzTombstone(f *testing.F) {
+	addBodies(f)
+	w := newWorld(f)
+	fuzzObject(f, KindTombstone, func(raw []byte) (Object, error) {
+		t, err := ParseTombstone(raw)
+		if err != nil {
+			return Object{}, err
+		}
+		if _, err := t.Sign(key("founder")); err != nil {
+			panic(err)
+		}
+		_ = t.Verify(w.founder, public("ca"))
+		if next := (mesh.Version{Epoch: t.Version.Epoch + 1, Seq: 1}); t.Voids(next, mesh.Lease{ClaimEpoch: next.Epoch}) {
+			panic("voids what is claimed after it")
+		}
+		return t.Object, nil
+	})
+}
+
+func FuzzRekey(f *testing.F) {
+	addBodies(f)
+	w := newWorld(f)
+	fuzzObject(f, KindRekey, func(raw []byte) (Object, error) {
+		r, err := ParseRekey(raw)
+		if err != nil {
+			return Object{}, err
+		}
+		if _, err := r.Sign(key("founder")); err != nil {
+			panic(err)
+		}
+		_ = r.Verify(w.founder)
+		for _, b := range r.Boxes {
+			if !r.For(b.Node) {
+				panic("a box is not found")
+			}
+			if _, err := r.Open(b.Node, [32]byte{1}); err == nil {
+				panic("a box opens with any key")
+			}
+		}
+		return r.Object, nil
+	})
+}
+
 func FuzzToken(f *testing.F) {
 	w := newWorld(f)
 	f.Add(w.token.String())
