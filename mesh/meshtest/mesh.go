@@ -68,13 +68,16 @@ func (m *Mesh) Next(t testing.TB, after *trust.Charter, networks ...mesh.Network
 	return must(trust.ParseCharter(raw, after.ID()))(t)
 }
 
+// CA is the key that signs for the mesh.
+func (m *Mesh) CA() ed25519.PrivateKey { return m.ca }
+
 // Found gives the membership of the first node, as init makes it.
 func (m *Mesh) Found(t testing.TB, keys statedir.Keys, name string) statedir.Membership {
 	t.Helper()
 	now := time.Now()
 	cert := trust.Certificate{
 		Serial: trust.NewSerial(), Identity: keys.Identity.Public().(ed25519.PublicKey), Name: name, SealKey: keys.Seal.Public(),
-		NotBefore: now.Add(-time.Minute), NotAfter: now.Add(365 * 24 * time.Hour), Admitted: now.Add(-time.Minute),
+		NotBefore: now.Add(-time.Minute), NotAfter: now.Add(365 * 24 * time.Hour), Admitted: now.Add(-time.Minute), Capabilities: []string{trust.CapRotate},
 	}
 	raw := must(cert.Sign(m.ca))(t)
 	return statedir.Membership{Charter: m.Charter.Raw, Certificate: raw, Keyring: member.NewKeyring(m.GossipKey), Founder: true}
