@@ -187,12 +187,14 @@ var largest = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustPar
 // networks besides home.
 func (m *Member) tryRecord(now time.Time, labels map[string]string, networks []string) error {
 	rec := m.newRecord()
-	rec.Version, rec.Labels, rec.Left = mesh.Version{Epoch: m.state.Epoch, Seq: 1 << 62}, labels, false
-	rec.Uptime, rec.Keys = 10*365*24*time.Hour, trust.Generations{Newest: 1 << 31, Sends: 1 << 31}
+	epoch := max(m.state.Epoch, 1<<31) // a clone, or tombstones, may raise it
+	rec.Version, rec.Labels, rec.Left = mesh.Version{Epoch: epoch, Seq: 1 << 62}, labels, false
+	rec.Uptime, rec.Keys = 10*365*24*time.Hour, trust.Generations{Newest: trust.MaxGeneration, Sends: trust.MaxGeneration}
+	rec.Possession = make([]byte, trust.PossessionSize)
 	six := netip.AddrPortFrom(netip.AddrFrom16([16]byte{0x20, 1}), 1)
 	rec.Endpoints = slices.Repeat([]netip.AddrPort{six}, trust.MaxEndpoints)
 	for _, name := range append([]string{home}, networks...) {
-		rec.Leases = append(rec.Leases, mesh.Lease{Network: name, Prefixes: largest, State: mesh.Held, Since: now, ClaimEpoch: m.state.Epoch})
+		rec.Leases = append(rec.Leases, mesh.Lease{Network: name, Prefixes: largest, State: mesh.Held, Since: now, ClaimEpoch: epoch})
 	}
 	_, err := rec.Sign(m.cfg.Identity)
 	return err
