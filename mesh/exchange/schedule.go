@@ -14,7 +14,7 @@ import (
 const (
 	// every is the pause between two exchanges of a node with nothing new, on
 	// average: everybody hears of what it missed within two such pauses.
-	every = 4 * time.Second
+	every = 5 * time.Second
 	// haste is the pause while there is news to pass on, or nobody was met yet.
 	haste = 300 * time.Millisecond
 	// eager is how long a node that meets nobody tries often.

@@ -120,6 +120,7 @@ type Gossip struct {
 	opt     Options
 	say     *limiter
 	seals   *sealer
+	bounds  *bounds
 	views   chan *mesh.View
 	inbox   *inbox
 	moved   chan struct{} // the live members changed; capacity 1
@@ -167,7 +168,7 @@ func New(opt Options) (*Gossip, error) {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
 	g := &Gossip{
-		opt: opt, say: newLimiter(opt.Log), seals: seals, views: make(chan *mesh.View, 1), inbox: newInbox(),
+		opt: opt, say: newLimiter(opt.Log), seals: seals, bounds: newBounds(), views: make(chan *mesh.View, 1), inbox: newInbox(),
 		moved: make(chan struct{}, 1), poke: make(chan struct{}, 1), leave: make(chan chan error), calls: make(chan call), answers: make(chan answer, 1), stopped: make(chan struct{}),
 	}
 	g.told.Store(&told{set: exchange.NewSet(nil)})

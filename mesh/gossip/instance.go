@@ -60,7 +60,7 @@ func (g *Gossip) newInstance(address netip.AddrPort, t memberlist.Transport) (*i
 		q.RetransmitMult = retransmitMult
 		q.NumNodes = func() int { return 99 }
 	}
-	sealed := newSealedTransport(t, g.seals, g.say)
+	sealed := newSealedTransport(t, g.seals, g.bounds, g.say)
 	var err error
 	if i.list, err = memberlist.Create(config(i, sealed, newLines(g.say))); err != nil {
 		return nil, errors.Join(fmt.Errorf("start memberlist: %w", err), sealed.Shutdown())

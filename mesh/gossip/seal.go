@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -43,6 +44,7 @@ type sealedTransport struct {
 	// fixed at construction
 	memberlist.Transport
 	seals   *sealer
+	bounds  *bounds
 	say     *limiter
 	packets chan *memberlist.Packet
 	streams chan net.Conn
@@ -51,9 +53,9 @@ type sealedTransport struct {
 	tasks   sync.WaitGroup
 }
 
-func newSealedTransport(t memberlist.Transport, seals *sealer, say *limiter) *sealedTransport {
+func newSealedTransport(t memberlist.Transport, seals *sealer, bounds *bounds, say *limiter) *sealedTransport {
 	s := &sealedTransport{
-		Transport: t, seals: seals, say: say, packets: make(chan *memberlist.Packet), streams: make(chan net.Conn),
+		Transport: t, seals: seals, bounds: bounds, say: say, packets: make(chan *memberlist.Packet), streams: make(chan net.Conn),
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.tasks.Go(s.receive)
@@ -69,6 +71,12 @@ func (t *sealedTransport) StreamCh() <-chan net.Conn { return t.streams }
 
 // WriteTo implements [memberlist.Transport].
 func (t *sealedTransport) WriteTo(message []byte, addr string) (time.Time, error) {
+	now := time.Now()
+	if to, err := netip.ParseAddrPort(addr); err == nil {
+		if message = t.bounds.trim(message, to.Addr(), now); message == nil {
+			return now, nil
+		}
+	}
 	return t.Transport.WriteTo(t.seals.seal(make([]byte, 0, len(message)+sealOverhead), message, nil), addr)
 }
 
@@ -78,7 +86,15 @@ func (t *sealedTransport) DialTimeout(addr string, timeout time.Duration) (net.C
 	if err != nil {
 		return nil, err
 	}
+	t.meet(conn)
 	return &sealedConn{Conn: conn, seals: t.seals, say: t.say}, nil
+}
+
+// meet notes where somebody is.
+func (t *sealedTransport) meet(conn net.Conn) {
+	if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		t.bounds.meet(a.AddrPort().Addr())
+	}
 }
 
 // Shutdown implements [memberlist.Transport].
@@ -125,6 +141,7 @@ func (t *sealedTransport) accept() {
 	for {
 		select {
 		case conn := <-t.Transport.StreamCh():
+			t.meet(conn)
 			select {
 			case t.streams <- &sealedConn{Conn: conn, seals: t.seals, say: t.say}:
 			case <-t.ctx.Done():

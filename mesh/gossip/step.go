@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -111,12 +112,17 @@ func (l *loop) show(view *mesh.View) {
 	l.views <- view // this goroutine is the only sender
 	l.admitted = make(map[mesh.NodeID]bool, len(view.Nodes))
 	l.others = 0
+	at := map[netip.Addr]bool{}
 	for _, n := range view.Nodes {
 		l.admitted[n.ID] = true
+		for _, e := range n.Endpoints {
+			at[bare(e.Addr())] = true
+		}
 		if n.ID != view.Self && !n.Left {
 			l.others++
 		}
 	}
+	l.bounds.admit(at)
 	if l.inside != nil {
 		l.inside.SetView(view)
 	}
