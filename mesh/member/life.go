@@ -74,10 +74,10 @@ func (m *Member) silent(now time.Time, id mesh.NodeID) bool {
 	return ok && now.Sub(h.at) >= m.cfg.TTL
 }
 
-// overdue tells whether anybody is silent, so that a sync is worth a look.
+// overdue tells whether a sync is worth a look at somebody.
 func (m *Member) overdue(now time.Time) bool {
-	for id := range m.watch.heard {
-		if id != m.id && m.silent(now, id) {
+	for id, h := range m.watch.heard {
+		if id != m.id && m.silent(now, id) && (h.look.IsZero() || now.Sub(h.look) >= m.renewEvery()) {
 			return true
 		}
 	}

@@ -2,6 +2,7 @@ package member
 
 import (
 	"cmp"
+	"crypto/ecdh"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"flag"
@@ -50,6 +51,9 @@ type sim struct {
 	out     strings.Builder
 
 	admissions map[trust.Hash]int // broadcast, by certificate
+	tombstones map[mesh.NodeID]int
+	seals      bool                // certificates have seal keys
+	rights     map[string][]string // capabilities, then, by name
 }
 
 type event struct {
@@ -67,6 +71,12 @@ type host struct {
 	disk    State
 	charter []byte // saved; nil: that of the sim
 	table   [][]byte
+	keyring Keyring
+	ttl     time.Duration // 0: the default
+	rotates time.Duration // how often, by itself; 0: never
+	side    int           // of a partition
+	boot    time.Duration // by how much its BOOTTIME is ahead, from suspends
+	from    *host         // whose state this is a copy of; nil: none's
 
 	m      *Member // nil: not running
 	nonce  uint64
@@ -76,6 +86,99 @@ type host struct {
 	asked  map[trust.Hash]time.Time
 	spoken []trust.Record // own records, as broadcast
 	seed   *host
+	ended  bool // as a clone
+}
+
+// owner is the host whose identity this one has.
+func (h *host) owner() *host {
+	if h.from != nil {
+		return h.from
+	}
+	return h
+}
+
+// clone adds a machine with a copy of another one's disk.
+func (s *sim) clone(name string, of *host) *host {
+	h := &host{name: name, from: of, cert: of.cert, disk: of.disk, table: slices.Clone(of.table), asked: map[trust.Hash]time.Time{}}
+	if of.m != nil {
+		h.table = of.m.Table()
+	}
+	s.hosts = append(s.hosts, h)
+	return h
+}
+
+// sealKey is the private key to which things are sealed to a host.
+func sealKey(name string) [32]byte { return sha256.Sum256([]byte("seal " + name)) }
+
+func publicSeal(t testing.TB, name string) mesh.Key {
+	private := sealKey(name)
+	k := must(ecdh.X25519().NewPrivateKey(private[:]))(t)
+	return mesh.Key(k.PublicKey().Bytes())
+}
+
+// syncing lets every host exchange with the next one that it reaches, again and
+// again, as they do through the tunnels.
+func (s *sim) syncing(every time.Duration) {
+	s.after(every, func() {
+		for i, h := range s.hosts {
+			for j := range s.hosts[1:] {
+				other := s.hosts[(i+1+j)%len(s.hosts)]
+				if h.m != nil && other.m != nil && other.side == h.side {
+					s.exchange(h.m, h, other)
+					break
+				}
+			}
+		}
+		s.syncing(every)
+	})
+}
+
+// suspend lets time pass for a host that is asleep: it hears nothing and does
+// nothing, and its monotonic clock stands still.
+func (s *sim) suspend(h *host, d time.Duration) {
+	s.t.Helper()
+	m := h.m
+	h.m = nil
+	s.run(d)
+	h.m, h.skew, h.boot = m, h.skew-d, h.boot+d
+	h.m.Slept(s.now.Add(h.skew), d)
+	s.step(h)
+	s.after(s.delay, func() {
+		if h.seed != nil {
+			s.exchange(m, h, h.seed)
+		}
+	})
+}
+
+// byCA signs an object with the CA key, and gives it to a host.
+func (s *sim) byCA(h *host, sign func(ed25519.PrivateKey) ([]byte, error)) {
+	s.t.Helper()
+	raw := must(sign(key("ca")))(s.t)
+	if err := h.m.Submit(raw); err != nil {
+		s.t.Fatal(err)
+	}
+	s.step(h)
+}
+
+func (h *host) id() mesh.NodeID { return trust.IdentityOf(public(h.owner().name)) }
+
+// sees is what a host knows of another.
+func (h *host) sees(other *host) mesh.Node {
+	n, _ := h.view.Node(other.id())
+	return n
+}
+
+// routes tells to whom a host sends packets for a subnet.
+func (h *host) routes(subnet string) string {
+	var to []string
+	for _, n := range h.view.Nodes {
+		for _, l := range n.Leases {
+			if l.State == mesh.Held && l.Prefixes[0].String() == subnet {
+				to = append(to, n.Name)
+			}
+		}
+	}
+	return strings.Join(to, " and ")
 }
 
 func newSim(t *testing.T, network mesh.Network) *sim {
@@ -83,7 +186,7 @@ func newSim(t *testing.T, network mesh.Network) *sim {
 	raw := must(c.Sign(key("ca")))(t)
 	return &sim{
 		t: t, charter: must(trust.ParseCharter(raw, mesh.ID{}))(t), now: start, delay: 100 * time.Millisecond,
-		admissions: map[trust.Hash]int{},
+		admissions: map[trust.Hash]int{}, tombstones: map[mesh.NodeID]int{},
 	}
 }
 
@@ -135,6 +238,9 @@ func (s *sim) host(name string, token *trust.Token) *host {
 		Serial: trust.Serial{s.serial}, Identity: public(name), Name: name, NotBefore: start.Add(-time.Hour),
 		NotAfter: start.Add(300 * 24 * time.Hour), Admitted: start.Add(-time.Hour),
 	}
+	if s.seals {
+		c.SealKey, c.Capabilities = publicSeal(s.t, name), s.rights[name]
+	}
 	signer := key("ca")
 	if token != nil {
 		c.Credential, c.Rights, signer = token.Credential, token.Credential.Rights, token.Key
@@ -161,8 +267,9 @@ func (s *sim) start(h, seed *host) {
 		charter = h.charter
 	}
 	m, err := New(s.now.Add(h.skew), Config{
-		Identity: key(h.name), Charter: charter, Certificate: h.cert, TunnelKey: mesh.Key(sha256.Sum256([]byte(h.name))),
+		Identity: key(h.owner().name), Charter: charter, Certificate: h.cert, TunnelKey: mesh.Key(sha256.Sum256([]byte(h.owner().name))),
 		Nonce: h.nonce, Founder: h.founder, HasSeeds: seed != nil, OnConflict: lease.Auto, Suites: []string{"chacha20poly1305"},
+		TTL: h.ttl, SealKey: sealKey(h.owner().name), Keyring: h.keyring, RotateEvery: h.rotates,
 	}, h.disk, h.table)
 	if err != nil {
 		s.t.Fatal(err)
@@ -183,7 +290,7 @@ func (s *sim) exchange(m *Member, h, seed *host) {
 	if h.m != m {
 		return // restarted meanwhile
 	}
-	if seed.m == nil {
+	if seed.m == nil || seed.side != h.side {
 		s.after(time.Second, func() { s.exchange(m, h, seed) })
 		return
 	}
@@ -207,8 +314,19 @@ func (s *sim) step(h *host) {
 	if out.Charter != nil {
 		h.charter = out.Charter
 	}
-	if out.Save != nil {
-		h.disk = *out.Save
+	for _, state := range []*State{out.Save, out.Keep} {
+		if state != nil {
+			h.disk = *state
+		}
+	}
+	if out.Table {
+		h.table = h.m.Table()
+	}
+	if out.Certificate != nil {
+		h.cert = out.Certificate
+	}
+	if out.Keyring != nil {
+		h.keyring = *out.Keyring
 	}
 	for _, raw := range out.Broadcast {
 		s.spread(h, raw)
@@ -228,14 +346,21 @@ func (s *sim) step(h *host) {
 		h.view = out.View
 		s.tell(h)
 	}
+	if out.Clone {
+		s.say(h.name + " ends: it is a clone")
+		h.m, h.ended = nil, true
+	}
 }
 
 func (s *sim) spread(h *host, raw []byte) {
-	if len(raw) > trust.MaxBroadcast {
+	if kind, _ := trust.KindOf(raw); len(raw) > trust.MaxBroadcast && kind != trust.KindRekey {
 		s.t.Errorf("broadcast of %d bytes", len(raw))
 	}
 	if a, err := trust.ParseAdmission(raw); err == nil {
 		s.admissions[a.Certificate]++
+	}
+	if d, err := trust.ParseTombstone(raw); err == nil {
+		s.tombstones[d.Node]++
 	}
 	if r, err := trust.ParseRecord(raw); err == nil {
 		h.spoken = append(h.spoken, *r)
@@ -245,7 +370,7 @@ func (s *sim) spread(h *host, raw []byte) {
 	}
 	s.after(s.delay, func() {
 		for _, to := range s.hosts {
-			if to != h && to.m != nil {
+			if to != h && to.m != nil && to.side == h.side {
 				_ = to.m.Receive(raw)
 				s.step(to)
 			}
@@ -259,7 +384,7 @@ func (s *sim) ask(h *host, m *Member, ask uint64) {
 		at := slices.Index(s.hosts, h)
 		for i := range s.hosts[1:] {
 			other := s.hosts[(at+1+i)%len(s.hosts)]
-			if other.m == nil {
+			if other.m == nil || other.side != h.side {
 				continue
 			}
 			s.exchange(m, h, other)
@@ -275,7 +400,7 @@ func (s *sim) ask(h *host, m *Member, ask uint64) {
 // answer looks a certificate up at the first who knows it.
 func (s *sim) answer(h *host, hash trust.Hash) {
 	for _, other := range s.hosts {
-		if other == h || other.m == nil || h.m == nil {
+		if other == h || other.m == nil || h.m == nil || other.side != h.side {
 			continue
 		}
 		if raws := other.m.Lookup(hash); raws != nil {
@@ -347,6 +472,9 @@ func (s *sim) tell(h *host) {
 		}
 		if n.Left {
 			text += " left"
+		}
+		if n.Expired != mesh.NotExpired {
+			text += " " + string(n.Expired)
 		}
 		nodes = append(nodes, text)
 	}
@@ -420,4 +548,11 @@ func (s *sim) agreed() bool {
 		}
 	}
 	return len(first) > 0
+}
+
+func prefixes(all ...string) (out []netip.Prefix) {
+	for _, p := range all {
+		out = append(out, netip.MustParsePrefix(p))
+	}
+	return out
 }
