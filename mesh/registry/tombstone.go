@@ -96,3 +96,7 @@ func (r *Registry) Dead(id mesh.NodeID) (*trust.Tombstone, bool) {
 	}
 	return nil, false
 }
+
+// Tombstones lists those of a node that are kept, whatever it has said since, the
+// newest first.
+func (r *Registry) Tombstones(id mesh.NodeID) []*trust.Tombstone { return slices.Clone(r.tombs[id]) }

@@ -20,7 +20,7 @@ import (
 // later gets one more.
 //
 //	KeyID = SHA-256("meshd gossip key" 0 key), 16 bytes
-//	box   = ephemeral public key, 32 bytes │ sealed key, 32 bytes, tag
+//	box   = ephemeral public key, 32 bytes │ tag, 16 bytes │ sealed key, 32 bytes
 //
 // A box is libsodium's crypto_box_seal (X25519, XSalsa20-Poly1305) to the seal key
 // of the member's certificate. Two keys of one generation come from two members
