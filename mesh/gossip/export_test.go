@@ -15,6 +15,9 @@ type Stats struct {
 	Live    []mesh.NodeID  // seem alive, without ourselves, sorted
 }
 
+// Refused is how many messages no key of the keyring has opened.
+func (g *Gossip) Refused() uint64 { return g.seals.refused.Load() }
+
 func (g *Gossip) Stats() Stats {
 	i := g.running.Load()
 	if i == nil {

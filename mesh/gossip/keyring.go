@@ -6,6 +6,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,6 +25,8 @@ const linger = 10 * time.Second
 type sealer struct {
 	keys atomic.Pointer[sealKeys]
 	mu   sync.Mutex // one that replaces them
+
+	refused atomic.Uint64 // messages that no key opens
 }
 
 // sealKeys are one state of a sealer; it does not change.
@@ -120,18 +124,23 @@ func (s *sealer) opened() map[uint64]uint64 {
 	return count
 }
 
-// seal appends a sealed message.
+// seal appends a message, sealed for who uses the key that we do.
 func (s *sealer) seal(out, message, additional []byte) []byte {
+	return s.keys.Load().send.seal(out, message, additional)
+}
+
+// seal appends a sealed message.
+func (k *sealKey) seal(out, message, additional []byte) []byte {
 	var nonce [nonceBytes]byte
 	_, _ = rand.Read(nonce[:]) // never fails since Go 1.24
 	out = append(append(out, sealVersion), nonce[:]...)
-	return s.keys.Load().send.Seal(out, nonce[:], message, additional)
+	return k.Seal(out, nonce[:], message, additional)
 }
 
-// open gives the message that is sealed. It may use the same memory.
-func (s *sealer) open(sealed, additional []byte) ([]byte, error) {
+// open gives the message that is sealed, and the key. It may use the same memory.
+func (s *sealer) open(sealed, additional []byte) ([]byte, *sealKey, error) {
 	if len(sealed) < sealOverhead || sealed[0] != sealVersion {
-		return nil, errSealed
+		return nil, nil, errSealed
 	}
 	nonce, body := sealed[1:1+nonceBytes], sealed[1+nonceBytes:]
 	keys := s.keys.Load().open
@@ -142,10 +151,74 @@ func (s *sealer) open(sealed, additional []byte) ([]byte, error) {
 		}
 		if message, err := key.Open(into, nonce, body, additional); err == nil {
 			key.opened.Add(1)
-			return message, nil
+			return message, key, nil
 		}
 	}
-	return nil, errSealed
+	s.refused.Add(1)
+	return nil, nil, errSealed
+}
+
+// habits are the keys that members seal with who use another than we do: some have
+// just come with a token, or were away while the others went over. They are told what
+// we say with theirs, as long as we keep that.
+type habits struct {
+	any atomic.Bool // there are some
+	mu  sync.Mutex
+	of  map[string]habit // guarded by mu; by address
+}
+
+type habit struct {
+	key trust.KeyID
+	at  time.Time // when it was seen last
+}
+
+const (
+	// habitFor is how long a habit lasts: members hear of each other far more often.
+	habitFor = time.Minute
+	// maxHabits bounds what hosts with an old key can fill: 1 MB.
+	maxHabits = 8192
+)
+
+// note takes notice of the key that came from an address.
+func (h *habits) note(from net.Addr, key, ours *sealKey, now time.Time) {
+	if key.id == ours.id && !h.any.Load() {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if key.id == ours.id {
+		delete(h.of, from.String())
+	} else {
+		if h.of == nil {
+			h.of = map[string]habit{}
+		}
+		if len(h.of) >= maxHabits {
+			maps.DeleteFunc(h.of, func(_ string, o habit) bool { return now.Sub(o.at) >= habitFor })
+		}
+		if len(h.of) < maxHabits {
+			h.of[from.String()] = habit{key.id, now}
+		}
+	}
+	h.any.Store(len(h.of) > 0)
+}
+
+// key is the one of our keys with which to seal for an address.
+func (h *habits) key(to string, keys *sealKeys, now time.Time) *sealKey {
+	if !h.any.Load() {
+		return keys.send
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	o, ok := h.of[to]
+	if !ok {
+		return keys.send
+	}
+	i := slices.IndexFunc(keys.open, func(k *sealKey) bool { return k.id == o.key && k.ends.IsZero() })
+	if i < 0 || now.Sub(o.at) >= habitFor {
+		delete(h.of, to)
+		return keys.send
+	}
+	return keys.open[i]
 }
 
 // use seals and opens with other keys from now on; it is the core's keyring, and

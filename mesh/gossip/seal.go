@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -51,6 +52,7 @@ type sealedTransport struct {
 	ctx     context.Context // done on Shutdown
 	stop    context.CancelFunc
 	tasks   sync.WaitGroup
+	habits  habits
 }
 
 func newSealedTransport(t memberlist.Transport, seals *sealer, bounds *bounds, say *limiter) *sealedTransport {
@@ -77,7 +79,11 @@ func (t *sealedTransport) WriteTo(message []byte, addr string) (time.Time, error
 			return now, nil
 		}
 	}
-	return t.Transport.WriteTo(t.seals.seal(make([]byte, 0, len(message)+sealOverhead), message, nil), addr)
+	return t.Transport.WriteTo(t.keyFor(addr).seal(make([]byte, 0, len(message)+sealOverhead), message, nil), addr)
+}
+
+func (t *sealedTransport) keyFor(addr string) *sealKey {
+	return t.habits.key(addr, t.seals.keys.Load(), time.Now())
 }
 
 // DialTimeout implements [memberlist.Transport].
@@ -87,7 +93,9 @@ func (t *sealedTransport) DialTimeout(addr string, timeout time.Duration) (net.C
 		return nil, err
 	}
 	t.meet(conn)
-	return &sealedConn{Conn: conn, seals: t.seals, say: t.say}, nil
+	c := &sealedConn{Conn: conn, seals: t.seals, say: t.say}
+	c.key.Store(t.keyFor(addr))
+	return c, nil
 }
 
 // meet notes where somebody is.
@@ -109,7 +117,7 @@ func (t *sealedTransport) receive() {
 	for {
 		select {
 		case p := <-t.Transport.PacketCh():
-			message, err := t.openPacket(p.Buf)
+			message, err := t.openPacket(p.Buf, p.From)
 			if err != nil {
 				t.say.junk(err, p.From)
 				continue
@@ -126,14 +134,15 @@ func (t *sealedTransport) receive() {
 	}
 }
 
-func (t *sealedTransport) openPacket(sealed []byte) ([]byte, error) {
+func (t *sealedTransport) openPacket(sealed []byte, from net.Addr) ([]byte, error) {
 	if len(sealed) > maxPacketSize {
 		return nil, errSealed
 	}
-	message, err := t.seals.open(sealed, nil)
+	message, key, err := t.seals.open(sealed, nil)
 	if err != nil {
 		return nil, err
 	}
+	t.habits.note(from, key, t.seals.keys.Load().send, time.Now())
 	return message, checkPacket(message)
 }
 
@@ -154,14 +163,17 @@ func (t *sealedTransport) accept() {
 	}
 }
 
-// sealedConn is a stream with one message each way, as memberlist uses them.
+// sealedConn is a stream with one message each way, as memberlist uses them. An answer
+// is sealed with the key of the question: who has just come with a token, or was away
+// while the others went over to another key, has no newer one.
 type sealedConn struct {
 	// fixed at construction
 	net.Conn
 	seals *sealer
 	say   *limiter
 
-	message *bytes.Reader // what came; nil: not read yet. Only the reader uses it
+	message *bytes.Reader           // what came; nil: not read yet. Only the reader uses it
+	key     atomic.Pointer[sealKey] // to answer with; nil: the one in use
 }
 
 // Read implements [net.Conn]. It waits for the whole message, since nothing of
@@ -194,10 +206,11 @@ func (c *sealedConn) receive() ([]byte, error) {
 	if _, err := io.CopyN(&sealed, c.Conn, int64(n)); err != nil {
 		return nil, err
 	}
-	message, err := c.seals.open(sealed.Bytes(), header[:])
+	message, key, err := c.seals.open(sealed.Bytes(), header[:])
 	if err != nil {
 		return nil, err
 	}
+	c.key.Store(key)
 	return message, checkStream(message)
 }
 
@@ -208,7 +221,11 @@ func (c *sealedConn) Write(message []byte) (int, error) {
 	}
 	header := binary.BigEndian.AppendUint32([]byte{sealedStream}, uint32(len(message)+sealOverhead))
 	out := append(make([]byte, 0, streamHeader+len(message)+sealOverhead), header...)
-	if _, err := c.Conn.Write(c.seals.seal(out, message, header)); err != nil {
+	key := c.key.Load()
+	if key == nil {
+		key = c.seals.keys.Load().send
+	}
+	if _, err := c.Conn.Write(key.seal(out, message, header)); err != nil {
 		return 0, err
 	}
 	return len(message), nil

@@ -285,7 +285,7 @@ func TestSeal(t *testing.T) {
 		if test.change != nil {
 			sealed = test.change(sealed)
 		}
-		got, err := ring.open(sealed, test.with)
+		got, _, err := ring.open(sealed, test.with)
 		if (err == nil) != test.ok || test.ok && !bytes.Equal(got, message) {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
