@@ -69,7 +69,7 @@ func (r *Registry) addCertificate(raw []byte) error {
 	c := &certificate{Certificate: parsed, id: parsed.ID(), admitted: parsed.Credential == nil}
 	wanted := slices.Contains(r.Missing(), c.Hash)
 	r.certs[c.Hash] = c
-	r.changes++
+	r.changes, r.rooted = r.changes+1, false
 	if c.admitted {
 		r.signedAt(c.NotBefore)
 		r.settle()
@@ -116,7 +116,7 @@ func (r *Registry) decideAdmission(a *trust.Admission) error {
 		}
 	}
 	seen.admissions = append(room, a)
-	r.changes++
+	r.changes, r.rooted = r.changes+1, false
 	if !seen.admitted {
 		seen.admitted = true
 		serial := seen.Credential.Serial
@@ -158,10 +158,19 @@ func (r *Registry) roomFor(seen, witness *certificate) ([]*trust.Admission, bool
 // findRooted finds out who is rooted: whose certificate leads back to the CA over
 // witnesses of whom none was revoked.
 func (r *Registry) findRooted() {
-	if r.rootedAt == r.changes {
+	if r.rooted {
 		return
 	}
-	r.rootedAt = r.changes
+	r.rooted = true
+	if len(r.revocations.all) == 0 { // as nearly always, and then it is quick
+		for _, c := range r.certs {
+			c.rooted, c.via = c.admitted, nil
+			if len(c.admissions) > 0 {
+				c.via = c.admissions[0]
+			}
+		}
+		return
+	}
 	var found []*certificate
 	vouched := map[trust.Hash][]*certificate{} // by the witness's certificate
 	for _, c := range r.certs {

@@ -113,7 +113,7 @@ func (r *Registry) prune(own trust.Hash) {
 		c.admissions = slices.DeleteFunc(slices.Clone(c.admissions), func(a *trust.Admission) bool { return !needed[a.Admitter] })
 	}
 	r.recount()
-	r.changes++
+	r.changes, r.rooted = r.changes+1, false
 }
 
 // makeRoom drops an unadmitted certificate if there are too many: one whose token

@@ -62,7 +62,7 @@ type Registry struct {
 	waits       uint64       // grows with every change of what waits, but for those that changes tells of
 	missing     []trust.Hash // as Missing has found it
 	missingAt   [2]uint64    // at these changes and waits
-	rootedAt    uint64       // changes at which it was last found out who is rooted
+	rooted      bool         // it was found out who is
 	newest      time.Time    // latest moment that the CA has signed
 	now         time.Time    // as Expire was told
 	pruneAt     time.Time    // when Expire looks again

@@ -66,7 +66,7 @@ func (r *Registry) addRevocation(raw []byte) error {
 	}
 	r.revocations.add(v)
 	r.signedAt(v.At)
-	r.changes++
+	r.changes, r.rooted = r.changes+1, false
 	gone := map[trust.Hash]bool{}
 	for h, c := range r.certs {
 		switch {

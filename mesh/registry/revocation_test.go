@@ -243,3 +243,34 @@ func TestFounderIsRevoked(t *testing.T) {
 	feed(fresh, r.Table())
 	mustBe(t, fresh, "a", "b")
 }
+
+// Whoever is told all at once hears of a revocation before those whom it throws out,
+// and of those who stay.
+func TestRevocationsComeFirst(t *testing.T) {
+	m := newMaker("ca")
+	founder, x := m.certificate("founder", nil), m.certificate("x", m.token)
+	r := New(m.charter)
+	hear(t, r, founder.Raw, x.Raw, m.admission(x, founder, 0), m.record(founder, 1, 1, 0), m.record(x, 1, 1, 0))
+	for i := range 20 {
+		hear(t, r, m.revocation(trust.Revocation{Node: mesh.NodeID{byte(i + 1)}}))
+	}
+	settled := r.Settled()
+	slices.Reverse(settled) // whatever the order in which it was asked for
+	for name, objects := range map[string][][]byte{"table": r.Table()[1:], "lookup": r.Lookup(settled...)} {
+		last := 0
+		for i, raw := range objects {
+			if kind, err := trust.KindOf(raw); err != nil || kind == trust.KindRevocation {
+				last = i
+			}
+		}
+		if last != 19 {
+			t.Errorf("%s: the last of 20 revocations is object %d", name, last)
+		}
+	}
+	slices.Reverse(settled)
+	for i, h := range settled[1:] {
+		if is := r.revocations.all[h] != nil; is != (i < 20) {
+			t.Errorf("settled object %d is a revocation: %v", i, is)
+		}
+	}
+}

@@ -61,11 +61,16 @@ func (r *Registry) Table() [][]byte {
 }
 
 // Lookup gives the objects of these hashes, each with what is needed to believe it,
-// in order; those that are unknown are left out.
+// in order, revocations first; those that are unknown are left out.
 func (r *Registry) Lookup(hashes ...trust.Hash) [][]byte {
 	r.findRooted()
 	t := table{r: r, done: map[trust.Hash]bool{}}
 	var rest map[trust.Hash]func()
+	for _, h := range hashes {
+		if v := r.revocations.all[h]; v != nil {
+			t.object(v.Object)
+		}
+	}
 	for _, h := range hashes {
 		if r.certs[h] != nil {
 			t.certificate(h)
@@ -81,13 +86,14 @@ func (r *Registry) Lookup(hashes ...trust.Hash) [][]byte {
 	return t.out
 }
 
-// Settled lists, sorted, the objects on which all nodes agree that have heard the
-// same, so that a difference is worth an exchange. They are
+// Settled lists the objects on which all nodes agree that have heard the same, so
+// that a difference is worth an exchange. They are, in this order and by hash:
 //
-//	charter, revocations
+//	charter
+//	revocations, to be heard before those whom they throw out
 //	certificates that are rooted, until they end; those that wait for admission,
-//	    until their token ends
-//	records, tombstones and rekeys whose certificates are rooted
+//	    until their token ends; records, tombstones and rekeys whose certificates
+//	    are rooted
 //
 // Left out are admissions, of which each node keeps the first few that it heard;
 // who lacks the only one shows it by the record, which it cannot believe. Left out
@@ -95,31 +101,34 @@ func (r *Registry) Lookup(hashes ...trust.Hash) [][]byte {
 // vouched for anew. All that is left out comes with what rests on it, by [Registry.Lookup].
 func (r *Registry) Settled() []trust.Hash {
 	r.findRooted()
-	out := []trust.Hash{r.charter.Hash}
-	out = slices.AppendSeq(out, maps.Keys(r.revocations.all))
+	var rest []trust.Hash
 	for h, c := range r.certs {
 		if c.rooted && !r.present().After(c.NotAfter) || !c.admitted && !r.ended(h, 0) {
-			out = append(out, h)
+			rest = append(rest, h)
 		}
 	}
 	for id, rec := range r.records {
 		if !r.Rooted(rec.Certificate) {
 			continue
 		}
-		out = append(out, rec.Hash)
+		rest = append(rest, rec.Hash)
 		for _, t := range r.tombs[id] {
 			if t.ByCA() || r.Rooted(t.Issuer) {
-				out = append(out, t.Hash)
+				rest = append(rest, t.Hash)
 			}
 		}
 	}
 	for _, k := range r.Rekeys() {
 		if r.Rooted(k.Signer) {
-			out = append(out, k.Hash)
+			rest = append(rest, k.Hash)
 		}
 	}
-	slices.SortFunc(out, trust.Hash.Compare)
-	return out
+	slices.SortFunc(rest, trust.Hash.Compare)
+	out := []trust.Hash{r.charter.Hash}
+	for _, v := range r.Revocations() {
+		out = append(out, v.Hash)
+	}
+	return append(out, rest...)
 }
 
 // table collects objects, each once and after those that it rests on.
@@ -188,9 +197,6 @@ func (t *table) tombstone(tomb *trust.Tombstone) {
 func (t *table) others() map[trust.Hash]func() {
 	r, out := t.r, map[trust.Hash]func(){}
 	out[r.charter.Hash] = func() { t.object(r.charter.Object) }
-	for h, v := range r.revocations.all {
-		out[h] = func() { t.object(v.Object) }
-	}
 	for id, rec := range r.records {
 		out[rec.Hash] = func() { t.record(id) }
 	}
