@@ -15,7 +15,13 @@ const outbidEvery = 3 * time.Second
 type twin struct {
 	nonce uint64
 	epoch uint64 // in which we outbid it
+	times int    // how often we outbid it again
 }
+
+// undecided is how often two outbid each other again before the nonces alone
+// decide: what each one hears of the other's age is some seconds old, so of two
+// that started together both may take themselves for the older one.
+const undecided = 3
 
 // meetTwin answers to a record of our own identity that we did not sign and that
 // is not older than ours. It reports that a twin lives which has run for longer.
@@ -38,12 +44,16 @@ func (m *Member) meetTwin(now time.Time) (clone bool) {
 		m.wakeAt(m.outbidAt.Add(outbidEvery))
 		return false
 	}
-	if m.twin.nonce == rec.Nonce && rec.Version.Epoch > m.twin.epoch && m.youngerThan(rec, now) {
-		return true
+	times := 0
+	if m.twin.nonce == rec.Nonce && rec.Version.Epoch > m.twin.epoch {
+		if m.youngerThan(rec, now) || m.twin.times >= undecided && m.cfg.Nonce > rec.Nonce {
+			return true
+		}
+		times = m.twin.times + 1
 	}
 	m.outbidAt = now
 	m.raise(rec.Version.Epoch + 1)
-	m.twin = twin{nonce: rec.Nonce, epoch: m.state.Epoch}
+	m.twin = twin{nonce: rec.Nonce, epoch: m.state.Epoch, times: times}
 	return false
 }
 
