@@ -36,6 +36,7 @@ SYSTEMS ?=
 ONLY ?=
 OUT ?=
 SEEDS ?= 1000
+SIM ?=
 FROM ?= 1
 N ?= 50
 NODES ?= 10
@@ -130,8 +131,9 @@ chaos: build ## DURATION=10m of random faults on NODES=10 daemons, all watched; 
 		$(if $(ONLY),-only '$(ONLY)') $(if $(OUT),-out '$(OUT)')
 
 .PHONY: sim
-sim: ## whole nodes in virtual time, SEEDS=1000 of each kind from FROM=1, without the race detector
-	@cd overlay/sim && $(GO) test -count=1 -timeout 0 -run '^(TestSim|TestSameFirstWish)$$' -sim.seeds=$(SEEDS) -sim.from=$(FROM)
+sim: ## virtual time, SEEDS=1000 of each kind from FROM=1, on all processors: whole nodes; SIM=crowd: membership alone, quicker, leases expire
+	@cd overlay/sim && $(GO) test -count=1 -timeout 0 -run '^($(if $(filter crowd,$(SIM)),TestCrowd,TestSim|TestSameFirstWish|TestCrowd))$$' \
+		-sim.seeds=$(SEEDS) -sim.from=$(FROM) -sim.jobs=0
 
 .PHONY: lint
 lint: ## golangci-lint as pinned in .ci/tools.mod

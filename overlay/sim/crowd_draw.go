@@ -238,16 +238,18 @@ func (d *crowdDrawer) backup() {
 // copied starts another host on a copy of a disk, while the first one runs.
 func (d *crowdDrawer) copied() {
 	n := d.host()
-	d.add(0, func(c *crowd) {
-		h := c.hosts[n]
-		if !h.runs() || h.twin != nil || h.out || c.revoked[h.id] || h.disk.state.Epoch == 0 {
-			return
-		}
-		h.twin = c.add(h.name+"'", h.keys, h.skew)
-		h.twin.card, h.twin.disk, h.twin.twin = h.card, h.disk.clone(), h
-		h.excuse, h.twin.excuse = "it was cloned", "it is a clone"
-		h.twin.again()
-	}, "n%d is cloned", n)
+	d.add(0, func(c *crowd) { c.clone(n) }, "n%d is cloned", n)
+}
+
+func (c *crowd) clone(n int) {
+	h := c.hosts[n]
+	if !h.runs() || h.twin != nil || h.out || c.revoked[h.id] || h.disk.state.Epoch == 0 {
+		return
+	}
+	h.twin = c.add(h.name+"'", h.keys, h.skew)
+	h.twin.card, h.twin.disk, h.twin.twin = h.card, h.disk.clone(), h
+	h.excuse, h.twin.excuse = "it was cloned", "it is a clone"
+	h.twin.again()
 }
 
 func (d *crowdDrawer) leave() {
@@ -315,16 +317,18 @@ func (d *crowdDrawer) revoke() {
 		return
 	}
 	n := 1 + d.IntN(len(d.Skews)-1)
-	d.add(0, func(c *crowd) {
-		h := c.hosts[n]
-		if h.card == nil || h.out || c.operator() == nil || c.operator().id == h.id {
-			return
-		}
-		r := trust.Revocation{Node: h.id, At: c.now}
-		if c.submit(r.Sign) {
-			c.revoked[h.id] = true
-		}
-	}, "n%d: meshctl revoke", n)
+	d.add(0, func(c *crowd) { c.revoke(n) }, "n%d: meshctl revoke", n)
+}
+
+func (c *crowd) revoke(n int) {
+	h := c.hosts[n]
+	if h.card == nil || h.out || c.operator() == nil || c.operator().id == h.id {
+		return
+	}
+	r := trust.Revocation{Node: h.id, At: c.now}
+	if c.submit(r.Sign) {
+		c.revoked[h.id] = true
+	}
 }
 
 func (d *crowdDrawer) renumber() {

@@ -67,3 +67,50 @@ func TestCrowdIsOfItsSeed(t *testing.T) {
 		}
 	}
 }
+
+// What seeds have found once, each as short as it gets.
+func TestCrowdStories(t *testing.T) {
+	for name, steps := range map[string][]crowdStep{
+		// It asked for the next step at once, for as long as it ran.
+		"who is revoked while it looks for a subnet does not spin": {
+			{0, "n0 joins", func(c *crowd) { c.hosts[0].join() }},
+			{5 * time.Second, "n1 joins", func(c *crowd) { c.hosts[1].join() }},
+			{7 * time.Second, "n1 is revoked", func(c *crowd) { c.revoke(1) }},
+		},
+		// Whose turn came second had a turn in the past, for ever.
+		"who comes too late to say that a node is gone does not spin": {
+			{0, "n0 to n3 join", func(c *crowd) {
+				for _, h := range c.hosts[:4] {
+					h.join()
+				}
+			}},
+			{20 * time.Second, "n3 is off", func(c *crowd) { c.hosts[3].wanted = false; c.hosts[3].stop() }},
+			{20*time.Second + 2*crowdTTL, "n3 is on again", func(c *crowd) { c.hosts[3].again() }},
+		},
+		// Its renewal was due all the time that it had to be quiet.
+		"who wakes up after its lease has ended does not spin while it listens": {
+			{0, "n0 and n1 join", func(c *crowd) { c.hosts[0].join(); c.hosts[1].join() }},
+			{20 * time.Second, "n1 is suspended", func(c *crowd) { c.hosts[1].sleep() }},
+			{20*time.Second + 2*crowdTTL, "n1 wakes up", func(c *crowd) { c.hosts[1].wake() }},
+		},
+		// Each took itself for the older one, since what it heard was some seconds old.
+		"of two clones that start together, one ends": {
+			{0, "n0 and n1 join", func(c *crowd) { c.hosts[0].join(); c.hosts[1].join() }},
+			{10 * time.Second, "n1 is cloned", func(c *crowd) { c.clone(1) }},
+			{10*time.Second + 200*time.Millisecond, "n1 restarts", func(c *crowd) { c.hosts[1].stop(); c.hosts[1].boot() }},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cryptotest.SetGlobalRandom(t, 1)
+			synctest.Test(t, func(t *testing.T) {
+				s := &crowdSchedule{Seed: 1, Network: small, Skews: make([]time.Duration, 4), Steps: steps, End: steps[len(steps)-1].At + 5*time.Second}
+				c := newCrowd(t, s)
+				c.play(s)
+				if _, err := c.settle(); err != nil || len(c.wrong) > 0 {
+					c.tell(t.Output())
+					t.Error(err, c.wrong)
+				}
+			})
+		})
+	}
+}

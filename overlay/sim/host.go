@@ -36,6 +36,7 @@ type host struct {
 	id       mesh.NodeID
 	admitted admission
 	keys     statedir.Keys
+	tunnel   mesh.Key // of keys: to derive it takes a while
 	kernel   *tuntest.Kernel
 	skew     time.Duration // of its clock
 
@@ -64,7 +65,7 @@ func newHost(w *world, number int, plan hostPlan) *host {
 		keys: statedir.NewKeys(), disk: new(meshtest.Store), sockets: map[netip.AddrPort]*socket{},
 	}
 	h.keys.Identity = ed25519.NewKeyFromSeed(plan.Identity[:])
-	h.id = idOf(h.keys.Identity)
+	h.id, h.tunnel = idOf(h.keys.Identity), h.keys.Tunnel.Public()
 	h.setAddress(address(number, 0))
 	return h
 }
@@ -281,7 +282,7 @@ func (l *life) newEngine() (overlay.Engine, error) {
 	if l.dead.Load() {
 		return nil, errDead
 	}
-	e := l.h.w.fabric.Engine(l.h, l.h.keys.Tunnel.Public(), tunnelPort)
+	e := l.h.w.fabric.Engine(l.h, l.h.tunnel, tunnelPort)
 	l.h.mu.Lock()
 	l.h.engine = e
 	l.h.mu.Unlock()

@@ -1,9 +1,16 @@
 package sim
 
 import (
+	"bufio"
+	"context"
 	"flag"
 	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -13,6 +20,8 @@ var (
 	simFrom  = flag.Uint64("sim.from", 1, "the first of the schedules to play")
 	simSeeds = flag.Int("sim.seeds", 0, "how many to play; 0: as many as fit in the time")
 	simTime  = flag.Duration("sim.time", 40*time.Second, "for how long to play, without -sim.seeds")
+	simJobs  = flag.Int("sim.jobs", 1, "in how many processes to play -sim.seeds; 0: one for each processor")
+	simEvery = flag.Int("sim.every", 1, "play only each n-th of -sim.seeds, and tell a process of each")
 )
 
 // playSchedule plays the schedule of one seed, and looks whether all is well
@@ -105,34 +114,106 @@ func TestScheduleIsOfItsSeed(t *testing.T) {
 // runs plays one seed after the other, and tells how they went.
 func runs(t *testing.T, what string, limit time.Duration, play func(*testing.T, uint64) time.Duration) {
 	t.Helper()
-	begin, told := time.Now(), time.Now()
-	var took []time.Duration
-	for seed := *simFrom; ; seed++ {
-		done := int(seed - *simFrom)
-		if *simSeeds > 0 && done >= *simSeeds || *simSeeds == 0 && time.Since(begin) > limit {
-			break
-		}
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { took = append(took, play(t, seed)) })
-		if t.Failed() {
-			break
-		}
-		if *simSeeds > 0 && time.Since(told) > 5*time.Second {
-			told = time.Now()
-			fmt.Printf("%d of %d %s\n", done+1, *simSeeds, what)
+	progress := &progress{what: what, begin: time.Now(), told: time.Now()}
+	if *simSeeds > 0 && *simJobs != 1 && *simEvery == 1 {
+		jobs(t, progress)
+	} else {
+		for seed := *simFrom; ; seed += uint64(*simEvery) {
+			if *simSeeds > 0 && seed >= *simFrom+uint64(*simSeeds) || *simSeeds == 0 && time.Since(progress.begin) > limit {
+				break
+			}
+			var took time.Duration
+			t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { took = play(t, seed) })
+			if t.Failed() {
+				break
+			}
+			progress.add(took)
 		}
 	}
-	if len(took) == 0 {
-		return
-	}
-	slices.Sort(took)
-	at := func(share float64) time.Duration {
-		return took[min(len(took)-1, int(share*float64(len(took))))].Round(time.Millisecond)
-	}
-	summary := fmt.Sprintf("%d %s in %s, well after %s (median), %s (p99), %s (max) of virtual time",
-		len(took), what, time.Since(begin).Round(100*time.Millisecond), at(0.5), at(0.99), at(1))
-	if *simSeeds > 0 {
+	if summary := progress.summary(); *simSeeds > 0 && *simEvery == 1 {
 		fmt.Println(summary)
 	} else {
 		t.Log(summary)
 	}
+}
+
+// wellAfter begins a line by which a process tells another one of a seed.
+const wellAfter = "well after "
+
+// jobs plays the seeds in several processes: a bubble keeps one processor busy.
+func jobs(t *testing.T, progress *progress) {
+	t.Helper()
+	n := *simJobs
+	if n == 0 {
+		n = runtime.NumCPU()
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var tasks sync.WaitGroup
+	for i := range n {
+		tasks.Go(func() {
+			cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^"+t.Name()+"$", "-test.timeout=0", fmt.Sprint("-sim.every=", n),
+				fmt.Sprint("-sim.from=", *simFrom+uint64(i)), fmt.Sprint("-sim.seeds=", max(0, *simSeeds-i)))
+			cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
+			pipe, err := cmd.StdoutPipe()
+			if err == nil {
+				err = cmd.Start()
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			var rest strings.Builder
+			for lines := bufio.NewScanner(pipe); lines.Scan(); {
+				if d, err := time.ParseDuration(strings.TrimPrefix(lines.Text(), wellAfter)); err == nil {
+					progress.add(d)
+				} else {
+					fmt.Fprintln(&rest, lines.Text())
+				}
+			}
+			if err := cmd.Wait(); err != nil && ctx.Err() == nil {
+				t.Errorf("%v\n%s", err, &rest)
+				cancel()
+			}
+		})
+	}
+	tasks.Wait()
+}
+
+// progress is how the seeds went so far.
+type progress struct {
+	what  string // fixed at construction
+	begin time.Time
+
+	mu   sync.Mutex // guards all below
+	told time.Time
+	took []time.Duration
+}
+
+func (p *progress) add(took time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.took = append(p.took, took)
+	switch {
+	case *simEvery > 1:
+		fmt.Println(wellAfter + took.String())
+	case *simSeeds > 0 && time.Since(p.told) > 5*time.Second:
+		p.told = time.Now()
+		fmt.Printf("%d of %d %s, %.1f a second\n", len(p.took), *simSeeds, p.what, float64(len(p.took))/time.Since(p.begin).Seconds())
+	}
+}
+
+func (p *progress) summary() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.took) == 0 {
+		return "no " + p.what
+	}
+	slices.Sort(p.took)
+	at := func(share float64) time.Duration {
+		return p.took[min(len(p.took)-1, int(share*float64(len(p.took))))].Round(time.Millisecond)
+	}
+	since := time.Since(p.begin)
+	return fmt.Sprintf("%d %s in %s, %.1f a second; well after %s (median), %s (p99), %s (max) of virtual time",
+		len(p.took), p.what, since.Round(100*time.Millisecond), float64(len(p.took))/since.Seconds(), at(0.5), at(0.99), at(1))
 }

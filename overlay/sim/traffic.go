@@ -166,7 +166,7 @@ func (w *world) forge(liar, to, as *host) {
 		src = w.controlOf(as.id)
 		dst = w.controlOf(to.id)
 	}
-	e.Forge(to.keys.Tunnel.Public(), at, tunneltest.Inner{
+	e.Forge(to.tunnel, at, tunneltest.Inner{
 		Src: netip.AddrPortFrom(src, echo), Dst: netip.AddrPortFrom(dst, echo), Payload: nobodyWaits,
 	})
 }
@@ -178,7 +178,7 @@ func everything(c tunnel.Config, h *host) tunnel.Config {
 	c.Own, c.Peers = all, nil
 	for _, o := range h.w.hosts {
 		if o != h {
-			c.Peers = append(c.Peers, tunnel.Peer{ID: o.id, PublicKey: o.keys.Tunnel.Public(), AllowedIPs: all})
+			c.Peers = append(c.Peers, tunnel.Peer{ID: o.id, PublicKey: o.tunnel, AllowedIPs: all})
 		}
 	}
 	return c

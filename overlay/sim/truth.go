@@ -54,7 +54,7 @@ func (t *truth) join(h *host, raw []byte) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.byKey[h.keys.Tunnel.Public()], t.byCert[cert.Hash] = h, h
+	t.byKey[h.tunnel], t.byCert[cert.Hash] = h, h
 	t.past[h] = &past{cert: cert, saved: map[netip.Prefix]bool{}}
 }
 
