@@ -69,7 +69,7 @@ func (k *stampKeeper) wait(done <-chan struct{}, wait time.Duration) {
 	select {
 	case <-done:
 	case <-timer.C:
-		k.log.Warn("the disk takes long to save the time of the last handshake, going on without", "waited", wait)
+		k.log.Warn("the disk takes long to save the time of the last handshake, going on without")
 	}
 }
 

@@ -158,3 +158,26 @@ func TestSlept(t *testing.T) {
 		}
 	}
 }
+
+// One that shows a peer's former key, which it has copied, gets none of the handshakes
+// that the peer still makes with it.
+func TestCopiedFormerKey(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.pair(Peer{Handle: "the victim"})
+	former := b.remote(a).peer
+	former.Handle = "the thief"
+	a.rotates()
+	peer := former
+	peer.Key, peer.Handle = a.machine.PublicKey(), "the victim"
+	r := b.remote(a)
+	r.peer = peer
+	b.peers[peer.Key] = r
+	if _, err := b.machine.SetPeers(w.now, []Peer{former, peer}); err != nil {
+		t.Fatal(err)
+	}
+	a.send(b, "with the key before")
+	w.run(time.Second)
+	if s := r.session; s == nil || s.Handle() != "the victim" || r.got != 1 {
+		t.Errorf("%d packets arrived, session %v\n%s", r.got, s, &w.story)
+	}
+}

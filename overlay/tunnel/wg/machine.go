@@ -224,11 +224,9 @@ func (m *Machine) UnderLoad(on bool) { m.underLoad = on }
 // peer that can not be one is left out, and named in the error.
 func (m *Machine) SetPeers(now time.Time, peers []Peer) ([]Action, error) {
 	var errs []error
-	old, byHandle := m.peers, map[any]*peer{}
-	for _, p := range m.order {
-		if p.Handle != nil {
-			byHandle[p.Handle] = p
-		}
+	old, rekeyed := m.peers, m.rekey(now, peers)
+	for _, p := range rekeyed {
+		delete(old, p.former)
 	}
 	m.peers, m.order = make(map[mesh.Key]*peer, len(peers)), nil
 	for _, want := range peers {
@@ -236,10 +234,9 @@ func (m *Machine) SetPeers(now time.Time, peers []Peer) ([]Action, error) {
 			errs = append(errs, fmt.Errorf("peer %s is there twice", want.Key))
 			continue
 		}
-		p := old[want.Key]
-		if same := byHandle[want.Handle]; p == nil && same != nil && old[same.Key] == same && same.rekey(now, want.Key) {
-			delete(old, same.former)
-			p = same
+		p := rekeyed[want.Key]
+		if p == nil {
+			p = old[want.Key]
 		}
 		if p == nil {
 			var err error
@@ -251,7 +248,9 @@ func (m *Machine) SetPeers(now time.Time, peers []Peer) ([]Action, error) {
 			errs = append(errs, fmt.Errorf("change peer %s: %w", want.Key, err))
 			continue
 		}
-		delete(old, want.Key)
+		if old[want.Key] == p {
+			delete(old, want.Key)
+		}
 		m.peers[want.Key] = p
 		m.order = append(m.order, p)
 	}
@@ -259,6 +258,24 @@ func (m *Machine) SetPeers(now time.Time, peers []Peer) ([]Action, error) {
 		p.forget()
 	}
 	return m.flush(), errors.Join(errs...)
+}
+
+// rekey gives those their new keys that have others, before anybody who shows a former
+// one can be taken for them.
+func (m *Machine) rekey(now time.Time, peers []Peer) map[mesh.Key]*peer {
+	byHandle, out := map[any]*peer{}, map[mesh.Key]*peer{}
+	for _, p := range m.order {
+		if p.Handle != nil {
+			byHandle[p.Handle] = p
+		}
+	}
+	for _, want := range peers {
+		if p := byHandle[want.Handle]; p != nil && p.Key != want.Key && out[want.Key] == nil && p.rekey(now, want.Key) {
+			out[want.Key] = p
+			delete(byHandle, want.Handle)
+		}
+	}
+	return out
 }
 
 // SetEndpoint tells where the owner sends to from now on, so that a message from
