@@ -432,16 +432,7 @@ func TestCertRenew(t *testing.T) {
 		return slices.ContainsFunc(d.Health, func(f status.Finding) bool { return f.Code == "certificate_ends" && f.Level == "warning" })
 	}
 	must(t, beta.WaitFor(bounded(t), "to warn of its certificate's end", warned))
-	var flows []*lab.Pings
-	for _, from := range c.Nodes {
-		for _, to := range c.Nodes {
-			if from != to {
-				p, err := from.Host.Pings(t.Context(), addresses(t, to)[0], 20*time.Millisecond)
-				must(t, err)
-				flows = append(flows, p)
-			}
-		}
-	}
+	noneLost := pingAll(t, c.Nodes)
 	before := document(t, beta)
 	begin := time.Now()
 	_, err = alpha.Meshctl(bounded(t), "cert", "renew", "beta", "--life", "400d")
@@ -464,15 +455,7 @@ func TestCertRenew(t *testing.T) {
 	must(t, err)
 	must(t, gamma.WaitFor(bounded(t), "to have its new certificate", func(d *status.Document) bool { return !warned(d) }))
 	pause(t.Context(), time.Second)
-	end := time.Now()
-	for _, p := range flows {
-		_, err := p.Flows(bounded(t), end)
-		must(t, err)
-		if lost, sent := p.Between(begin, end); lost > 0 {
-			t.Errorf("%s: %d of %d lost", p, lost, sent)
-		}
-		p.Stop()
-	}
+	noneLost()
 	t.Logf("beta had its certificate after %d ms", took.Milliseconds())
 	if after := document(t, beta); after.Node.ID != before.Node.ID || leasesOf(after) != leasesOf(before) {
 		t.Errorf("beta was %s with %s and is %s with %s", before.Node.ID, leasesOf(before), after.Node.ID, leasesOf(after))
