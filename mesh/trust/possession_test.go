@@ -177,7 +177,7 @@ func TestTunnelKeyIsNotPrinted(t *testing.T) {
 	}
 	all := fmt.Sprintf("%v %+v %#v %x %s", k, k, k, k, text)
 	for _, secret := range [][]byte{k.Seed[:], k.Scalar[:]} {
-		if strings.Contains(all, hex.EncodeToString(secret)) || strings.Contains(all, fmt.Sprint(secret)) {
+		if strings.Contains(all, hex.EncodeToString(secret)) || strings.Contains(all, fmt.Sprintf("%d", secret)) {
 			t.Errorf("the private key is printed: %s", all)
 		}
 	}
