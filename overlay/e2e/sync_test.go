@@ -34,15 +34,15 @@ func blockGossip(t *testing.T, c *cluster.Cluster) {
 }
 
 // allKnow waits until nodes know something new, and tells how long it took.
-func allKnow(t *testing.T, nodes []*cluster.Node, what string, bound time.Duration, known func(*status.Document) bool) {
+func allKnow(t *testing.T, nodes []*cluster.Node, what string, known func(*status.Document) bool) {
 	t.Helper()
 	begin := time.Now()
 	for _, n := range nodes {
 		must(t, n.WaitFor(bounded(t), "to know "+what, known))
 	}
 	took := time.Since(begin)
-	if t.Logf("%s is known after %.2f s", what, took.Seconds()); took > bound {
-		t.Errorf("%s is known after %s, want at most %s", what, took, bound)
+	if t.Logf("%s is known after %.2f s", what, took.Seconds()); took > newsBound {
+		t.Errorf("%s is known after %s, want at most %s", what, took, newsBound)
 	}
 }
 
@@ -98,25 +98,25 @@ func TestNewsWithoutGossip(t *testing.T) {
 	blockGossip(t, c)
 	pause(t.Context(), 30*time.Second) // until memberlist has given up everybody
 
-	allKnow(t, []*cluster.Node{alpha, gamma, delta}, "beta's new label", newsBound, relabel(t, beta, "r2"))
+	allKnow(t, []*cluster.Node{alpha, gamma, delta}, "beta's new label", relabel(t, beta, "r2"))
 
 	new4 := netip.MustParsePrefix("198.18.0.103/24")
 	must(t, gamma.Host.RemoveAddress(netip.PrefixFrom(gamma.Host.IPv6, 64)))
 	must(t, gamma.Host.ReplaceAddress(netip.PrefixFrom(gamma.Host.IPv4, 24), new4))
-	allKnow(t, []*cluster.Node{alpha, beta, delta}, "gamma's new address", newsBound, func(d *status.Document) bool {
+	allKnow(t, []*cluster.Node{alpha, beta, delta}, "gamma's new address", func(d *status.Document) bool {
 		p := peerNamed(d, "gamma")
 		return p != nil && p.Endpoint != nil && p.Endpoint.Addr() == new4.Addr()
 	})
-	allKnow(t, []*cluster.Node{alpha, beta, delta}, "the label that gamma has from there on", newsBound, relabel(t, gamma, "r3"))
+	allKnow(t, []*cluster.Node{alpha, beta, delta}, "the label that gamma has from there on", relabel(t, gamma, "r3"))
 
 	_, err := alpha.Meshctl(bounded(t), "network", "create", "web", "--ipv4", "10.87.0.0/16")
 	must(t, err)
-	allKnow(t, c.Nodes, "a new network", newsBound, func(d *status.Document) bool { return networksOf(d) == "default web" })
+	allKnow(t, c.Nodes, "a new network", func(d *status.Document) bool { return networksOf(d) == "default web" })
 
 	noneLost()
 	_, err = delta.Meshctl(bounded(t), "leave")
 	must(t, err)
-	allKnow(t, c.Nodes[:3], "that delta has left", newsBound, func(d *status.Document) bool {
+	allKnow(t, c.Nodes[:3], "that delta has left", func(d *status.Document) bool {
 		p := peerNamed(d, "delta")
 		return p == nil || p.State == status.PeerLeft
 	})
@@ -127,7 +127,7 @@ func TestNewsWithoutGossip(t *testing.T) {
 		t.Errorf("it took %s, want at most 5 s", took)
 	}
 	epoch := document(t, beta).Node.Epoch
-	allKnow(t, []*cluster.Node{alpha, gamma}, "the label that beta has since", newsBound, relabel(t, beta, "r4"))
+	allKnow(t, []*cluster.Node{alpha, gamma}, "the label that beta has since", relabel(t, beta, "r4"))
 	t.Logf("beta is in epoch %d", epoch)
 }
 
@@ -139,7 +139,7 @@ func TestNewsWithoutSeeds(t *testing.T) {
 	alpha, rest := c.Nodes[0], c.Nodes[1:]
 	beta, gamma, delta := rest[0], rest[1], rest[2]
 	alpha.Kill()
-	allKnow(t, []*cluster.Node{gamma, delta}, "beta's label", newsBound, relabel(t, beta, "r1"))
+	allKnow(t, []*cluster.Node{gamma, delta}, "beta's label", relabel(t, beta, "r1"))
 	took := killAndRestart(t, gamma, beta, delta)
 	if t.Logf("restarted: pings flow after %.2f s", took.Seconds()); took > 5*time.Second {
 		t.Errorf("it took %s, want at most 5 s", took)
@@ -149,7 +149,7 @@ func TestNewsWithoutSeeds(t *testing.T) {
 	if t.Logf("the same with gossip blocked: pings flow after %.2f s", took.Seconds()); took > 5*time.Second {
 		t.Errorf("it took %s, want at most 5 s", took)
 	}
-	allKnow(t, []*cluster.Node{beta, gamma}, "delta's label", newsBound, relabel(t, delta, "r2"))
+	allKnow(t, []*cluster.Node{beta, gamma}, "delta's label", relabel(t, delta, "r2"))
 }
 
 // asker tries, from a host, what a daemon does there, as somebody else.

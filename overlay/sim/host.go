@@ -141,7 +141,7 @@ func (h *host) boot() {
 	}
 	g, err := gossip.New(gossip.Options{
 		Core: tap{core, l}, Store: disk, Self: h.id, Keyring: h.member.Keyring, Seeds: seeds, Peers: peers, Log: log,
-		Transport: l.transport,
+		Transport: l.transport, Tunnels: &streams{l: l, answers: map[uint64]chan struct{}{}},
 	})
 	if err != nil {
 		h.w.t.Fatal(err)

@@ -20,6 +20,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -61,7 +62,9 @@ type world struct {
 	story []line
 	wrong []string
 	trips map[uint64]*trip
-	next  uint64
+	// knocks are the far ends of streams that nobody has opened to yet.
+	knocks map[uint64]net.Conn
+	next   uint64
 }
 
 // line is one of the story.
@@ -83,7 +86,7 @@ func newWorld(t *testing.T, s *schedule) *world {
 	t.Helper()
 	w := &world{
 		t: t, begin: time.Now(), mesh: meshtest.NewMesh(t, s.Network), net: meshtest.NewNetwork(s.Seed),
-		random: rand.New(rand.NewPCG(s.Seed, 1)), cut: map[[2]int]bool{}, trips: map[uint64]*trip{},
+		random: rand.New(rand.NewPCG(s.Seed, 1)), cut: map[[2]int]bool{}, trips: map[uint64]*trip{}, knocks: map[uint64]net.Conn{},
 	}
 	w.fabric = tunneltest.NewFabric(w.net)
 	w.truth = newTruth(w)
