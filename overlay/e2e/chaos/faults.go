@@ -61,6 +61,10 @@ var faults = []fault{
 	{"freeze", daemon, (*drawer).freeze},
 	{"disk", daemon, (*drawer).disk},
 	{"rejoin", daemon, (*drawer).rejoin},
+	{"revoke", daemon, (*drawer).revoke},
+	{"renumber", daemon, (*drawer).renumber},
+	{"gossip-key", daemon, (*drawer).gossipKey},
+	{"tunnel-key", daemon, (*drawer).tunnelKey},
 	{"partition", network, (*drawer).partition},
 	{"one-way", network, (*drawer).oneWay},
 	{"flapping", network, (*drawer).flapping},
@@ -103,7 +107,14 @@ func (c *chaos) drawStep(step int) []act {
 	acts := []act{d.act(first)}
 	others := slices.DeleteFunc(from, func(f fault) bool { return f.at == first.at })
 	if len(others) > 0 && d.Float64() < 0.2 {
-		acts = append(acts, d.act(others[d.IntN(len(others))]))
+		second := others[d.IntN(len(others))]
+		both := append(acts, d.act(second))
+		// Nodes that look for a subnet on two sides of a partition may take the same
+		// one, until it heals: that is no violation, so it is not watched here.
+		claims := slices.ContainsFunc(both, func(a act) bool { return a.moves != nil })
+		if !claims || first.at != network && second.at != network {
+			acts = both
+		}
 	}
 	return acts
 }
@@ -217,14 +228,77 @@ func (d *drawer) rejoin() act {
 			<-n.Process().Done()
 			return os.RemoveAll(n.StateDir())
 		},
+		end: func(ctx context.Context) error { return d.comeAnew(ctx, n) },
+	}
+}
+
+// comeAnew has a host join as another node.
+func (d *drawer) comeAnew(ctx context.Context, n *cluster.Node) error {
+	token, err := d.Nodes[0].Token(ctx)
+	if err == nil {
+		err = n.Join(ctx, token)
+	}
+	if err == nil {
+		err = d.start(n)
+	}
+	return err
+}
+
+// revoke throws a node out while its daemon runs on, and lets its host come again
+// some time later.
+func (d *drawer) revoke() act {
+	n, last := d.ordinary(), d.between(2*time.Second, 5*time.Second)
+	return act{
+		text: fmt.Sprintf("%s is revoked; %s later its host joins as another node", n.Name, last), last: last, hurts: with(n), moves: n,
+		begin: func(ctx context.Context) error {
+			d.expectEnd(n)
+			doc, err := n.Document(ctx)
+			if err == nil {
+				_, err = d.Nodes[0].Meshctl(ctx, "revoke", doc.Node.ID.String(), "--yes")
+			}
+			return err
+		},
 		end: func(ctx context.Context) error {
-			token, err := d.Nodes[0].Token(ctx)
-			if err == nil {
-				err = n.Join(ctx, token)
+			n.Kill()
+			if err := os.RemoveAll(n.StateDir()); err != nil {
+				return err
 			}
-			if err == nil {
-				err = d.start(n)
+			return d.comeAnew(ctx, n)
+		},
+	}
+}
+
+func (d *drawer) renumber() act {
+	n := d.node()
+	return act{
+		text: fmt.Sprintf("%s takes another subnet", n.Name), hurts: with(n), moves: n,
+		begin: func(ctx context.Context) error {
+			_, err := n.Meshctl(ctx, "lease", "renumber")
+			return err
+		},
+	}
+}
+
+// gossipKey hurts nobody. It may not go while the last rotation does.
+func (d *drawer) gossipKey() act {
+	return act{
+		text: "the gossip key is changed", last: 2 * time.Second, hurts: nobody,
+		begin: func(ctx context.Context) error {
+			out, err := d.Nodes[0].Meshctl(ctx, "keys", "rotate", "gossip")
+			if err != nil {
+				d.say("      not now: %s %v", strings.TrimSpace(out), err)
 			}
+			return nil
+		},
+	}
+}
+
+func (d *drawer) tunnelKey() act {
+	n := d.node()
+	return act{
+		text: fmt.Sprintf("%s: its tunnel key is changed", n.Name), hurts: with(n),
+		begin: func(ctx context.Context) error {
+			_, err := n.Meshctl(ctx, "keys", "rotate", "tunnel")
 			return err
 		},
 	}
