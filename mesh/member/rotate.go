@@ -50,17 +50,22 @@ func (m *Member) turnKeys(now time.Time) *Keyring {
 	if next.Equal(m.cfg.Keyring) {
 		return nil
 	}
+	m.cfg.Keyring.Wipe(next)
 	m.cfg.Keyring = next
 	out := next.Clone()
 	return &out
 }
 
-// openRekeys opens each rekey once.
+// openRekeys opens each rekey once, and forgets what it held when that is out of use.
 func (m *Member) openRekeys() map[trust.Hash]GossipKey {
 	all := m.reg.Rekeys()
 	opened := make(map[trust.Hash]GossipKey, len(all))
 	for _, r := range all {
 		k, known := m.rekeys.opened[r.Hash]
+		if r.Generation < m.cfg.Keyring.Send {
+			clear(k.Key)
+			k, known = GossipKey{}, true
+		}
 		if !known && r.For(m.id) {
 			if key, err := r.Open(m.id, m.cfg.SealKey); err == nil {
 				k = GossipKey{Generation: r.Generation, Key: key, Made: r.At, Grace: r.Grace}
