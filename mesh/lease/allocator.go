@@ -130,10 +130,8 @@ func (a *Allocator) Redate(epoch uint64) {
 // claimed afresh. While something local has addresses of it, it is kept for local
 // traffic.
 func (a *Allocator) Reclaim(inUse bool) {
-	switch a.lease.State {
-	case mesh.Pending, mesh.Held, mesh.Quarantined:
-	case mesh.Released:
-		return
+	if a.lease.State == 0 || a.lease.State == mesh.Released {
+		return // there is nothing to give up
 	}
 	a.wish, a.state = a.lease.Prefixes, mesh.WaitingForSeed
 	if a.lease.State != mesh.Pending && a.quarantines(World{InUse: inUse}) {
