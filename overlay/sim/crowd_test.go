@@ -62,7 +62,7 @@ func TestCrowdIsOfItsSeed(t *testing.T) {
 		return out
 	}
 	for seed := range uint64(3) {
-		if story(t, seed+1) != story(t, seed+1) {
+		if first, second := story(t, seed+1), story(t, seed+1); first != second {
 			t.Errorf("seed %d tells two stories", seed+1)
 		}
 	}
