@@ -284,7 +284,7 @@ func (d *drawer) gossipKey() act {
 	return act{
 		text: "the gossip key is changed", last: 2 * time.Second, hurts: nobody,
 		begin: func(ctx context.Context) error {
-			out, err := d.Nodes[0].Meshctl(ctx, "keys", "rotate", "gossip")
+			out, err := d.Nodes[0].Meshctl(ctx, "keys", "rotate", "gossip", "--no-wait")
 			if err != nil {
 				d.say("      not now: %s %v", strings.TrimSpace(out), err)
 			}
