@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -99,11 +102,11 @@ func mayRotate(m registry.Member) bool {
 
 // nodeText names a node so that nobody takes it for another.
 func nodeText(m registry.Member) string {
-	text := fmt.Sprintf("%s (%s", m.Certificate.Name, m.ID)
+	words := []string{m.ID.String()}
 	for _, l := range m.Leases() {
-		text += ", " + prefixes(l.Prefixes)
+		words = append(words, prefixes(l.Prefixes))
 	}
-	return text + ")"
+	return fmt.Sprintf("%s (%s)", m.Certificate.Name, strings.Join(words, ", "))
 }
 
 const forgetHelp = `Strike a node off that is gone for good: its subnets become free for others.
@@ -147,7 +150,7 @@ func (c *cli) runForget(ctx context.Context, name, ca string, yes bool) error {
 		return exit.With(exit.BadData, fmt.Errorf("%s has never said anything, so it has no subnet to be freed", node.Certificate.Name))
 	}
 	key, err := k.loadCA(c, ca)
-	byMember := exit.Code(err) == exit.NoInput && ca == ""
+	byMember := ca == "" && (exit.Code(err) == exit.NoInput || errors.Is(err, fs.ErrPermission))
 	if err != nil && !byMember {
 		return err
 	}
