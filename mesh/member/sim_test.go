@@ -299,8 +299,14 @@ func (s *sim) exchange(m *Member, h, seed *host) {
 		to  *host
 		raw [][]byte
 	}{{h, theirs}, {seed, ours}} {
+		known := map[string]bool{} // what is the same is not sent, as in an exchange
+		for _, raw := range x.to.m.Table() {
+			known[string(raw)] = true
+		}
 		for _, raw := range x.raw {
-			_ = x.to.m.Receive(raw)
+			if !known[string(raw)] {
+				_ = x.to.m.Receive(raw)
+			}
 		}
 		x.to.m.Synced()
 		s.step(x.to)
