@@ -164,6 +164,7 @@ func New(opt Options) (*Gossip, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gossip: %w", err)
 	}
+	opt.Keyring = member.Keyring{} // the sealer has made ciphers of it
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}

@@ -120,6 +120,7 @@ func (s *saver) write() error {
 			return err
 		}
 		s.use(*s.keyring)
+		s.keyring.Wipe(member.Keyring{})
 		s.keyring = nil
 	}
 	if s.tableNow {
