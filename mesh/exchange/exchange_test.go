@@ -77,6 +77,13 @@ func (n *node) count() int {
 	return len(n.objects)
 }
 
+// told is how many objects others have sent.
+func (n *node) told() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.puts
+}
+
 func (n *node) say(text string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -180,7 +187,7 @@ func TestIdle(t *testing.T) {
 					nodes[0].say("bad for all others")
 				}
 				time.Sleep(time.Minute)
-				before, puts := tunnels.Bytes(), nodes[1].puts
+				before, puts := tunnels.Bytes(), nodes[1].told()
 				time.Sleep(10 * time.Minute)
 				perNode := float64(tunnels.Bytes()-before) / count / 600
 				t.Logf("%.1f bytes/s for each node, without TCP's and the tunnels' own", perNode)
@@ -191,7 +198,7 @@ func TestIdle(t *testing.T) {
 				if perNode > most {
 					t.Errorf("want at most %.0f", most)
 				}
-				if again := nodes[1].puts - puts; again > 20 {
+				if again := nodes[1].told() - puts; again > 20 {
 					t.Errorf("node 1 was told %d times in ten minutes what it does not believe", again)
 				}
 			})
