@@ -201,17 +201,18 @@ type Finding struct {
 
 // View is what one node knows of the mesh. It is immutable.
 type View struct {
-	Mesh     ID
-	MeshName string
-	Control  netip.Prefix // range of the control addresses
-	Networks []Network
-	Reserved []netip.Prefix // subnets that nobody takes but who is pinned to them
-	TTL      time.Duration  // of leases: who is not heard of for so long may lose them
-	Self     NodeID
-	Epoch    uint64
-	State    State
-	Nodes    []Node // members, this node included, sorted by ID
-	Health   []Finding
+	Mesh        ID
+	MeshName    string
+	Control     netip.Prefix // range of the control addresses
+	Networks    []Network
+	Reserved    []netip.Prefix // subnets that nobody takes but who is pinned to them
+	TTL         time.Duration  // of leases: who is not heard of for so long may lose them
+	Revocations int            // known: of nodes and of tokens
+	Self        NodeID
+	Epoch       uint64
+	State       State
+	Nodes       []Node // members, this node included, sorted by ID
+	Health      []Finding
 }
 
 // Node finds a member by its ID.

@@ -31,7 +31,7 @@ func (n *Node) Status() status.Document {
 	if view == nil {
 		return doc
 	}
-	doc.Mesh = status.Mesh{ID: view.Mesh, Name: view.MeshName}
+	doc.Mesh = status.Mesh{ID: view.Mesh, Name: view.MeshName, Revocations: view.Revocations}
 	for _, network := range view.Networks {
 		doc.Networks = append(doc.Networks, status.NewNetwork(network))
 	}

@@ -72,8 +72,9 @@ func CountAttachments(all []attach.Attachment) []AttachmentCount {
 
 // Mesh names the mesh.
 type Mesh struct {
-	ID   mesh.ID `json:"id"`
-	Name string  `json:"name"`
+	ID          mesh.ID `json:"id"`
+	Name        string  `json:"name"`
+	Revocations int     `json:"revocations"` // that this node knows: of nodes and tokens
 }
 
 // Network is one address plan of the mesh.

@@ -61,7 +61,7 @@ func example() *status.Document {
 			Name: "default", IPv4: netip.MustParsePrefix("10.86.0.0/16"), IPv4Len: 24,
 			IPv6: netip.MustParsePrefix("fd12:3456:789a::/48"), IPv6Len: 64,
 		})},
-		State: mesh.Ready, Mesh: status.Mesh{ID: id, Name: "home"},
+		State: mesh.Ready, Mesh: status.Mesh{ID: id, Name: "home", Revocations: 2},
 		Node: status.Node{
 			ID: mesh.NodeID{1}, Name: "alpha", Epoch: 7, Control: node(1),
 			Leases:          []status.Lease{renewed(lease("10.86.17.0/24", "fd12:3456:789a:11::/64"))},

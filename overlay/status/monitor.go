@@ -83,6 +83,7 @@ var (
 	descLoss      = desc("peer_loss_ratio", "Share of probes through the tunnel that got no answer.", "peer", "id")
 	descRx        = desc("peer_receive_bytes_total", "Bytes received from the peer.", "peer", "id")
 	descTx        = desc("peer_transmit_bytes_total", "Bytes sent to the peer.", "peer", "id")
+	descRevoked   = desc("revocations", "Number of revocations that this node knows, of nodes and tokens.")
 	descConflicts = desc("lease_conflicts", "Number of leases in the mesh that lost a conflict and were not given up.")
 	descExpired   = desc("peers_expired", "Number of peers whose leases are void: they were not heard of, or forgotten.")
 	descCert      = desc("certificate_end_timestamp_seconds", "Unix time at which a node's certificate ends, this node's included.", "node", "id")
@@ -95,7 +96,7 @@ var (
 func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descBuild, descState, descEpoch, descLease, descPeers, descAttached, descHealth, descDrops,
-		descConflicts, descExpired, descCert, descKey, descKeyMade,
+		descRevoked, descConflicts, descExpired, descCert, descKey, descKeyMade,
 		descUp, descRTT, descLoss, descRx, descTx, descHandshake,
 	} {
 		out <- d
@@ -124,6 +125,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			gauge(descLease, 1, l.Network, p.String(), l.State)
 		}
 	}
+	gauge(descRevoked, float64(doc.Mesh.Revocations))
 	conflicts, expired := lost(doc.Node.Leases), 0
 	if end := doc.Node.CertificateEnds; end != nil {
 		gauge(descCert, seconds(*end), doc.Node.Name, doc.Node.ID.String())
