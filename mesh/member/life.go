@@ -87,26 +87,25 @@ func (m *Member) overdue(now time.Time) bool {
 // expire says of members that they are gone, whose turn it is to be said so of.
 func (m *Member) expire(now time.Time) {
 	lots := m.watch.lots
-	m.watch.lots = map[mesh.NodeID]time.Time{}
+	m.watch.lots = map[mesh.NodeID]time.Time{} // another member may have been quicker, or a node is back
 	if !m.vouches(now) {
-		clear(m.watch.lots)
 		return
 	}
-	for _, n := range m.reg.Members(m.valid(now)) {
-		if n.ID == m.id || !m.silent(now, n.ID) || !m.holdsAny(n) {
-			delete(m.watch.lots, n.ID) // another member was quicker, or it is back
+	for _, n := range m.members(now) {
+		if n.ID == m.id || !m.silent(now, n.ID) {
 			continue
 		}
 		h := m.watch.heard[n.ID]
-		switch {
-		case h.look.IsZero():
-			// A sync in time, after which this one is still silent, is the first look.
-			if !m.watch.syncs.Before(h.at.Add(m.cfg.TTL)) {
-				h.look = now
-				m.watch.heard[n.ID] = h
-			}
-			continue
-		case m.watch.syncs.Sub(h.look) < m.cfg.TTL/renewals:
+		from, again := h.look.Add(m.renewEvery()), !h.look.IsZero()
+		if !again {
+			from = h.at.Add(m.cfg.TTL)
+		}
+		if m.watch.syncs.Before(from) {
+			continue // nobody who could have heard more was asked since
+		}
+		if !again || !m.holdsAny(n) {
+			h.look = now
+			m.watch.heard[n.ID] = h
 			continue
 		}
 		at, drawn := lots[n.ID]

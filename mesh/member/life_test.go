@@ -143,8 +143,20 @@ func TestRestartDoesNotOutrunItsTombstone(t *testing.T) {
 	s.byCA(a, renewed(t, s, d, func(c *trust.Certificate) { c.Rights = trust.Rights{} }))
 	s.run(time.Minute)
 	s.run(ttl)
-	s.say("c comes back, with a clock that stood still")
+	s.say("c comes back, with a clock that stood still, and is heard before it hears")
+	c.side = 1
 	s.start(c, a)
+	s.run(5 * time.Second)
+	for _, raw := range c.m.Table() {
+		for _, h := range []*host{a, b, d} {
+			_ = h.m.Receive(raw)
+			s.step(h)
+		}
+	}
+	if d.held() != old || a.routes(old) != "d" || a.sees(c).Version.Epoch != 2 {
+		t.Errorf("d has %q of %s, and a routes it to %s: the start of c outruns its tombstone", d.held(), old, a.routes(old))
+	}
+	c.side = 0
 	s.run(time.Hour)
 	s.golden()
 	if d.held() != old || c.held() == old || c.view.State != mesh.Ready {

@@ -131,6 +131,7 @@ type Member struct {
 	tickAt   time.Time
 	wake     time.Time // zero: nothing else is due
 	urgent   bool      // something came that must outlast the daemon
+	roll     roll
 	view     *mesh.View
 	outBound [][]byte // own objects that wait for the next Step
 }
@@ -375,6 +376,23 @@ func (m *Member) save() (save, keep *State) {
 		return nil, &state
 	}
 	return &state, nil
+}
+
+// roll is who is a member, for as long as nothing changes.
+type roll struct {
+	at      time.Time
+	changes uint64
+	cert    trust.Hash
+	jump    jump
+	members []registry.Member
+}
+
+// members lists those who are members at this moment; it is not to be changed.
+func (m *Member) members(now time.Time) []registry.Member {
+	if r := m.roll; r.members == nil || !r.at.Equal(now) || r.changes != m.reg.Changes() || r.cert != m.cert.Hash || r.jump != m.jump {
+		m.roll = roll{now, m.reg.Changes(), m.cert.Hash, m.jump, m.reg.Members(m.valid(now))}
+	}
+	return m.roll.members
 }
 
 func (m *Member) due() time.Time {

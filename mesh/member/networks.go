@@ -186,7 +186,7 @@ func (m *Member) claims(now time.Time) map[string][]lease.Claim {
 	if !m.believes() {
 		return out
 	}
-	for _, n := range m.reg.Members(m.valid(now)) {
+	for _, n := range m.members(now) {
 		if n.ID == m.id {
 			continue
 		}

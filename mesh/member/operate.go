@@ -63,7 +63,7 @@ func (m *Member) Submit(raw []byte) error {
 // Forget frees the leases of a member that was not heard of for as long as a lease
 // lasts. It fails with [ErrNotNow] if it was: then only the CA key forgets it.
 func (m *Member) Forget(now time.Time, id mesh.NodeID) error {
-	all := m.reg.Members(m.valid(now))
+	all := m.members(now)
 	i := slices.IndexFunc(all, func(n registry.Member) bool { return n.ID == id })
 	switch {
 	case i < 0:

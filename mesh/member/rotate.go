@@ -80,7 +80,7 @@ func (m *Member) openRekeys() map[trust.Hash]GossipKey {
 // generations are those of the keys that fresh members work with.
 func (m *Member) generations(now time.Time) []trust.Generations {
 	var out []trust.Generations
-	for _, n := range m.reg.Members(m.valid(now)) {
+	for _, n := range m.members(now) {
 		if n.ID != m.id && m.isFresh(n, now) {
 			out = append(out, n.Record.Keys)
 		}
@@ -110,7 +110,7 @@ func (m *Member) RotateGossip(now time.Time, key []byte, grace time.Duration) er
 	if all := m.reg.Rekeys(); len(all) > 0 {
 		generation = max(generation, all[0].Generation+1)
 	}
-	if err := m.seal(now, GossipKey{Generation: generation, Key: key, Grace: grace}, m.reg.Members(m.valid(now))); err != nil {
+	if err := m.seal(now, GossipKey{Generation: generation, Key: key, Grace: grace}, m.members(now)); err != nil {
 		return fmt.Errorf("rotate gossip key: %w", err)
 	}
 	m.dirty = true
@@ -128,7 +128,7 @@ func mayRotate(c *trust.Certificate) bool { return slices.Contains(c.Capabilitie
 // whoMayRotate names them, for people.
 func (m *Member) whoMayRotate(now time.Time) string {
 	var names []string
-	for _, n := range m.reg.Members(m.valid(now)) {
+	for _, n := range m.members(now) {
 		if mayRotate(n.Certificate) {
 			names = append(names, n.Certificate.Name)
 		}
@@ -183,7 +183,7 @@ func (m *Member) handOver(now time.Time) {
 	has := func(id mesh.NodeID) bool {
 		return slices.ContainsFunc(all, func(r *trust.Rekey) bool { return r.KeyID == newest.KeyID && r.For(id) })
 	}
-	lack := slices.DeleteFunc(m.reg.Members(m.valid(now)), func(n registry.Member) bool {
+	lack := slices.DeleteFunc(slices.Clone(m.members(now)), func(n registry.Member) bool {
 		return n.Certificate.SealKey.IsZero() || n.Record != nil && n.Record.Left || has(n.ID)
 	})
 	if len(lack) == 0 {
@@ -216,7 +216,7 @@ func (m *Member) rotateByItself(now time.Time) {
 		made = m.cert.Admitted // it came with the mesh, or is older than that
 	}
 	turn := 0
-	for _, n := range m.reg.Members(m.valid(now)) {
+	for _, n := range m.members(now) {
 		if n.ID.Compare(m.id) < 0 && mayRotate(n.Certificate) && m.isFresh(n, now) {
 			turn++
 		}

@@ -17,7 +17,8 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 	charter := m.reg.Charter()
 	view := &mesh.View{
 		Mesh: charter.ID(), MeshName: charter.Name, Control: charter.Control(),
-		Networks: charter.Networks, Reserved: charter.Reserved, TTL: m.cfg.TTL, Self: m.id, Epoch: m.state.Epoch,
+		Networks: charter.Networks, Reserved: charter.Reserved, TTL: m.cfg.TTL,
+		Revocations: len(m.reg.Revocations()), Self: m.id, Epoch: m.state.Epoch,
 		// That of the home network, which every node has from its start on: a node
 		// that waits for a lease in another one is no less ready for all else. The
 		// others' states are those of their leases.
@@ -30,7 +31,7 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 	if !admitted && view.State == mesh.Ready {
 		view.State = mesh.WaitingForSeed // holds a lease from before, but cannot prove its admission yet
 	}
-	members := m.reg.Members(m.valid(now))
+	members := slices.Clone(m.members(now))
 	for i := range members {
 		if members[i].ID == m.id {
 			// Whatever a clone, or a tombstone that we answer to, says of us.
@@ -175,7 +176,7 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 	}
 	names := map[string][]string{}
 	for _, n := range view.Nodes {
-		if !n.Left {
+		if !n.Left && n.Expired == mesh.NotExpired {
 			names[n.Name] = append(names[n.Name], n.ID.Short())
 		}
 	}

@@ -118,7 +118,7 @@ func (m *Member) lot(object trust.Hash, of mesh.NodeID, now time.Time) time.Dura
 		return binary.BigEndian.Uint32(id[:4]) ^ binary.BigEndian.Uint32(object[:4])
 	}
 	own, turn := ticket(m.id), 0
-	for _, n := range m.reg.Members(m.valid(now)) {
+	for _, n := range m.members(now) {
 		if n.ID != of && ticket(n.ID) < own && (n.Record == nil || !n.Record.Left) {
 			turn++
 		}
