@@ -47,6 +47,7 @@ type host struct {
 	wanted  bool                 // the daemon should run
 	startAt time.Time            // not before
 	left    bool
+	revoked bool
 	moves   int // how often its address has changed
 	starts  uint64
 
@@ -109,6 +110,8 @@ type life struct {
 	stop context.CancelFunc
 	done chan error
 	dead atomic.Bool // killed: what it does from now on has no effect
+	// submit hands in what the CA has signed.
+	submit func(raw []byte) error
 
 	mu         sync.Mutex
 	transports []memberlist.Transport
@@ -145,6 +148,12 @@ func (h *host) boot() {
 	})
 	if err != nil {
 		h.w.t.Fatal(err)
+	}
+	l.submit = func(raw []byte) (err error) {
+		if doErr := g.Do(h.w.t.Context(), func(time.Time) { err = core.Submit(raw) }); doErr != nil {
+			return doErr
+		}
+		return err
 	}
 	l.node = overlay.New(overlay.Options{
 		Self: h.id, Name: h.name, Version: "sim", Log: log, Mesh: g, Host: hostNet{h.kernel, l}, NewEngine: l.newEngine,

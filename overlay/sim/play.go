@@ -113,7 +113,7 @@ func (w *world) heal() {
 // members lists the hosts that should be ready.
 func (w *world) members() []*host {
 	return slices.DeleteFunc(slices.Clone(w.hosts), func(h *host) bool {
-		return h.member == nil || h.left || h.admitted == byNobody
+		return h.member == nil || h.left || h.revoked || h.admitted == byNobody
 	})
 }
 
@@ -168,6 +168,8 @@ const forEver = 2 * time.Minute
 // node comes to see its peers as they are.
 func (w *world) quiet(d time.Duration) error {
 	before := w.owners()
+	w.calm.Store(true)
+	defer w.calm.Store(false)
 	w.pass(d)
 	if wrong := w.unsettled(); wrong != "" {
 		return fmt.Errorf("not well for good: %s", wrong)
@@ -243,6 +245,11 @@ func (w *world) unsettled() string {
 		}
 	}
 	for _, h := range w.members() {
+		for _, o := range w.hosts {
+			if o.revoked && slices.ContainsFunc(documents[h].Peers, func(p status.Peer) bool { return p.ID == o.id }) {
+				return fmt.Sprintf("%s has not heard that %s is revoked", h, o)
+			}
+		}
 		for id, held := range leases {
 			if id == h.id {
 				continue

@@ -209,7 +209,7 @@ func (h *host) again() { h.wanted = h.member != nil && !h.left }
 func (d *drawer) fault() {
 	faults := []func(){
 		d.joinNext, d.joinNext, d.crash, d.crash, d.restart, d.reboot, d.leave, d.partition, d.partition, d.oneWay, d.flap, d.lossy,
-		d.slow, d.doubles, d.flush, d.deleteTUN, d.refuse, d.diskFull, d.move, d.move, d.seedsDie, d.twoSides,
+		d.slow, d.doubles, d.flush, d.deleteTUN, d.refuse, d.diskFull, d.move, d.move, d.seedsDie, d.twoSides, d.revoke, d.forget,
 	}
 	faults[d.IntN(len(faults))]()
 }
@@ -380,6 +380,55 @@ func (d *drawer) seedsDie() {
 		d.add(0, func(w *world) { w.hosts[n].off() }, "n%d, a seed: kill -9", n)
 		d.add(down, func(w *world) { w.hosts[n].again() }, "n%d starts again", n)
 	}
+}
+
+// submit hands in what the CA has signed about a host, at the first other one that
+// can save it.
+func (w *world) submit(about *host, sign func(ed25519.PrivateKey) ([]byte, error)) bool {
+	raw, err := sign(w.mesh.CA())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, h := range w.members() {
+		if h != about && h.life != nil && h.disk.Check() == nil && h.life.submit(raw) == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// revoke throws a host out, which may have vouched for others. Its daemon runs on.
+func (d *drawer) revoke() {
+	n := 2 + d.IntN(len(d.Hosts)-2)
+	if d.Hosts[n].Admitted == byNobody || d.chance(0.5) {
+		return
+	}
+	d.add(0, func(w *world) {
+		h := w.hosts[n]
+		r := trust.Revocation{Node: h.id, At: time.Now()}
+		if h.member != nil && !h.left && w.submit(h, r.Sign) {
+			h.revoked = true
+		}
+	}, "n%d: meshctl revoke", n)
+}
+
+// forget frees what a host has, although it may live. It claims afresh then.
+func (d *drawer) forget() {
+	n := d.host()
+	if d.Hosts[n].Admitted == byNobody || d.Hosts[n].Admitted == byPin {
+		return
+	}
+	d.add(0, func(w *world) {
+		h := w.hosts[n]
+		if h.member == nil || h.left || h.revoked {
+			return
+		}
+		at := mesh.Version{Epoch: w.truth.forget(h), Seq: trust.WholeEpoch}
+		t := trust.Tombstone{Node: h.id, Version: at, Reason: trust.Forgotten, At: time.Now()}
+		if at.Epoch > 0 {
+			w.submit(h, t.Sign)
+		}
+	}, "n%d: meshctl forget, with the CA key", n)
 }
 
 // twoSides lets two hosts join on the two sides of a partition, each by a seed.

@@ -61,6 +61,9 @@ func (h *host) Deliver(from mesh.Key, p tunneltest.Inner) {
 		h.w.violate("I8", "a packet from %s to %s arrived from %s at %s, one of which was never admitted", src, dst, sender, h)
 		return
 	}
+	if h.w.calm.Load() && (sender.revoked || h.revoked) {
+		h.w.violate("I8", "all have heard who is revoked, and a packet from %s to %s arrived from %s at %s", src, dst, sender, h)
+	}
 	if _, ever := h.w.truth.owns(sender, src); !ever {
 		h.w.violate("I4", "%s got a packet from %s, which was never %s's who sent it", h, src, sender)
 	}
@@ -129,6 +132,12 @@ func (w *world) sample() {
 		any(up).route(tunneltest.Inner{Dst: netip.AddrPortFrom(w.someAddress(any(w.hosts)), echo), Payload: nobodyWaits})
 	}
 	w.forge(any(up), any(up), any(w.hosts))
+	for _, h := range up {
+		if h.revoked { // it tries on
+			w.forge(h, any(up), h)
+			h.route(tunneltest.Inner{Dst: netip.AddrPortFrom(w.controlOf(any(up).id), echo), Payload: nobodyWaits})
+		}
+	}
 	for _, h := range w.hosts {
 		if h.life != nil && h.admitted == byNobody {
 			w.forge(h, any(up), any(w.hosts))

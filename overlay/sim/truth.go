@@ -31,6 +31,7 @@ type past struct {
 	epoch  uint64  // saved
 	left   bool    // saved
 	saved  map[netip.Prefix]bool
+	forgot bool // the CA has voided what it has, which it has yet to hear
 }
 
 // claim is a lease as a node has signed it.
@@ -110,10 +111,20 @@ func (t *truth) signed(h *host, raw []byte) {
 	}
 }
 
+// forget says that what a node has is void.
+func (t *truth) forget(h *host) (epoch uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.past[h].forgot = true
+	return t.past[h].epoch
+}
+
 // judgeLossLocked asks why a node no longer holds a subnet: somebody's claim was
 // better, or it was never saved, so nobody but the node itself knew of it.
 func (t *truth) judgeLossLocked(c *claim) {
-	if !t.past[c.owner].saved[c.Prefixes[0]] {
+	p := t.past[c.owner]
+	if p.forgot || !p.saved[c.Prefixes[0]] {
+		p.forgot = false
 		return
 	}
 	for h, p := range t.past {

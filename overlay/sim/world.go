@@ -24,6 +24,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/cryptotest"
 	"time"
@@ -57,6 +58,8 @@ type world struct {
 	cut     map[[2]int]bool // from host, to host
 	sky     weather
 	silence bool // gossip does not get through, packets do
+
+	calm atomic.Bool // all is well: who is revoked reaches nobody
 
 	mu    sync.Mutex // guards all below
 	story []line
