@@ -22,6 +22,7 @@ import (
 	"syscall"
 	"time"
 
+	"meshd/mesh/exchange"
 	"meshd/mesh/gossip"
 	"meshd/mesh/member"
 	"meshd/mesh/statedir"
@@ -98,7 +99,7 @@ func build(dir *statedir.Dir, log *slog.Logger) (*overlay.Node, error) {
 	// What carries those objects between members.
 	members, err := gossip.New(gossip.Options{
 		Core: core, Store: dir, Self: core.ID(), Keyring: membership.Keyring, Seeds: membership.Seeds, Peers: peers,
-		Bind: netip.AddrPortFrom(netip.IPv6Unspecified(), gossipPort), Log: log,
+		Bind: netip.AddrPortFrom(netip.IPv6Unspecified(), gossipPort), Tunnels: exchange.Kernel{}, Log: log,
 	})
 	if err != nil {
 		return nil, err
