@@ -297,6 +297,7 @@ var (
 func (d *Document) Find(node string) (*Peer, error) {
 	addr, _ := netip.ParseAddr(node)
 	matchers := []func(*Peer) bool{
+		func(p *Peer) bool { return p.Name == node && p.State != PeerLeft && p.Expired == mesh.NotExpired },
 		func(p *Peer) bool { return p.Name == node && p.State != PeerLeft },
 		func(p *Peer) bool { return p.Name == node },
 		func(p *Peer) bool { return addr.IsValid() && p.has(addr) },

@@ -173,7 +173,9 @@ func TestFind(t *testing.T) {
 	back := doc.Peers[2] // epsilon, that left and joined again under a new identity
 	back.ID, back.State = mesh.NodeID{79}, status.PeerUp
 	twin.Leases, other.Leases = nil, nil
-	doc.Peers = append(doc.Peers, twin, other, back)
+	place := doc.Peers[0] // came in the place of delta, which is expired
+	place.ID, place.Name, place.Leases = mesh.NodeID{80}, "delta", nil
+	doc.Peers = append(doc.Peers, twin, other, back, place)
 
 	for _, tt := range []struct {
 		ask  string
@@ -188,6 +190,7 @@ func TestFind(t *testing.T) {
 		{ask: "fd12:3456:789a:50::1", want: mesh.NodeID{2}},
 		{ask: doc.Peers[3].Control.String(), want: mesh.NodeID{5}},
 		{ask: "epsilon", want: mesh.NodeID{79}},
+		{ask: "delta", want: mesh.NodeID{80}},
 		{ask: "twin", err: status.ErrAmbiguousNode, text: mesh.NodeID{78}.String()},
 		{ask: "nobody", err: status.ErrUnknownNode, text: "beta, delta, epsilon, gamma, twin"},
 		{ask: "10.86.80.2", err: status.ErrUnknownNode, text: "there are"},
