@@ -274,15 +274,18 @@ func TestSuspendedForLongerThanTheTTL(t *testing.T) {
 // TestSuspendedOverNight is shorter than the TTL.
 func TestSuspendedOverNight(t *testing.T) {
 	s, a, _, c := trio(t)
-	before, epoch := c.held(), c.view.Epoch
+	before, epoch, spoken := c.held(), c.view.Epoch, len(c.spoken)
 	s.suspend(c, 10*ttl/24)
 	said := c.spoken[len(c.spoken)-1].Version
+	if len(c.spoken) == spoken {
+		t.Error("c has not renewed its record")
+	}
 	if c.held() != before || c.view.Epoch != epoch {
 		t.Errorf("c has %q in epoch %d", c.held(), c.view.Epoch)
 	}
 	s.run(time.Minute)
 	if a.sees(c).Version != said {
-		t.Error("c has not renewed its record at once")
+		t.Error("a has not heard of that")
 	}
 	s.suspend(c, 13*ttl/24)
 	s.run(ttl / 12)

@@ -225,6 +225,74 @@ func TestPinnedElsewhere(t *testing.T) {
 	}
 }
 
+// TestPinsInTwoNetworks: one token may pin a node in several, and each pin counts in
+// its network.
+func TestPinsInTwoNetworks(t *testing.T) {
+	s, a, b, _ := three(t)
+	s.bring(a, s.next(narrow, web))
+	s.run(time.Second)
+	d := s.host("d", s.token(func(c *trust.Credential) { c.Rights.Pins = prefixes("10.86.3.0/24", "10.87.5.0/24") }))
+	s.start(d, a)
+	s.use(d, "web")
+	s.use(b, "web")
+	s.run(10 * time.Second)
+	if d.in("default") != "[10.86.3.0/24] held" || d.in("web") != "[10.87.5.0/24] held" {
+		t.Errorf("d has %q and %q", d.in("default"), d.in("web"))
+	}
+	if err := d.m.Renumber(s.now, "web", true); !errors.Is(err, ErrNotAllowed) {
+		t.Errorf("a pinned lease is renumbered: %v", err)
+	}
+	before := b.in("web")
+	if err := b.m.Renumber(s.now, "web", false); err != nil {
+		t.Error(err)
+	}
+	s.step(b)
+	s.run(10 * time.Second)
+	if b.in("web") == before || !strings.HasSuffix(b.in("web"), "held") {
+		t.Errorf("b had %s and has %s", before, b.in("web"))
+	}
+	b.m.SetInUse([]string{"web"})
+	if err := b.m.Release(s.now, "web"); !errors.Is(err, ErrInUse) {
+		t.Errorf("released in use: %v", err)
+	}
+	b.m.SetInUse(nil)
+	for range 2 {
+		err := b.m.Release(s.now, "web")
+		s.step(b)
+		s.run(time.Second)
+		if n := a.sees(b); len(n.Leases) != 1 || err != nil && !errors.Is(err, ErrNotNow) {
+			t.Errorf("released: %v, a sees %v", err, n.Leases)
+		}
+	}
+}
+
+// TestQuarantineOverARestart: containers go on among themselves, and their subnet is
+// not taken for free by its own node either.
+func TestQuarantineOverARestart(t *testing.T) {
+	s, a, b, c := three(t)
+	lost := c.in("default")
+	c.m.SetInUse([]string{home})
+	s.say("a node that is pinned to the subnet of c comes")
+	d := s.host("d", nil)
+	d.founder, d.cert = false, pinned(t, s, "d", c.held())
+	s.start(d, a)
+	s.run(10 * time.Second)
+	if c.view.State != mesh.Quarantine || len(c.disk.Leases) != 1 {
+		t.Fatalf("c is %s, with %v on disk", c.view.State, c.disk.Leases)
+	}
+	c.stop()
+	s.run(time.Second)
+	c.inUse = []string{home}
+	s.start(c, nil)
+	if c.view.State != mesh.Quarantine || c.in("default") != strings.Replace(lost, "held", "quarantined", 1) {
+		t.Errorf("c is %s with %q", c.view.State, c.in("default"))
+	}
+	s.run(time.Minute)
+	if b.routes(d.held()) != "d" {
+		t.Errorf("b routes to %q", b.routes(d.held()))
+	}
+}
+
 func TestSetCharterRefuses(t *testing.T) {
 	s, a, _, _ := three(t)
 	old := s.charter

@@ -76,6 +76,7 @@ type host struct {
 	rotates time.Duration // how often, by itself; 0: never
 	side    int           // of a partition
 	boot    time.Duration // by how much its BOOTTIME is ahead, from suspends
+	inUse   []string      // networks, from the start on
 	from    *host         // whose state this is a copy of; nil: none's
 
 	m      *Member // nil: not running
@@ -275,6 +276,7 @@ func (s *sim) start(h, seed *host) {
 		s.t.Fatal(err)
 	}
 	h.m, h.view, h.seed = m, nil, seed
+	m.SetInUse(h.inUse)
 	m.SetEndpoints([]netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(slices.Index(s.hosts, h) + 1)}), 51820)})
 	if seed != nil {
 		s.after(s.delay, func() { s.exchange(m, h, seed) })

@@ -25,7 +25,7 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 		State: m.holdings[0].alloc.State(),
 	}
 	if m.revoked() {
-		return m.outcast(now, view)
+		return m.outcast(view)
 	}
 	admitted, _ := m.ownCertificate()
 	if !admitted && view.State == mesh.Ready {
@@ -115,7 +115,7 @@ func (m *Member) nodeOf(n registry.Member, id mesh.ID) mesh.Node {
 
 // outcast is the view of a node that was revoked: nobody is there any more, and its
 // containers reach each other.
-func (m *Member) outcast(now time.Time, view *mesh.View) *mesh.View {
+func (m *Member) outcast(view *mesh.View) *mesh.View {
 	view.State = mesh.Revoked
 	self := m.nodeOf(registry.Member{ID: m.id, Certificate: m.cert, Record: m.says}, view.Mesh)
 	for _, l := range m.leases() {
