@@ -75,9 +75,19 @@ type machine struct {
 	first  netip.Prefix
 	excuse string // why it may have another subnet than first
 	nonces uint64
+	dies   death
 	inVain int      // steps in a row after which the next was due at once
 	twin   *machine // runs on a copy of its disk
 }
+
+// death is when a daemon dies that is to die while it saves.
+type death int
+
+const (
+	never      death = iota
+	beforeSave       // nothing of the step is saved
+	afterSave        // all of it is saved, and nothing is said
+)
 
 // record is what a disk has.
 type record struct {
@@ -243,6 +253,11 @@ func (h *machine) soon(d time.Duration, do func()) {
 // step has the machine do what is due.
 func (h *machine) step() {
 	out := h.m.Step(h.clock())
+	if h.dies == beforeSave && out.Save != nil {
+		h.dies = never
+		h.kill()
+		return
+	}
 	d := &h.disk
 	if out.Charter != nil {
 		d.charter = out.Charter
@@ -261,6 +276,11 @@ func (h *machine) step() {
 	}
 	if out.Table {
 		d.table = h.m.Table()
+	}
+	if h.dies == afterSave && (out.Save != nil || out.Table) {
+		h.dies = never
+		h.kill()
+		return
 	}
 	if out.View != nil {
 		h.look(out.View)

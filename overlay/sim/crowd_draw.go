@@ -62,7 +62,7 @@ func drawCrowd(seed uint64) *crowdSchedule {
 	for range 4 + d.IntN(8) {
 		d.at += d.between(0, 15*time.Second)
 		faults := []func(){
-			d.join, d.crash, d.crash, d.restart, d.partition, d.partition, d.oneWay, d.flap, d.lossy, d.doubles,
+			d.join, d.crash, d.crash, d.crashInSave, d.restart, d.partition, d.partition, d.oneWay, d.flap, d.lossy, d.doubles,
 			d.forever, d.suspend, d.suspend, d.off, d.backup, d.copied, d.leave, d.forget, d.revoke, d.renumber,
 		}
 		faults[d.IntN(len(faults))]()
@@ -120,6 +120,19 @@ func (d *crowdDrawer) crash() {
 	n := d.host()
 	d.add(0, func(c *crowd) { c.hosts[n].wanted = false; c.hosts[n].kill() }, "n%d: kill -9", n)
 	d.add(d.between(0, 20*time.Second), func(c *crowd) { c.hosts[n].again() }, "n%d starts again", n)
+}
+
+// crashInSave is a crash at the worst moment.
+func (d *crowdDrawer) crashInSave() {
+	n, when, text := d.host(), beforeSave, "before"
+	if d.chance(0.5) {
+		when, text = afterSave, "after"
+	}
+	d.add(0, func(c *crowd) { c.hosts[n].dies = when }, "n%d: kill -9 right %s it saves next", n, text)
+	d.add(d.between(time.Second, 30*time.Second), func(c *crowd) {
+		c.hosts[n].dies = never
+		c.hosts[n].again()
+	}, "n%d starts again, if it died", n)
 }
 
 func (h *machine) again() {
