@@ -582,7 +582,14 @@ func (c *crowd) unsettled() string {
 			owners[p] = h
 		}
 	}
-	if slots := c.mesh.Charter.Networks[0].Slots(); without > max(0, len(members)-slots) {
+	// Of whom nobody has heard that it left, the subnet is free only when its lease ends.
+	gone := 0
+	for _, h := range c.hosts {
+		if h.out {
+			gone++
+		}
+	}
+	if slots := c.mesh.Charter.Networks[0].Slots(); without > max(0, len(members)+gone-slots) {
 		return fmt.Sprintf("%d of %d have no subnet, and there are %d", without, len(members), slots)
 	}
 	for _, h := range members {
@@ -623,6 +630,7 @@ func (c *crowd) settle() (took time.Duration, err error) {
 	clear(c.cut)
 	c.loss, c.double = 0, 0
 	for _, h := range c.hosts {
+		h.dies = never
 		h.wake()
 		if !h.out {
 			h.again()
