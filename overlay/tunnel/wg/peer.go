@@ -54,8 +54,9 @@ type peer struct {
 
 // attempt is the time in which a handshake is tried.
 type attempt struct {
-	since time.Time // zero: none is
-	next  time.Time // when an initiation goes out
+	since time.Time     // zero: none is
+	next  time.Time     // when an initiation goes out
+	pause time.Duration // until the one after that
 }
 
 func (m *Machine) newPeer(now time.Time, want Peer) (*peer, error) {
@@ -171,8 +172,8 @@ func (p *peer) tryFor(now time.Time) {
 	}
 	// Not sooner after the last handshake message than a repetition: it may be
 	// that the peer's answer is on the way.
-	p.try = attempt{since: now, next: now}
-	if next := p.sentAt.Add(RekeyTry); !p.sentAt.IsZero() && next.After(now) {
+	p.try = attempt{since: now, next: now, pause: firstTry}
+	if next := p.sentAt.Add(firstTry); !p.sentAt.IsZero() && next.After(now) {
 		p.try.next = next
 	}
 	p.goOn(now)
@@ -189,7 +190,8 @@ func (p *peer) goOn(now time.Time) {
 		p.m.do(GiveUp{p.Key})
 		return
 	}
-	p.try.next = now.Add(RekeyTry + p.m.jitter())
+	p.try.next = now.Add(p.try.pause + p.m.jitter())
+	p.try.pause = min(2*p.try.pause, RekeyTry)
 	p.initiate(now)
 }
 

@@ -27,10 +27,14 @@ import (
 const (
 	RekeyAfter  = 120 * time.Second // the initiator makes a new session when it sends on one of this age
 	RejectAfter = 180 * time.Second // no session is used any longer
-	RekeyTry    = 5 * time.Second   // an initiation without response is repeated
+	RekeyTry    = 5 * time.Second   // an initiation without response is repeated, the first ones sooner
 	GiveUpAfter = 90 * time.Second  // and no more after this time
 	KeepAlive   = 10 * time.Second  // received data is answered by something within this time
 
+	// firstTry: an initiation or its response that gets lost would cost a new path
+	// five seconds. So it is repeated after one, two and four at first: no more
+	// messages in a minute than the paper's, but for two.
+	firstTry = time.Second
 	// noAnswer: nothing was heard for so long after data was sent; the peer would
 	// have answered after KeepAlive, and a handshake is given time for one try.
 	noAnswer = KeepAlive + RekeyTry
