@@ -46,6 +46,8 @@ type Config struct {
 	Suites      []string
 	TTL         time.Duration // of leases; 0: a day
 	RotateEvery time.Duration // how often who may rotates the gossip key by itself; 0: never
+
+	Parsed *registry.Parsed // shared by the nodes of a simulation; nil: nothing is
 }
 
 // State is what must outlast the daemon.
@@ -162,6 +164,7 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 	if m.cfg.TTL <= 0 {
 		m.cfg.TTL = defaultTTL
 	}
+	m.reg.Share(cfg.Parsed)
 	m.reg.Restore(append([][]byte{cfg.Certificate}, table...))
 	if !state.Renewed.IsZero() && now.Sub(state.Renewed) > m.cfg.TTL {
 		m.wasOff(now)

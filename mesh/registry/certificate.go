@@ -54,13 +54,10 @@ type joins struct {
 	nodes map[mesh.NodeID]int
 }
 
-func (r *Registry) addCertificate(raw []byte) error {
-	parsed, err := trust.ParseCertificate(raw, r.charter.CA)
+func (r *Registry) addCertificate(h trust.Hash, raw []byte) error {
+	parsed, err := once(r.parsed, h, func() (*trust.Certificate, error) { return trust.ParseCertificate(raw, r.charter.CA) })
 	if err != nil {
 		return err
-	}
-	if r.certs[parsed.Hash] != nil {
-		return ErrStale
 	}
 	if r.revocations.of(parsed) != nil {
 		r.waitNoMore(func(h trust.Hash) bool { return h == parsed.Hash })

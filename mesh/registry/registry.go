@@ -48,6 +48,7 @@ var (
 // Registry is the set of believed objects.
 type Registry struct {
 	id          mesh.ID
+	parsed      *Parsed // nil: nobody shares
 	charter     *trust.Charter
 	forked      bool // another one of its version was seen
 	revocations revocations
@@ -109,32 +110,33 @@ func (r *Registry) Add(raw []byte) error {
 	if err != nil {
 		return err
 	}
-	if r.isWaiting(sha256.Sum256(raw)) {
+	h := trust.Hash(sha256.Sum256(raw))
+	if r.certs[h] != nil || r.revocations.all[h] != nil || r.isWaiting(h) {
 		return ErrStale
 	}
 	switch kind {
 	case trust.KindCharter:
 		return r.addCharter(raw)
 	case trust.KindCertificate:
-		return r.addCertificate(raw)
+		return r.addCertificate(h, raw)
 	case trust.KindAdmission:
-		return decide(raw, trust.ParseAdmission, r.decideAdmission)
+		return decide(r, h, raw, trust.ParseAdmission, r.decideAdmission)
 	case trust.KindRecord:
-		return decide(raw, trust.ParseRecord, r.decideRecord)
+		return decide(r, h, raw, trust.ParseRecord, r.decideRecord)
 	case trust.KindRevocation:
 		return r.addRevocation(raw)
 	case trust.KindTombstone:
-		return decide(raw, trust.ParseTombstone, r.decideTombstone)
+		return decide(r, h, raw, trust.ParseTombstone, r.decideTombstone)
 	case trust.KindRekey:
-		return decide(raw, trust.ParseRekey, r.decideRekey)
+		return decide(r, h, raw, trust.ParseRekey, r.decideRekey)
 	default:
 		return fmt.Errorf("%w: kind %d is not for gossip", trust.ErrMalformed, kind)
 	}
 }
 
 // decide decides on what a member has signed.
-func decide[T any](raw []byte, parse func([]byte) (T, error), decide func(T) error) error {
-	o, err := parse(raw)
+func decide[T any](r *Registry, h trust.Hash, raw []byte, parse func([]byte) (*T, error), decide func(*T) error) error {
+	o, err := once(r.parsed, h, func() (*T, error) { return parse(raw) })
 	if err != nil {
 		return err
 	}
@@ -210,8 +212,11 @@ func (r *Registry) decideRecord(rec *trust.Record) error {
 		})
 		return nil
 	}
-	if old := r.records[cert.id]; old != nil && !newer(rec, old) {
-		return ErrStale
+	if old := r.records[cert.id]; old != nil {
+		if !newer(rec, old) {
+			return ErrStale
+		}
+		rec.Follows(old)
 	}
 	if err := rec.Verify(cert.Certificate, r.charter.Ranges()); err != nil {
 		return err

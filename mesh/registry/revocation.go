@@ -58,10 +58,7 @@ func (r *Registry) addRevocation(raw []byte) error {
 	if err != nil {
 		return err
 	}
-	switch {
-	case r.revocations.all[v.Hash] != nil:
-		return ErrStale
-	case len(r.revocations.all) >= maxRevocations:
+	if len(r.revocations.all) >= maxRevocations {
 		return fmt.Errorf("%w: %d revocations are known", trust.ErrForbidden, maxRevocations)
 	}
 	r.revocations.add(v)

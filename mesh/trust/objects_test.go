@@ -205,7 +205,8 @@ func TestEveryKindIsItsOwn(t *testing.T) {
 	for signed, context := range contexts {
 		sig := ed25519.Sign(key("ca"), append([]byte(context), body...))
 		for kind := range contexts {
-			err := envelope{kind: kind, body: body, sig: sig}.verify(public("ca"))
+			e := envelope{kind: kind, body: body, sig: sig}
+			err := e.verify(public("ca"))
 			if (err == nil) != (kind == signed) {
 				t.Errorf("a signature for kind %d under kind %d: %v", signed, kind, err)
 			}

@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"fmt"
 	"net/netip"
@@ -87,6 +88,7 @@ type Record struct {
 	Uptime       time.Duration // of the daemon, when it signed this; in seconds
 	Keys         Generations   // of the gossip key
 	Possession   []byte        // of the private half of Key, see [CheckPossession]; empty: not shown
+	proved       bool          // Possession was checked
 	env          envelope
 }
 
@@ -186,8 +188,11 @@ func (r *Record) Verify(cert *Certificate, ranges []netip.Prefix) error {
 	if err := r.env.verify(cert.Identity); err != nil {
 		return fmt.Errorf("record: %w", err)
 	}
-	if len(r.Possession) > 0 && !CheckPossession(cert.ID(), r.Key, r.Possession) {
-		return fmt.Errorf("record: %w: the tunnel key is not its member's", ErrForbidden)
+	if len(r.Possession) > 0 && !r.proved {
+		if !CheckPossession(cert.ID(), r.Key, r.Possession) {
+			return fmt.Errorf("record: %w: the tunnel key is not its member's", ErrForbidden)
+		}
+		r.proved = true
 	}
 	for _, l := range r.Leases {
 		if !cert.Rights.Permit(l.Prefixes) {
@@ -195,6 +200,12 @@ func (r *Record) Verify(cert *Certificate, ranges []netip.Prefix) error {
 		}
 	}
 	return r.CheckOutside(ranges)
+}
+
+// Follows says that an earlier record is of the same member, and was verified: the
+// same proof of the same tunnel key need not be checked again.
+func (r *Record) Follows(earlier *Record) {
+	r.proved = r.proved || earlier.proved && r.Key == earlier.Key && bytes.Equal(r.Possession, earlier.Possession)
 }
 
 // CheckOutside verifies that no endpoint lies in one of the mesh's ranges.

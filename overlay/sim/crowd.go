@@ -38,6 +38,8 @@ type crowd struct {
 	mesh  *meshtest.Mesh
 	token *trust.Token
 
+	parsed registry.Parsed // by any host
+
 	random *rand.Rand // of what befalls messages
 	now    time.Time
 	queue  queue
@@ -197,7 +199,7 @@ func (h *machine) boot() {
 	h.disk.state.Epoch++
 	h.nonces++
 	cfg := h.card.Member(h.keys, uint64(h.number+1)<<32|h.nonces)
-	cfg.TTL, cfg.HasSeeds = crowdTTL, h.number > 0
+	cfg.TTL, cfg.HasSeeds, cfg.Parsed = crowdTTL, h.number > 0, &h.c.parsed
 	if h.disk.charter != nil {
 		cfg.Charter = h.disk.charter
 	}
