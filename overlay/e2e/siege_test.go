@@ -16,19 +16,20 @@ import (
 	"meshd/overlay/e2e/lab"
 )
 
-// siege is a mesh of three, of which alpha is attacked, and a host that is no
-// member.
+// siege is a mesh of three, of which alpha is attacked, and two hosts that are no
+// members: one attacks, the other may still become one.
 type siege struct {
 	c                  *cluster.Cluster
 	alpha, beta, gamma *cluster.Node
+	spare              *cluster.Node
 	stranger           *lab.Host
 	token              *trust.Token // for one more node
 }
 
 func besieged(t *testing.T) *siege {
 	t.Helper()
-	c := hosts(t, 4)
-	s := &siege{c: c, alpha: c.Nodes[0], beta: c.Nodes[1], gamma: c.Nodes[2], stranger: c.Nodes[3].Host}
+	c := hosts(t, 5)
+	s := &siege{c: c, alpha: c.Nodes[0], beta: c.Nodes[1], gamma: c.Nodes[2], spare: c.Nodes[4], stranger: c.Nodes[3].Host}
 	c.Nodes = c.Nodes[:3]
 	must(t, c.Init(t.Context()))
 	text, err := s.alpha.Token(t.Context())
