@@ -427,7 +427,7 @@ func (m *Member) publish(now time.Time) {
 		}
 		return
 	}
-	raw, err := rec.Sign(m.cfg.Identity)
+	signed, err := rec.Signed(m.cfg.Identity)
 	if err != nil {
 		// Only labels, endpoints and networks come from outside; New and the setters check them.
 		panic(fmt.Sprintf("own record: %v", err))
@@ -436,8 +436,8 @@ func (m *Member) publish(now time.Time) {
 	m.published, m.again = &rec, false
 	m.renewed, m.renewAt, m.asleep = now, now.Add(m.renewEvery()), 0
 	m.state.Renewed = now.Round(0).UTC().Truncate(time.Second)
-	_ = m.reg.Add(raw)
-	m.outBound = append(m.outBound, raw)
+	_ = m.reg.AddOwn(signed)
+	m.outBound = append(m.outBound, signed.Raw)
 }
 
 // newRecord is the next record, without leases.

@@ -58,7 +58,8 @@ type Registry struct {
 	records     map[mesh.NodeID]*trust.Record
 	tombs       map[mesh.NodeID][]*trust.Tombstone // newest first
 	rekeys      map[mesh.NodeID][]*trust.Rekey     // by signer, newest first
-	waiting     []waiting
+	waiting     []*waiting                         // in order of arrival
+	isWaiting   map[trust.Hash]bool
 	changes     uint64
 	waits       uint64       // grows with every change of what waits, but for those that changes tells of
 	missing     []trust.Hash // as Missing has found it
@@ -81,12 +82,13 @@ type waiting struct {
 // New makes a registry of the mesh that the charter founds.
 func New(charter *trust.Charter) *Registry {
 	r := &Registry{
-		id:      charter.ID(),
-		certs:   map[trust.Hash]*certificate{},
-		joined:  map[trust.Serial]*joins{},
-		records: map[mesh.NodeID]*trust.Record{},
-		tombs:   map[mesh.NodeID][]*trust.Tombstone{},
-		rekeys:  map[mesh.NodeID][]*trust.Rekey{},
+		id:        charter.ID(),
+		certs:     map[trust.Hash]*certificate{},
+		joined:    map[trust.Serial]*joins{},
+		records:   map[mesh.NodeID]*trust.Record{},
+		tombs:     map[mesh.NodeID][]*trust.Tombstone{},
+		isWaiting: map[trust.Hash]bool{},
+		rekeys:    map[mesh.NodeID][]*trust.Rekey{},
 	}
 	r.setCharter(charter)
 	return r
@@ -111,7 +113,7 @@ func (r *Registry) Add(raw []byte) error {
 		return err
 	}
 	h := trust.Hash(sha256.Sum256(raw))
-	if r.certs[h] != nil || r.revocations.all[h] != nil || r.isWaiting(h) {
+	if r.certs[h] != nil || r.revocations.all[h] != nil || r.isWaiting[h] {
 		return ErrStale
 	}
 	switch kind {
@@ -141,6 +143,15 @@ func decide[T any](r *Registry, h trust.Hash, raw []byte, parse func([]byte) (*T
 		return err
 	}
 	return decide(o)
+}
+
+// AddOwn takes in the record that this node has just signed.
+func (r *Registry) AddOwn(rec *trust.Record) error {
+	rec, err := once(r.parsed, rec.Hash, func() (*trust.Record, error) { return rec, nil })
+	if err != nil {
+		return err
+	}
+	return r.decideRecord(rec)
 }
 
 // Restore takes in a table that this node has saved, whatever its order. Here what
@@ -223,7 +234,7 @@ func (r *Registry) decideRecord(rec *trust.Record) error {
 	}
 	r.records[cert.id] = rec
 	r.changes++
-	if slices.ContainsFunc(r.waiting, func(w waiting) bool { return w.node == cert.id }) {
+	if slices.ContainsFunc(r.waiting, func(w *waiting) bool { return w.node == cert.id }) {
 		r.settle()
 	}
 	return nil
@@ -245,16 +256,15 @@ func newer(a, b *trust.Record) bool {
 	return a.Hash.Compare(b.Hash) > 0
 }
 
-func (r *Registry) isWaiting(h trust.Hash) bool {
-	return slices.ContainsFunc(r.waiting, func(w waiting) bool { return w.hash == h })
-}
-
 func (r *Registry) wait(w waiting) {
 	r.waits++
 	if len(r.waiting) >= maxWaiting {
-		r.waiting = slices.Delete(r.waiting, 0, 1)
+		delete(r.isWaiting, r.waiting[0].hash)
+		r.waiting[0] = nil
+		r.waiting = r.waiting[1:]
 	}
-	r.waiting = append(r.waiting, w)
+	r.waiting = append(r.waiting, &w)
+	r.isWaiting[w.hash] = true
 }
 
 // settle decides again what waited. Errors are dropped: the sender is long gone.
@@ -262,6 +272,7 @@ func (r *Registry) settle() {
 	r.waits++
 	old := r.waiting
 	r.waiting = nil
+	clear(r.isWaiting)
 	for _, w := range old {
 		_ = w.retry()
 	}
@@ -270,7 +281,13 @@ func (r *Registry) settle() {
 // waitNoMore forgets what waits for certificates that are not to come.
 func (r *Registry) waitNoMore(gone func(trust.Hash) bool) {
 	r.waits++
-	r.waiting = slices.DeleteFunc(r.waiting, func(w waiting) bool { return slices.ContainsFunc(w.needs, gone) })
+	r.waiting = slices.DeleteFunc(r.waiting, func(w *waiting) bool {
+		never := slices.ContainsFunc(w.needs, gone)
+		if never {
+			delete(r.isWaiting, w.hash)
+		}
+		return never
+	})
 }
 
 // Missing lists the certificates that waiting objects need and that are unknown.

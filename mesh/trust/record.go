@@ -153,6 +153,21 @@ func (r *Record) Sign(identity ed25519.PrivateKey) ([]byte, error) {
 	return raw, nil
 }
 
+// Signed signs the record, and gives what others read of it. Its signature, of this
+// moment, is not checked again.
+func (r *Record) Signed(identity ed25519.PrivateKey) (*Record, error) {
+	raw, err := r.Sign(identity)
+	if err != nil {
+		return nil, err
+	}
+	signed, err := ParseRecord(raw)
+	if err != nil {
+		return nil, err
+	}
+	signed.env.by = identity.Public().(ed25519.PublicKey)
+	return signed, nil
+}
+
 // ParseRecord reads a record; [Record.Verify] decides on it.
 func ParseRecord(raw []byte) (*Record, error) {
 	if len(raw) > maxRecord {
