@@ -3,6 +3,8 @@ package overlay
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"meshd/mesh"
 	"meshd/overlay/attach"
 	"meshd/overlay/plan"
+	"meshd/overlay/status"
 )
 
 // Containers gives those of this host addresses from this node's leases.
@@ -48,17 +51,63 @@ func (n *Node) ContainersChanged(ctx context.Context) error {
 	if n.unfiltered() {
 		return ErrNoFirewall
 	}
-	used, inUse := Uses(n.opt.Containers.Networks())
-	if !slices.Equal(used, n.used) || !slices.Equal(inUse, n.inUse) {
-		if err := n.opt.Mesh.Use(ctx, used, inUse); err != nil {
-			return err
-		}
-		n.used, n.inUse = used, inUse
+	n.useMu.Lock()
+	err := n.tellUses(ctx, n.opt.Containers.Networks())
+	n.useMu.Unlock()
+	if err != nil {
+		return err
 	}
 	if err := n.replan(ctx); err != nil {
 		return err
 	}
 	return n.loop.Await(ctx)
+}
+
+// tellUses tells the mesh of the networks that containers use, but for those whose
+// lease was given back and that nobody has asked for since. Called with useMu.
+func (n *Node) tellUses(ctx context.Context, networks []attach.Network) error {
+	idle := map[string]bool{}
+	for _, c := range networks {
+		idle[c.Name] = n.released[c.Name] && !c.InUse && !c.Waiting
+	}
+	maps.DeleteFunc(n.released, func(name string, _ bool) bool { return !idle[name] })
+	used, inUse := Uses(slices.DeleteFunc(slices.Clone(networks), func(c attach.Network) bool { return idle[c.Name] }))
+	if slices.Equal(used, n.used) && slices.Equal(inUse, n.inUse) {
+		return nil
+	}
+	if err := n.opt.Mesh.Use(ctx, used, inUse); err != nil {
+		return err
+	}
+	n.used, n.inUse = used, inUse
+	return nil
+}
+
+// Release gives the lease in a network back, until a container waits for one there
+// or the daemon starts again. It fails with [status.ErrLeaseInUse] if one has an
+// address of it, or waits already, and with [status.ErrNotNow] if there is none.
+func (n *Node) Release(ctx context.Context, network string) error {
+	if network == mesh.DefaultNetwork {
+		return fmt.Errorf("release lease: %w: every node has one in network %s", status.ErrNotAllowed, network)
+	}
+	var networks []attach.Network
+	if n.opt.Containers != nil {
+		networks = n.opt.Containers.Networks()
+	}
+	n.useMu.Lock()
+	defer n.useMu.Unlock()
+	i := slices.IndexFunc(networks, func(c attach.Network) bool { return c.Name == network })
+	switch {
+	case i < 0 || n.released[network]:
+		return fmt.Errorf("release lease: %w: there is none in network %s", status.ErrNotNow, network)
+	case networks[i].InUse || networks[i].Waiting:
+		return fmt.Errorf("release lease: %w: network %s", status.ErrLeaseInUse, network)
+	}
+	n.released[network] = true
+	err := n.tellUses(ctx, networks)
+	if err != nil {
+		delete(n.released, network)
+	}
+	return err
 }
 
 // unfiltered tells whether there are containers, or somebody wants one, on a host

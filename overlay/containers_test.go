@@ -78,6 +78,64 @@ func TestContainerComesToLife(t *testing.T) {
 	})
 }
 
+// A lease that was given back is away until a container wants one again.
+func TestReleaseUntilUsedAgain(t *testing.T) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
+		uses := func(want ...string) {
+			t.Helper()
+			settle()
+			if !slices.Equal(w.mesh.used, want) {
+				t.Fatalf("the mesh was told that %v are used, want %v", w.mesh.used, want)
+			}
+		}
+		release := func(network string, want error) {
+			t.Helper()
+			if err := w.node.Release(t.Context(), network); !errors.Is(err, want) {
+				t.Errorf("release of %s: %v, want %v", network, err, want)
+			}
+		}
+		ask := func(do func() error) {
+			go func() {
+				if err := do(); err != nil {
+					t.Error(err)
+				}
+			}()
+		}
+		attached := func() error {
+			_, err := w.attach.Attach(t.Context(), attach.Ask{ID: "docker/a", Network: "web"})
+			return err
+		}
+		w.mesh.views <- withWeb()
+		settle()
+		release("default", status.ErrNotAllowed)
+		release("web", status.ErrNotNow)
+		ask(func() error { _, err := w.attach.Use(t.Context(), "docker/net", "web"); return err })
+		uses("web")
+		release("web", status.ErrLeaseInUse) // soon
+		w.mesh.views <- withWeb(self, beta)
+		settle()
+		for range 2 {
+			release("web", nil)
+			w.mesh.views <- withWeb(beta)
+			uses()
+			release("web", status.ErrNotNow)
+			if err := w.node.ContainersChanged(t.Context()); err != nil { // for another reason
+				t.Fatal(err)
+			}
+			uses()
+			ask(attached)
+			uses("web")
+			w.mesh.views <- withWeb(self, beta)
+			uses("web")
+			release("web", status.ErrLeaseInUse)
+			if err := w.attach.Detach(t.Context(), "docker/a"); err != nil {
+				t.Fatal(err)
+			}
+			uses("web") // for the next one
+		}
+	})
+}
+
 // Nothing hangs on a host that cannot keep networks apart.
 func TestContainerNeedsItsRules(t *testing.T) {
 	inWorld(t, nil, func(t *testing.T, w *world) {

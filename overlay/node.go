@@ -145,7 +145,9 @@ type Node struct {
 	subnets []attach.Subnet         // of containers, then
 	health  atomic.Pointer[[]mesh.Finding]
 
-	used, inUse []string                 // networks, as the mesh was told; owned by ContainersChanged
+	useMu       sync.Mutex               // one word to the mesh about networks after the other; guards the next three
+	used, inUse []string                 // networks, as the mesh was told
+	released    map[string]bool          // networks whose lease was given back, though containers may come
 	obstacles   atomic.Pointer[[]string] // to packets of containers
 	moved       chan struct{}            // their subnets are others; capacity 1
 }
@@ -154,7 +156,7 @@ type Node struct {
 func New(opt Options) *Node {
 	n := &Node{
 		opt: opt, ready: make(chan struct{}), changed: make(chan struct{}, 1),
-		quit: make(chan error, 1), stopped: make(chan struct{}), moved: make(chan struct{}, 1),
+		quit: make(chan error, 1), stopped: make(chan struct{}), moved: make(chan struct{}, 1), released: map[string]bool{},
 	}
 	n.mtuSet.Store(int64(opt.MTU))
 	n.advertise.Store(&opt.Advertise)

@@ -77,7 +77,14 @@ func (p *parts) Renumber(ctx context.Context, network string, force bool) error 
 
 // Release implements [status.Leases].
 func (p *parts) Release(ctx context.Context, network string) error {
-	return p.operate(ctx, func(now time.Time) error { return p.core.Release(now, network) })
+	err := p.change(ctx, func(time.Time) error { return p.dir.Check() })
+	if err == nil {
+		err = p.node.Release(ctx, network)
+	}
+	if err != nil {
+		return err
+	}
+	return p.gossip.Saved(ctx)
 }
 
 // Forget implements [status.Leases].

@@ -251,18 +251,13 @@ func TestPinsInTwoNetworks(t *testing.T) {
 	if b.in("web") == before || !strings.HasSuffix(b.in("web"), "held") {
 		t.Errorf("b had %s and has %s", before, b.in("web"))
 	}
-	b.m.SetInUse([]string{"web"})
-	if err := b.m.Release(s.now, "web"); !errors.Is(err, ErrInUse) {
-		t.Errorf("released in use: %v", err)
+	if err := b.m.Use(s.now, nil); err != nil {
+		t.Error(err)
 	}
-	b.m.SetInUse(nil)
-	for range 2 {
-		err := b.m.Release(s.now, "web")
-		s.step(b)
-		s.run(time.Second)
-		if n := a.sees(b); len(n.Leases) != 1 || err != nil && !errors.Is(err, ErrNotNow) {
-			t.Errorf("released: %v, a sees %v", err, n.Leases)
-		}
+	s.step(b)
+	s.run(time.Second)
+	if n := a.sees(b); len(n.Leases) != 1 {
+		t.Errorf("b uses the network no more, and a sees %v", n.Leases)
 	}
 }
 

@@ -109,23 +109,6 @@ func (m *Member) Renumber(now time.Time, network string, force bool) error {
 	return nil
 }
 
-// Release gives the lease in a network back, until the network is used again. It
-// fails with [ErrInUse] if something local has addresses of it, and with
-// [ErrNotAllowed] for the default network, in which every node has a lease.
-func (m *Member) Release(now time.Time, network string) error {
-	if network == home {
-		return fmt.Errorf("release lease: %w: every node has one in network %s", ErrNotAllowed, home)
-	}
-	if m.isInUse(network) {
-		return fmt.Errorf("release lease: %w: network %s", ErrInUse, network)
-	}
-	i := slices.Index(m.used, network)
-	if i < 0 {
-		return fmt.Errorf("release lease: %w: there is none in network %s", ErrNotNow, network)
-	}
-	return m.Use(now, slices.Delete(slices.Clone(m.used), i, i+1))
-}
-
 // Keyring gives a copy of the gossip keys.
 func (m *Member) Keyring() Keyring { return m.cfg.Keyring.Clone() }
 

@@ -128,10 +128,12 @@ type Network struct {
 	Name string
 	// InUse: somebody has an address. A lease that is lost is kept for local
 	// traffic then; see lease.World.
-	InUse  bool
-	Bridge string     // of the containers; empty: none is in bridge mode
-	Ports  []tun.Port // of the containers, by Peer
-	Subnet Subnet     // from which addresses are given, held or quarantined; no Prefixes: none now
+	InUse bool
+	// Waiting: somebody waits for a subnet to get an address of.
+	Waiting bool
+	Bridge  string     // of the containers; empty: none is in bridge mode
+	Ports   []tun.Port // of the containers, by Peer
+	Subnet  Subnet     // from which addresses are given, held or quarantined; no Prefixes: none now
 	// Delegated: others give out the addresses of Subnet, behind links of theirs.
 	Delegated bool
 	// Former are subnets that this node no longer has and some container still

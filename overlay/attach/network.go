@@ -382,7 +382,7 @@ func (n *network) state() State {
 
 // summary is what the rest of the node has to know.
 func (n *network) summary(mtu int) Network {
-	s := Network{Name: n.name, Subnet: n.mine(mtu), Delegated: n.delegated}
+	s := Network{Name: n.name, Subnet: n.mine(mtu), Delegated: n.delegated, Waiting: n.waiting > 0}
 	if n.broken != nil { // it is not known who, and the lease must not become another node's
 		s.InUse, s.Bridge = true, BridgeName(n.name)
 	}
