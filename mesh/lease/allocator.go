@@ -55,6 +55,7 @@ type Allocator struct {
 	asks  bool       // the window is over
 	state mesh.State
 	lost  bool           // had a subnet and lost it: renumbering rather than starting
+	again bool           // the claim is for a subnet that was in quarantine, where it goes back to if it is lost
 	wish  []netip.Prefix // to claim first
 }
 
@@ -134,7 +135,7 @@ func (a *Allocator) Reclaim(inUse bool) {
 		return // there is nothing to give up
 	}
 	a.wish, a.state = a.lease.Prefixes, mesh.WaitingForSeed
-	if a.lease.State != mesh.Pending && a.quarantines(World{InUse: inUse}) {
+	if (a.lease.State != mesh.Pending || a.again) && a.quarantines(World{InUse: inUse}) {
 		a.lease.State = mesh.Quarantined
 		return
 	}
@@ -195,7 +196,7 @@ func (a *Allocator) Step(now time.Time, w World) (changed bool) {
 			a.lose(w)
 			changed = true
 		} else if a.lease.State == mesh.Pending && a.sure(now, w) {
-			a.lease.State, a.state, a.lost = mesh.Held, mesh.Ready, false
+			a.lease.State, a.state, a.lost, a.again = mesh.Held, mesh.Ready, false, false
 			return true
 		}
 	case mesh.Released: // Release has ended it
@@ -204,6 +205,7 @@ func (a *Allocator) Step(now time.Time, w World) (changed bool) {
 			a.lease, a.lost, changed = mesh.Lease{}, true, true // what used it has gone
 		} else if again := a.pending(a.lease.Prefixes, now, w); w.MayClaim && a.free(again, w.Others) {
 			a.start(again, now, w)
+			a.again = true
 			return true
 		} else if w.MayClaim {
 			a.state = a.kept()
@@ -242,7 +244,7 @@ func (a *Allocator) sure(now time.Time, w World) bool {
 
 // lose withdraws from a subnet that belongs to another.
 func (a *Allocator) lose(w World) {
-	if a.quarantines(w) && a.lease.State == mesh.Held {
+	if a.quarantines(w) && (a.lease.State == mesh.Held || a.again) {
 		a.lease.State, a.state = mesh.Quarantined, a.kept()
 		return
 	}
@@ -292,7 +294,7 @@ func (a *Allocator) claimPinned(now time.Time, w World) bool {
 }
 
 func (a *Allocator) start(l mesh.Lease, now time.Time, w World) {
-	a.wish = nil
+	a.wish, a.again = nil, false
 	a.lease, a.begun, a.until, a.asks, a.state = l, now, now.Add(probeWindow(len(w.Others)+1)), false, mesh.Probing
 	if a.lost {
 		a.state = mesh.Renumbering

@@ -160,3 +160,39 @@ func TestRouteOfAVoidLease(t *testing.T) {
 		})
 	}
 }
+
+// A subnet in use that was claimed out of quarantine, and is lost, goes back there:
+// containers have addresses of it.
+func TestClaimOutOfQuarantineGoesBack(t *testing.T) {
+	n := mesh.Network{Name: "default", IPv4: netip.MustParsePrefix("10.86.0.0/16"), IPv4Len: 24}
+	now, own := time.Unix(1_800_000_000, 0), n.Slot(5)
+	another := []Claim{{Owner: mesh.NodeID{2}, Lease: mesh.Lease{Network: "default", Prefixes: own, State: mesh.Held, Since: now.Add(-time.Hour)}}}
+	for name, again := range map[string]func(*Allocator){
+		"lost":                func(*Allocator) {},
+		"off again, and lost": func(a *Allocator) { a.Reclaim(true) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := New(Config{Self: mesh.NodeID{1}, Network: n, OnConflict: Auto, Permit: func([]netip.Prefix) bool { return true }},
+				mesh.Lease{Network: "default", Prefixes: own, State: mesh.Held, Since: now, ClaimEpoch: 1})
+			w := World{MayClaim: true, Epoch: 2, InUse: true}
+			a.Reclaim(true)
+			a.Step(now, w)
+			if l, _ := a.Lease(); l.State != mesh.Pending {
+				t.Fatalf("it is %s, not claimed", l.State)
+			}
+			again(a)
+			w.Others = another
+			a.Step(now.Add(time.Second), w)
+			if l, ok := a.Lease(); !ok || l.State != mesh.Quarantined || !slices.Equal(l.Prefixes, own) {
+				t.Errorf("containers have addresses of %s; now it is %s with %s", own, l.State, l.Prefixes)
+			}
+			w.Others = nil
+			a.Step(now.Add(2*time.Second), w)
+			w.InUse, w.Others = false, another
+			a.Step(now.Add(3*time.Second), w)
+			if l, _ := a.Lease(); slices.Equal(l.Prefixes, own) {
+				t.Errorf("nothing uses it any more, and it is %s with %s", l.State, l.Prefixes)
+			}
+		})
+	}
+}
