@@ -157,6 +157,21 @@ func (m *Member) rise(now time.Time) {
 	for _, t := range m.reg.Tombstones(m.id) {
 		m.riseFrom(t, now)
 	}
+	m.redate()
+}
+
+// redate dates the leases that are held by the running epoch, once it is known that
+// nobody has taken this node for gone: what members say later of the epochs before,
+// of which it has seen the end, is of no lease then that it holds. Since stays.
+func (m *Member) redate() {
+	if !m.exchanged || m.off || !m.twinAt.IsZero() || len(m.reg.Tombstones(m.id)) > 0 {
+		return
+	}
+	for _, h := range m.holdings {
+		if l, ok := h.alloc.Lease(); ok && l.State == mesh.Held && l.ClaimEpoch < m.state.Epoch {
+			h.alloc.Redate(m.state.Epoch)
+		}
+	}
 }
 
 func (m *Member) riseFrom(t *trust.Tombstone, now time.Time) {

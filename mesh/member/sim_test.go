@@ -451,6 +451,9 @@ func (s *sim) run(d time.Duration) {
 		}
 		if do != nil {
 			s.step(do)
+			if do.m == nil {
+				continue // it has ended, as a clone
+			}
 			if due, _ := do.m.Next(); !due.After(s.now.Add(do.skew)) {
 				s.t.Fatalf("%s is due again at once, at %s", do.name, s.now.Sub(start))
 			}
