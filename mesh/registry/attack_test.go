@@ -3,11 +3,13 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"math/big"
 	"slices"
 	"testing"
 	"time"
 
 	"meshd/mesh"
+	"meshd/mesh/exchange"
 	"meshd/mesh/trust"
 )
 
@@ -43,11 +45,19 @@ func TestRevokedNodeSays(t *testing.T) {
 		"tombstone":         s.tombstone(s.honest.ID(), v(2, 5), s.bad),
 		"tombstone, beyond": s.tombstone(s.honest.ID(), v(2, 50), s.bad),
 		"rekey":             s.rekey(s.bad, 5, 1, 0),
-		"a new certificate": s.certificate("bad", s.token).Raw,
 		"one by the CA":     s.certificate("bad", nil).Raw,
 	} {
 		if err := s.r.Add(raw); !errors.Is(err, ErrRevoked) {
 			t.Errorf("%s: %v", what, err)
+		}
+	}
+	again := s.certificate("bad", s.token)
+	if err := s.r.Add(again.Raw); !errors.Is(err, ErrStale) { // its token might have been used before
+		t.Errorf("a new certificate: %v", err)
+	}
+	for _, c := range s.r.Unadmitted() {
+		if c.Hash == again.Hash {
+			t.Error("a new certificate asks to be admitted")
 		}
 	}
 	if after := tells(s.r, start); after != before || len(s.r.waiting) > 0 || len(s.r.Rekeys()) > 0 {
@@ -225,4 +235,68 @@ func TestRevocationsAreBounded(t *testing.T) {
 	if !slices.IsSortedFunc(s.r.Revocations(), func(a, b *trust.Revocation) int { return a.Hash.Compare(b.Hash) }) {
 		t.Error("not sorted")
 	}
+}
+
+// The holder of a stolen token, which is revoked now, cannot make certificates that let
+// who has not heard of it seem to know the same as who has: if digests were linear, some
+// hundred of them would do.
+func TestPreparedCertificatesHideNoRevocation(t *testing.T) {
+	s := newScene(t)
+	knows, lacks := s.r, New(s.charter)
+	feed(lacks, knows.Table())
+	stolen := s.credential(1, start.Add(24*time.Hour))
+	hear(t, knows, s.revocation(trust.Revocation{Credential: stolen.Serial}), s.revocation(trust.Revocation{Node: s.bad.ID()}))
+	digest := func(more ...trust.Hash) *big.Int {
+		d := exchange.NewSet(append(lacks.Settled(), more...)).Digest()
+		return new(big.Int).SetBytes(d[:])
+	}
+	known := exchange.NewSet(knows.Settled()).Digest()
+	var certs []*trust.Certificate
+	var steps []*big.Int // what each of them changes of the digest
+	for i := range 8*len(known) + 8 {
+		c := s.certificate(fmt.Sprint("x", i), stolen)
+		certs, steps = append(certs, c), append(steps, new(big.Int).Xor(digest(), digest(c.Hash)))
+	}
+	which := sumTo(steps, new(big.Int).Xor(digest(), new(big.Int).SetBytes(known[:])))
+	if len(which) == 0 {
+		t.Fatal("found no certificates to try with")
+	}
+	for _, i := range which {
+		hear(t, lacks, certs[i].Raw)
+		if err := knows.Add(certs[i].Raw); !errors.Is(err, ErrRevoked) {
+			t.Fatalf("who knows of the revocation: %v", err)
+		}
+	}
+	if exchange.NewSet(lacks.Settled()).Digest() == known {
+		t.Errorf("%d and %d revocations are known, and nobody sees a difference, by %d certificates", len(lacks.Revocations()), len(knows.Revocations()), len(which))
+	}
+}
+
+// sumTo finds vectors whose exclusive or is the target, by Gauss' elimination.
+func sumTo(vectors []*big.Int, target *big.Int) (which []int) {
+	type row struct{ value, from *big.Int } // the vector, and of which it is made
+	basis := map[int]row{}                  // by their highest bit
+	reduce := func(r row) row {
+		for r.value.Sign() != 0 {
+			b, ok := basis[r.value.BitLen()]
+			if !ok {
+				break
+			}
+			r.value.Xor(r.value, b.value)
+			r.from.Xor(r.from, b.from)
+		}
+		return r
+	}
+	for i, v := range vectors {
+		if r := reduce(row{new(big.Int).Set(v), new(big.Int).SetBit(new(big.Int), i, 1)}); r.value.Sign() != 0 {
+			basis[r.value.BitLen()] = r
+		}
+	}
+	r := reduce(row{new(big.Int).Set(target), new(big.Int)})
+	for i := range vectors {
+		if r.value.Sign() == 0 && r.from.Bit(i) == 1 {
+			which = append(which, i)
+		}
+	}
+	return which
 }

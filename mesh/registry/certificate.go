@@ -59,11 +59,12 @@ func (r *Registry) addCertificate(h trust.Hash, raw []byte) error {
 	if err != nil {
 		return err
 	}
-	if r.revocations.of(parsed) != nil {
+	revoked := r.revocations.of(parsed)
+	if revoked != nil && !r.revocations.spends(parsed) {
 		r.waitNoMore(func(h trust.Hash) bool { return h == parsed.Hash })
 		return fmt.Errorf("certificate of %s: %w", parsed.Name, ErrRevoked)
 	}
-	c := &certificate{Certificate: parsed, id: parsed.ID(), admitted: parsed.Credential == nil}
+	c := &certificate{Certificate: parsed, id: parsed.ID(), admitted: parsed.Credential == nil, revoked: revoked}
 	wanted := slices.Contains(r.Missing(), c.Hash)
 	r.certs[c.Hash] = c
 	r.changes, r.rooted = r.changes+1, false
@@ -79,8 +80,8 @@ func (r *Registry) addCertificate(h trust.Hash, raw []byte) error {
 	r.unadmitted = append(r.unadmitted, c.Hash)
 	r.settle()
 	r.makeRoom()
-	if !wanted && r.over(c.NotAfter) {
-		return ErrStale
+	if !wanted && r.over(c.NotAfter) || c.revoked != nil && !c.admitted {
+		return ErrStale // what admitted a revoked one, before it was, may come next
 	}
 	return nil
 }
@@ -88,10 +89,11 @@ func (r *Registry) addCertificate(h trust.Hash, raw []byte) error {
 // decideAdmission believes an admission, refuses it, or lets it wait.
 func (r *Registry) decideAdmission(a *trust.Admission) error {
 	seen, witness := r.certs[a.Certificate], r.certs[a.Admitter]
-	for _, c := range []*certificate{seen, witness} {
-		if c != nil && c.revoked != nil {
-			return fmt.Errorf("admission: certificate of %s: %w", c.Name, ErrRevoked)
-		}
+	if witness != nil && witness.revoked != nil {
+		return fmt.Errorf("admission by %s: %w", witness.Name, ErrRevoked)
+	}
+	if seen != nil && seen.revoked != nil && !r.revocations.spends(seen.Certificate) {
+		return fmt.Errorf("admission: certificate of %s: %w", seen.Name, ErrRevoked)
 	}
 	if seen == nil || witness == nil || !witness.admitted {
 		r.wait(waiting{
@@ -108,7 +110,7 @@ func (r *Registry) decideAdmission(a *trust.Admission) error {
 		return err
 	}
 	if !seen.admitted {
-		if err := r.CheckRoom(seen.Certificate); err != nil {
+		if err := r.room(seen.Certificate); err != nil {
 			return fmt.Errorf("admission: %w", err)
 		}
 	}
@@ -183,12 +185,14 @@ func (r *Registry) findRooted() {
 		w := found[0]
 		found = found[1:]
 		for _, c := range vouched[w.Hash] {
-			if c.rooted || !c.counts() {
+			if c.rooted || !c.counts() && !r.spent(c) {
 				continue
 			}
 			i := slices.IndexFunc(c.admissions, func(a *trust.Admission) bool { return a.Admitter == w.Hash })
 			c.rooted, c.via = true, c.admissions[i]
-			found = append(found, c)
+			if c.counts() {
+				found = append(found, c)
+			}
 		}
 	}
 }
@@ -209,17 +213,18 @@ func (c *certificate) first() *trust.Admission {
 func (r *Registry) Rooted(h trust.Hash) bool {
 	r.findRooted()
 	c := r.certs[h]
-	return c != nil && c.rooted
+	return c.counts() && c.rooted
 }
 
-// Unvouched is a certificate that counts here, and not with who hears first of a
-// revocation.
+// Unvouched is a certificate that counts here, or did until it was revoked, and not
+// with who hears first of a revocation.
 type Unvouched struct {
 	Certificate *trust.Certificate
 	Seen        time.Time // what the admission said that was believed
 }
 
-// Unvouched lists the certificates that count and are not rooted: whoever admitted
+// Unvouched lists the certificates that count, or of which no more than the use of a
+// token is left, and that are not rooted: whoever admitted
 // them, or those who did, was revoked later. What was believed stays: a revocation
 // throws out whom it names and nobody else. But an admission by a revoked witness
 // that comes after the revocation is refused, since it may have been made at any
@@ -230,7 +235,7 @@ func (r *Registry) Unvouched() []Unvouched {
 	r.findRooted()
 	var out []Unvouched
 	for _, c := range r.certs {
-		if c.counts() && !c.rooted {
+		if (c.counts() || r.spent(c)) && !c.rooted {
 			out = append(out, Unvouched{c.Certificate, c.admissions[0].Seen})
 		}
 	}
@@ -269,9 +274,23 @@ func endsLater(a, b *trust.Certificate) int {
 func (r *Registry) Unadmitted() []*trust.Certificate {
 	out := make([]*trust.Certificate, 0, len(r.unadmitted))
 	for _, h := range r.unadmitted {
-		out = append(out, r.certs[h].Certificate)
+		if c := r.certs[h]; c.revoked == nil {
+			out = append(out, c.Certificate)
+		}
 	}
 	return out
+}
+
+// spent tells whether a certificate that is revoked stays for the use of its token,
+// and for nothing else: else a host that was thrown out would come back with it.
+func (r *Registry) spent(c *certificate) bool {
+	return c.revoked != nil && len(c.admissions) > 0 && r.revocations.spends(c.Certificate)
+}
+
+// Admitted tells whether a certificate was admitted once, be it revoked since.
+func (r *Registry) Admitted(h trust.Hash) bool {
+	c := r.certs[h]
+	return c != nil && c.admitted
 }
 
 // Uses counts the identities that were admitted with a credential, those among
@@ -297,6 +316,10 @@ func (r *Registry) CheckRoom(c *trust.Certificate) error {
 	if r.revocations.of(c) != nil {
 		return ErrRevoked
 	}
+	return r.room(c)
+}
+
+func (r *Registry) room(c *trust.Certificate) error {
 	var ids map[mesh.NodeID]int
 	if j := r.joined[c.Credential.Serial]; j != nil {
 		ids = j.nodes

@@ -78,7 +78,7 @@ func (r *Registry) prune(own trust.Hash) {
 	}
 	for h, c := range r.certs {
 		switch {
-		case h == own, !c.admitted, c.counts() && !r.over(c.NotAfter):
+		case h == own, !c.admitted, (c.counts() || r.spent(c)) && !r.over(c.NotAfter):
 			need(h)
 			members[c.id] = members[c.id] || c.counts()
 		case !r.over(c.NotAfter):

@@ -35,6 +35,13 @@ func (s *revocations) of(c *trust.Certificate) *trust.Revocation {
 	return nil
 }
 
+// spends tells whether a certificate is of a node that was revoked and by a token
+// that was not: it counts no more, but the token was used. Only the CA revokes, so
+// there are few, however many such certificates somebody makes.
+func (s *revocations) spends(c *trust.Certificate) bool {
+	return c.Credential != nil && s.nodes[c.ID()] != nil && len(s.tokens[c.Credential.Serial]) == 0
+}
+
 func (s *revocations) add(v *trust.Revocation) {
 	if s.all == nil {
 		*s = revocations{map[trust.Hash]*trust.Revocation{}, map[mesh.NodeID]*trust.Revocation{}, map[trust.Serial][]*trust.Revocation{}}
@@ -67,14 +74,14 @@ func (r *Registry) addRevocation(raw []byte) error {
 	gone := map[trust.Hash]bool{}
 	for h, c := range r.certs {
 		switch {
-		case c.revoked != nil || !v.Covers(c.Certificate):
-		case c.admitted:
+		case !v.Covers(c.Certificate):
+		case !c.admitted:
+			gone[h] = true
+		case c.revoked == nil:
 			c.revoked = v
 			if rec := r.records[c.id]; rec != nil && rec.Certificate == h {
 				r.dropRecord(c.id)
 			}
-		default:
-			gone[h] = true
 		}
 	}
 	r.forget(gone)

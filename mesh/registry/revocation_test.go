@@ -148,8 +148,8 @@ func TestVouchAnew(t *testing.T) {
 	feed(late, common[:1])
 	hear(t, late, out)
 	feed(late, common)
-	if err := late.Add(first); err != nil {
-		t.Errorf("its witness is unknown by now, so it waits: %v", err)
+	if err := late.Add(first); !errors.Is(err, ErrRevoked) {
+		t.Errorf("its witness is revoked: %v", err)
 	}
 	feed(late, then)
 	mustBe(t, early, "founder", "x", "y")
@@ -273,4 +273,93 @@ func TestRevocationsComeFirst(t *testing.T) {
 			t.Errorf("settled object %d is a revocation: %v", i, is)
 		}
 	}
+}
+
+// A host that was thrown out must not come back with its own token: whoever has heard
+// of it, in whatever order and after whatever restart, knows that it was used.
+func TestRevokedNodeHasUsedItsToken(t *testing.T) {
+	m := newMaker("ca")
+	once := m.credential(1, start.Add(24*time.Hour))
+	founder, laptop := m.certificate("founder", nil), m.certificate("laptop", once)
+	admission, out := m.admission(laptop, founder, 0), m.revocation(trust.Revocation{Node: laptop.ID()})
+	r := New(m.charter)
+	hear(t, r, founder.Raw, laptop.Raw, admission, m.record(laptop, 1, 1, 0), out)
+	used := func(t *testing.T, r *Registry) {
+		t.Helper()
+		mustBe(t, r, "founder")
+		if got := r.Uses(once.Serial); got != 1 || !r.Admitted(laptop.Hash) || len(r.waiting) > 0 || len(r.Unadmitted()) > 0 {
+			t.Errorf("%d uses, want 1; %d wait, %d ask to be admitted", got, len(r.waiting), len(r.Unadmitted()))
+		}
+	}
+	used(t, r)
+	t.Run("restored", func(t *testing.T) {
+		again := New(m.charter)
+		again.Restore(r.Table())
+		used(t, again)
+	})
+	t.Run("told by table", func(t *testing.T) {
+		fresh := New(m.charter)
+		feed(fresh, r.Table())
+		used(t, fresh)
+	})
+	t.Run("told by lookup", func(t *testing.T) {
+		fresh := New(m.charter)
+		feed(fresh, r.Lookup(r.Settled()...))
+		used(t, fresh)
+		if !slices.Equal(fresh.Settled(), r.Settled()) {
+			t.Error("they have settled differently")
+		}
+	})
+	t.Run("heard the other way round", func(t *testing.T) {
+		fresh := New(m.charter)
+		feed(fresh, [][]byte{out, admission, laptop.Raw, founder.Raw})
+		used(t, fresh)
+	})
+	t.Run("heard between", func(t *testing.T) {
+		fresh := New(m.charter)
+		feed(fresh, [][]byte{founder.Raw, laptop.Raw, out, laptop.Raw, admission})
+		used(t, fresh)
+	})
+	t.Run("without an admission", func(t *testing.T) {
+		fresh := New(m.charter)
+		feed(fresh, [][]byte{founder.Raw, out, laptop.Raw})
+		if fresh.Uses(once.Serial) != 0 || fresh.Admitted(laptop.Hash) || len(fresh.Unadmitted()) > 0 || slices.Contains(fresh.Settled(), laptop.Hash) {
+			t.Error("what nobody has vouched for counts as a use, or asks to be vouched for")
+		}
+	})
+	t.Run("its witness is revoked too", func(t *testing.T) {
+		witness := m.certificate("witness", m.token)
+		both := [][]byte{m.revocation(trust.Revocation{Node: witness.ID()}), out}
+		r, fresh := New(m.charter), New(m.charter)
+		hear(t, r, founder.Raw, witness.Raw, m.admission(witness, founder, 0), laptop.Raw, m.admission(laptop, witness, time.Minute))
+		hear(t, r, both...)
+		hear(t, fresh, founder.Raw)
+		hear(t, fresh, both...)
+		feed(fresh, r.Table())
+		if got := fresh.Uses(once.Serial); got != 0 {
+			t.Errorf("%d uses by the word of a revoked witness alone", got)
+		}
+		got := r.Unvouched()
+		if len(got) != 1 || got[0].Certificate.Hash != laptop.Hash || !got[0].Seen.Equal(start.Add(time.Minute)) {
+			t.Fatalf("unvouched: %v, want what the revoked witness has admitted", got)
+		}
+		hear(t, r, m.admission(laptop, founder, time.Minute))
+		feed(fresh, r.Table())
+		used(t, r)
+		used(t, fresh)
+	})
+	t.Run("its token is revoked too", func(t *testing.T) {
+		hear(t, r, m.revocation(trust.Revocation{Credential: once.Serial}))
+		if slices.Contains(r.Settled(), laptop.Hash) {
+			t.Error("it is passed on, and nobody can use the token any more")
+		}
+	})
+	t.Run("it ends", func(t *testing.T) {
+		again := New(m.charter)
+		again.Restore([][]byte{founder.Raw, laptop.Raw, admission, out})
+		again.expireNow(start.Add(2000 * time.Hour))
+		if again.Admitted(laptop.Hash) || len(again.Table()) > 3 {
+			t.Error("it is kept for ever")
+		}
+	})
 }

@@ -16,7 +16,8 @@ import (
 //	each member with a record: its certificate with what admits it, the record,
 //	    the tombstones of it
 //	certificates that wait for admission, so that some member sees and admits them
-//	certificates without a record: an honest node has one soon
+//	certificates without a record: an honest node has one soon, and one that was
+//	    revoked has used its token
 //	rekeys
 //	what is not rooted, which only who believed it before can use, see [Registry.Restore]
 //	admissions beyond the first of each certificate
@@ -29,7 +30,7 @@ func (r *Registry) Table() [][]byte {
 	}
 	t.members(true)
 	for _, h := range r.unadmitted {
-		if !r.ended(h, forgetAfter) { // else nobody would admit it
+		if r.certs[h].revoked == nil && !r.ended(h, forgetAfter) { // else nobody would admit it
 			t.certificate(h)
 		}
 	}
@@ -39,7 +40,7 @@ func (r *Registry) Table() [][]byte {
 			t.members(false)
 		}
 		for _, h := range hashes {
-			if c := r.certs[h]; c.counts() && !r.over(c.NotAfter) && c.rooted == rooted {
+			if c := r.certs[h]; (c.counts() || r.spent(c)) && !r.over(c.NotAfter) && c.rooted == rooted {
 				t.certificate(h)
 			}
 		}
@@ -52,7 +53,7 @@ func (r *Registry) Table() [][]byte {
 	}
 	for _, h := range hashes {
 		for _, a := range r.certs[h].admissions {
-			if t.done[h] && t.done[a.Admitter] && r.certs[a.Admitter].counts() {
+			if t.done[h] && r.certs[h].counts() && t.done[a.Admitter] && r.certs[a.Admitter].counts() {
 				t.object(a.Object)
 			}
 		}
@@ -91,7 +92,8 @@ func (r *Registry) Lookup(hashes ...trust.Hash) [][]byte {
 //
 //	charter
 //	revocations, to be heard before those whom they throw out
-//	certificates that are rooted, until they end; those that wait for admission,
+//	certificates that are rooted, until they end, also of nodes that were revoked,
+//	    since their tokens were used; those that wait for admission,
 //	    until their token ends; records, tombstones and rekeys whose certificates
 //	    are rooted
 //
@@ -103,7 +105,7 @@ func (r *Registry) Settled() []trust.Hash {
 	r.findRooted()
 	var rest []trust.Hash
 	for h, c := range r.certs {
-		if c.rooted && !r.present().After(c.NotAfter) || !c.admitted && !r.ended(h, 0) {
+		if c.rooted && !r.present().After(c.NotAfter) || !c.admitted && c.revoked == nil && !r.ended(h, 0) {
 			rest = append(rest, h)
 		}
 	}
