@@ -79,14 +79,21 @@ func ForTest(t testing.TB, names []string, extra ...string) *Cluster {
 	return Programs(t).ForTest(t, names, extra...)
 }
 
-// ForTest is [New] for a test. When that ends, the cluster is closed, and the test
-// fails if something is left over or a daemon has logged what none should.
+// ForTest is [New] for a test, with [Cluster.CloseAfter].
 func (b Binaries) ForTest(t testing.TB, names []string, extra ...string) *Cluster {
 	t.Helper()
 	c, err := New(t.Context(), b, names, extra...)
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.CloseAfter(t)
+	return c
+}
+
+// CloseAfter closes the cluster when a test ends, which fails if something is left
+// over or a daemon has logged what none should.
+func (c *Cluster) CloseAfter(t testing.TB) {
+	t.Helper()
 	t.Cleanup(func() {
 		for _, n := range c.Nodes {
 			CheckLog(t, n.Name, n.Log())
@@ -101,7 +108,6 @@ func (b Binaries) ForTest(t testing.TB, names []string, extra ...string) *Cluste
 			t.Errorf("%s is still there: %v", c.Dir, err)
 		}
 	})
-	return c
 }
 
 // CheckLog looks for what no daemon should log, such as a data race or a panic.
