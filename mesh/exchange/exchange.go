@@ -3,7 +3,7 @@
 // fetch what they lack. It needs neither seeds, nor gossip, nor gossip's key.
 //
 //	asks                                            answers
-//	  │ hello: "mshX" │ 1 │ digest, 8                  │
+//	  │ hello: "mshX" │ 1 │ salt, 8 │ digest, 16       │
 //	  ├───────────────────────────────────────────────►│
 //	  │                                      same: 0   │  that is all; or
 //	  │      differ: 1 │ keys it has │ keys it refused │
@@ -47,9 +47,10 @@ type Objects interface {
 	// Get gives objects by their hashes, each after what it rests on. What is not
 	// there any more is left out.
 	Get(ctx context.Context, hashes []trust.Hash) ([][]byte, error)
-	// Put takes in what a member sent, and returns when that is decided about. whole
-	// says that nothing which the member has is lacking now.
-	Put(ctx context.Context, objects [][]byte, whole bool) error
+	// Put takes in what a member sent, and returns those objects that it has decided
+	// about; it may leave out what is outdated, or too much. whole says that nothing
+	// which the member has is lacking now.
+	Put(ctx context.Context, objects [][]byte, whole bool) (decided [][]byte, err error)
 }
 
 // Network opens streams inside the tunnels. Addresses at the ends of a stream are
@@ -280,10 +281,11 @@ func (e *Exchange) getter(ctx context.Context) getter {
 
 // take takes in what an exchange has brought.
 func (e *Exchange) take(ctx context.Context, p *peer, out outcome) error {
-	if err := e.objects.Put(ctx, out.got, out.whole); err != nil {
+	decided, err := e.objects.Put(ctx, out.got, out.whole)
+	if err != nil {
 		return err
 	}
-	e.past.note(out.named, out.got)
+	e.past.note(out.by.among(out.named, decided))
 	e.mu.Lock()
 	e.schedule.met(time.Now(), p, len(out.got)+out.sent > 0)
 	e.mu.Unlock()

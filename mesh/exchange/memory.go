@@ -2,9 +2,10 @@ package exchange
 
 import (
 	"maps"
-	"slices"
 	"sync"
 	"time"
+
+	"meshd/mesh/trust"
 )
 
 const (
@@ -19,7 +20,7 @@ const (
 // between two nodes that differ for good would carry them again.
 type memory struct {
 	mu   sync.Mutex
-	past map[uint64]refusal
+	past map[trust.Hash]refusal
 }
 
 type refusal struct {
@@ -27,59 +28,32 @@ type refusal struct {
 	pause time.Duration
 }
 
-// note remembers which of the named objects came. What was named and did not come
-// may still come from another.
-func (m *memory) note(named []uint64, objects [][]byte) {
-	if len(objects) == 0 {
-		return
-	}
-	came := make(map[uint64]bool, len(objects))
-	for _, o := range objects {
-		came[keyOf(o)] = true
-	}
+// note remembers objects that came, were asked for or offered by name, and were
+// decided about. What was named and did not come may still come from another.
+func (m *memory) note(decided []trust.Hash) {
 	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, k := range named {
-		if !came[k] {
-			continue
-		}
+	for _, h := range decided {
 		if m.past == nil || len(m.past) >= maxRefusals {
-			m.past = map[uint64]refusal{}
+			m.past = map[trust.Hash]refusal{}
 		}
-		pause := min(max(2*m.past[k].pause, firstRefusal), lastRefusal)
-		m.past[k] = refusal{now.Add(pause), pause}
+		pause := min(max(2*m.past[h].pause, firstRefusal), lastRefusal)
+		m.past[h] = refusal{now.Add(pause), pause}
 	}
-}
-
-// worth lists those of keys that are worth asking for.
-func (m *memory) worth(own *Set, keys []uint64) []uint64 {
-	now := time.Now()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.forgetLocked(own)
-	return slices.DeleteFunc(keys, func(k uint64) bool { return now.Before(m.past[k].until) })
 }
 
 // refused lists what need not come again yet.
-func (m *memory) refused(own *Set) []uint64 {
+func (m *memory) refused(own *Set) []trust.Hash {
 	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.forgetLocked(own)
-	var out []uint64
-	for k, r := range m.past {
+	maps.DeleteFunc(m.past, func(h trust.Hash, _ refusal) bool { return own.has[h] }) // it is believed by now
+	var out []trust.Hash
+	for h, r := range m.past {
 		if now.Before(r.until) {
-			out = append(out, k)
+			out = append(out, h)
 		}
 	}
 	return out
-}
-
-// forgetLocked forgets what is believed by now.
-func (m *memory) forgetLocked(own *Set) {
-	maps.DeleteFunc(m.past, func(k uint64, _ refusal) bool {
-		_, believed := own.hashes[k]
-		return believed
-	})
 }

@@ -30,9 +30,35 @@ const (
 
 var errMalformed = errors.New("malformed exchange")
 
+// hello is what is asked first.
+type hello struct {
+	salt   salt
+	digest Digest
+}
+
+const helloSize = len(magic) + 1 + len(salt{}) + len(Digest{})
+
+func (h hello) encode() []byte {
+	out := append([]byte(magic), version)
+	return append(append(out, h.salt[:]...), h.digest[:]...)
+}
+
+func readHello(r io.Reader) (hello, error) {
+	var raw [helloSize]byte
+	if _, err := io.ReadFull(r, raw[:]); err != nil {
+		return hello{}, err
+	}
+	head, rest := raw[:len(magic)+1], raw[len(magic)+1:]
+	if string(head[:len(magic)]) != magic || head[len(magic)] != version {
+		return hello{}, fmt.Errorf("%w: hello %x", errMalformed, head)
+	}
+	return hello{salt(rest), Digest(rest[len(salt{}):])}, nil
+}
+
 // outcome is what an exchange has brought.
 type outcome struct {
 	got   [][]byte
+	by    salt     // of the keys
 	named []uint64 // keys of those that were to come, without what they rest on
 	sent  int      // objects
 	whole bool     // nothing that the other has is lacking here, but for what was refused before
@@ -43,8 +69,8 @@ type getter func(hashes []trust.Hash) ([][]byte, error)
 
 // ask is the asking side of an exchange.
 func ask(conn io.ReadWriter, own *Set, get getter, past *memory) (outcome, error) {
-	hello := binary.BigEndian.AppendUint64(append([]byte(magic), version), own.digest)
-	if _, err := conn.Write(hello); err != nil {
+	by := newSalt()
+	if _, err := conn.Write(hello{by, own.digest}.encode()); err != nil {
 		return outcome{}, err
 	}
 	r := bufio.NewReader(conn)
@@ -65,8 +91,9 @@ func ask(conn io.ReadWriter, own *Set, get getter, past *memory) (outcome, error
 	if err != nil {
 		return outcome{}, err
 	}
-	wants, gives := past.worth(own, own.lacking(theirs)), own.without(theirs, refused)
-	objects, err := get(own.named(gives))
+	has := own.keyed(by)
+	wants, gives := except(has.lacking(theirs), by.keys(past.refused(own))), has.without(theirs, refused)
+	objects, err := get(has.named(gives))
 	if err != nil {
 		return outcome{}, err
 	}
@@ -75,24 +102,22 @@ func ask(conn io.ReadWriter, own *Set, get getter, past *memory) (outcome, error
 		return outcome{}, err
 	}
 	got, whole, err := readObjects(r)
-	return outcome{got, wants, sent, whole}, err
+	return outcome{got, by, wants, sent, whole}, err
 }
 
 // answer is the other side. One that is refused is not answered.
 func answer(conn io.ReadWriter, own *Set, get getter, past *memory) (outcome, error) {
 	r := bufio.NewReader(conn)
-	var hello [len(magic) + 1 + 8]byte
-	if _, err := io.ReadFull(r, hello[:]); err != nil {
+	said, err := readHello(r)
+	if err != nil {
 		return outcome{}, err
 	}
-	if string(hello[:len(magic)]) != magic || hello[len(magic)] != version {
-		return outcome{}, fmt.Errorf("%w: hello %x", errMalformed, hello[:len(magic)+1])
-	}
-	if binary.BigEndian.Uint64(hello[len(magic)+1:]) == own.digest {
+	if said.digest == own.digest {
 		_, err := conn.Write([]byte{same})
 		return outcome{whole: true}, err
 	}
-	if _, err := conn.Write(appendKeys(appendKeys([]byte{differ}, own.keys), past.refused(own))); err != nil {
+	by, has := said.salt, own.keyed(said.salt)
+	if _, err := conn.Write(appendKeys(appendKeys([]byte{differ}, has.keys), by.keys(past.refused(own)))); err != nil {
 		return outcome{}, err
 	}
 	wanted, err := readKeys(r)
@@ -107,13 +132,13 @@ func answer(conn io.ReadWriter, own *Set, get getter, past *memory) (outcome, er
 	if err != nil {
 		return outcome{}, err
 	}
-	objects, err := get(own.named(wanted))
+	objects, err := get(has.named(wanted))
 	if err != nil {
 		return outcome{}, err
 	}
 	out, sent := appendObjects(nil, objects, maxBytes)
 	_, err = conn.Write(out)
-	return outcome{got, given, sent, whole}, err
+	return outcome{got, by, given, sent, whole}, err
 }
 
 // appendKeys writes a list of keys, as many as a list may have.

@@ -22,14 +22,16 @@ type texts []string
 func (s texts) set() *Set {
 	var hashes []trust.Hash
 	for _, t := range s {
-		hashes = append(hashes, sha256.Sum256([]byte(t)))
+		hashes = append(hashes, hashOf(t))
 	}
 	return NewSet(hashes)
 }
 
+func hashOf(text string) trust.Hash { return sha256.Sum256([]byte(text)) }
+
 func (s texts) get(hashes []trust.Hash) (out [][]byte, err error) {
 	for _, t := range s {
-		if slices.Contains(hashes, trust.Hash(sha256.Sum256([]byte(t)))) {
+		if slices.Contains(hashes, hashOf(t)) {
 			if below, ok := strings.CutPrefix(t, "on "); ok {
 				out = append(out, []byte(below))
 			}
@@ -82,13 +84,13 @@ func TestExchange(t *testing.T) {
 		sentA      int
 		sayA, sayB int // bytes
 	}{
-		{"same", "x y", "x y", "", "", 0, 13, 1},
-		{"same in another order", "x y", "y x", "", "", 0, 13, 1},
-		{"nothing", "", "", "", "", 0, 13, 1},
-		{"the asker lacks", "x", "x y z", "y z", "", 0, 13 + 4 + 16 + 4 + 3, 1 + 4 + 24 + 4 + 2*3 + 3},
-		{"the other lacks", "x y z", "y", "", "x z", 2, 13 + 4 + 4 + 16 + 2*3 + 3, 1 + 4 + 8 + 4 + 3},
-		{"both lack", "x y", "y z", "z", "x", 1, 13 + 4 + 8 + 4 + 8 + 3 + 3, 1 + 4 + 16 + 4 + 3 + 3},
-		{"one is new", "", "x y", "x y", "", 0, 13 + 4 + 16 + 4 + 3, 1 + 4 + 16 + 4 + 2*3 + 3},
+		{"same", "x y", "x y", "", "", 0, 29, 1},
+		{"same in another order", "x y", "y x", "", "", 0, 29, 1},
+		{"nothing", "", "", "", "", 0, 29, 1},
+		{"the asker lacks", "x", "x y z", "y z", "", 0, 29 + 4 + 16 + 4 + 3, 1 + 4 + 24 + 4 + 2*3 + 3},
+		{"the other lacks", "x y z", "y", "", "x z", 2, 29 + 4 + 4 + 16 + 2*3 + 3, 1 + 4 + 8 + 4 + 3},
+		{"both lack", "x y", "y z", "z", "x", 1, 29 + 4 + 8 + 4 + 8 + 3 + 3, 1 + 4 + 16 + 4 + 3 + 3},
+		{"one is new", "", "x y", "x y", "", 0, 29 + 4 + 16 + 4 + 3, 1 + 4 + 16 + 4 + 2*3 + 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			asked, answered, said := between(t, strings.Fields(c.a), strings.Fields(c.b), new(memory), new(memory))
@@ -138,13 +140,35 @@ func TestExchangeOfMuch(t *testing.T) {
 	}
 }
 
+// Objects whose hashes begin alike, as who signs them may prepare, tell sets apart and
+// go by keys of their own, which the next exchange changes.
+func TestHashesThatBeginAlike(t *testing.T) {
+	one, two := hashOf("x"), hashOf("x")
+	two[31]++
+	both := NewSet([]trust.Hash{one, two})
+	if both.Digest() == NewSet([]trust.Hash{one}).Digest() {
+		t.Error("who lacks one of them has the same digest")
+	}
+	a, b := both.keyed(newSalt()), both.keyed(newSalt())
+	if len(a.keys) != 2 || slices.ContainsFunc(a.keys, func(k uint64) bool { return slices.Contains(b.keys, k) }) {
+		t.Errorf("their keys are %x, and then %x", a.keys, b.keys)
+	}
+}
+
+// Sets are the same in whatever order they were heard.
+func TestDigestKnowsNoOrder(t *testing.T) {
+	if a, b := (texts{"x", "y", "z", "y"}).set().Digest(), (texts{"z", "y", "x"}).set().Digest(); a != b {
+		t.Errorf("%x and %x", a, b)
+	}
+}
+
 // What one of two does not believe is carried once, not with each exchange.
 func TestExchangeOfTheRefused(t *testing.T) {
 	a, b := texts{"x", "bad for b"}, texts{"x", "bad for a"}
 	var ofA, ofB memory
 	asked, answered, _ := between(t, a, b, &ofA, &ofB)
-	ofA.note(asked.named, asked.got)
-	ofB.note(answered.named, answered.got)
+	ofA.note(asked.by.among(asked.named, asked.got))
+	ofB.note(answered.by.among(answered.named, answered.got))
 	if asked.texts() != "bad for a" || answered.texts() != "bad for b" {
 		t.Fatalf("first they got %q and %q", asked.texts(), answered.texts())
 	}
@@ -160,11 +184,12 @@ func TestExchangeOfTheRefused(t *testing.T) {
 
 // Who names what it does not bring cannot keep it from coming from another.
 func TestNamedAndNotBrought(t *testing.T) {
+	by := newSalt()
+	x, y, z := hashOf("x"), hashOf("y"), hashOf("z")
 	var m memory
-	m.note([]uint64{keyOf([]byte("x")), keyOf([]byte("y"))}, [][]byte{[]byte("y"), []byte("z")})
-	own := texts{}.set()
-	if got := m.refused(own); len(got) != 1 || got[0] != keyOf([]byte("y")) {
-		t.Errorf("%x count as refused, want only what was named and came", got)
+	m.note(by.among(by.keys([]trust.Hash{x, y}), [][]byte{[]byte("y"), []byte("z")}))
+	if got := m.refused(texts{}.set()); len(got) != 1 || got[0] != y {
+		t.Errorf("%x count as refused, want only what was named and came; %x was not named", got, z)
 	}
 }
 
@@ -176,10 +201,8 @@ func TestWhatItRestsOn(t *testing.T) {
 	}
 }
 
-// hello is what an asker says first.
-func hello(digest uint64) []byte {
-	return binary.BigEndian.AppendUint64([]byte("mshX\x01"), digest)
-}
+// asks is what an asker says first, whose set is not that of anybody else.
+func asks() []byte { return hello{salt{1}, Digest{1}}.encode() }
 
 func TestMalformed(t *testing.T) {
 	own := texts{"x", "y"}
@@ -190,20 +213,20 @@ func TestMalformed(t *testing.T) {
 	heavy := append([]byte(nil), bytes.Repeat(append(object(trust.MaxObject), make([]byte, trust.MaxObject)...), maxBytes/trust.MaxObject)...)
 	for name, said := range map[string][]byte{
 		"nothing":              nil,
-		"cut hello":            hello(1)[:12],
+		"cut hello":            asks()[:28],
 		"HTTP":                 []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
-		"another version":      append([]byte("mshX\x02"), make([]byte, 8)...),
-		"no keys":              hello(1),
-		"too many keys":        append(hello(1), long...),
-		"fewer keys than said": append(hello(1), 0, 0, 0, 2, 1, 2, 3),
-		"one list of keys":     append(hello(1), none...),
-		"no objects":           slices.Concat(hello(1), none, none),
-		"too large an object":  slices.Concat(hello(1), none, none, object(trust.MaxObject+1), make([]byte, trust.MaxObject+1)),
-		"cut object":           slices.Concat(hello(1), none, none, object(9), []byte("cut")),
-		"no end":               slices.Concat(hello(1), none, none, object(1), []byte("x")),
-		"cut end":              slices.Concat(hello(1), none, none, object(0)),
-		"too many objects":     slices.Concat(hello(1), none, none, many),
-		"too heavy":            slices.Concat(hello(1), none, none, heavy, object(0), []byte{1}),
+		"another version":      append([]byte("mshX\x02"), make([]byte, 24)...),
+		"no keys":              asks(),
+		"too many keys":        append(asks(), long...),
+		"fewer keys than said": append(asks(), 0, 0, 0, 2, 1, 2, 3),
+		"one list of keys":     append(asks(), none...),
+		"no objects":           slices.Concat(asks(), none, none),
+		"too large an object":  slices.Concat(asks(), none, none, object(trust.MaxObject+1), make([]byte, trust.MaxObject+1)),
+		"cut object":           slices.Concat(asks(), none, none, object(9), []byte("cut")),
+		"no end":               slices.Concat(asks(), none, none, object(1), []byte("x")),
+		"cut end":              slices.Concat(asks(), none, none, object(0)),
+		"too many objects":     slices.Concat(asks(), none, none, many),
+		"too heavy":            slices.Concat(asks(), none, none, heavy, object(0), []byte{1}),
 	} {
 		t.Run("asker says "+name, func(t *testing.T) {
 			if out, err := answer(script{bytes.NewReader(said), new(bytes.Buffer)}, own.set(), own.get, new(memory)); err == nil || len(out.got) > 0 {
@@ -230,7 +253,7 @@ func TestMalformed(t *testing.T) {
 
 // Who does not speak our protocol hears nothing.
 func TestNoAnswerToJunk(t *testing.T) {
-	for _, said := range []string{"", "\x00", "GET / HTTP/1.1\r\n\r\n", "mshX", "mshX\x02--------", "mshP\x01--------"} {
+	for _, said := range []string{"", "\x00", "GET / HTTP/1.1\r\n\r\n", "mshX", "mshX\x02------------------------", "mshP\x01------------------------"} {
 		heard := new(bytes.Buffer)
 		if _, err := answer(script{strings.NewReader(said), heard}, texts{"secret"}.set(), nil, new(memory)); err == nil || heard.Len() > 0 {
 			t.Errorf("%q is answered with %q, error %v", said, heard, err)
@@ -247,9 +270,9 @@ type script struct {
 // Whatever an asker says, nothing breaks, and what is taken in is bounded.
 func FuzzAnswer(f *testing.F) {
 	own := texts{"x", "y"}
-	f.Add(hello(own.set().digest))
-	f.Add(slices.Concat(hello(1), appendKeys(nil, own.set().keys), appendKeys(nil, []uint64{7}), []byte{0, 1, 'z', 0, 0, 1}))
-	f.Add(append(hello(1), 0xff, 0xff, 0xff, 0xff))
+	f.Add(hello{salt{1}, own.set().digest}.encode())
+	f.Add(slices.Concat(asks(), appendKeys(nil, own.set().keyed(salt{1}).keys), appendKeys(nil, []uint64{7}), []byte{0, 1, 'z', 0, 0, 1}))
+	f.Add(append(asks(), 0xff, 0xff, 0xff, 0xff))
 	f.Fuzz(func(t *testing.T, said []byte) {
 		out, err := answer(script{bytes.NewReader(said), io.Discard}, own.set(), own.get, new(memory))
 		checkOutcome(t, out, err, said)
@@ -260,7 +283,7 @@ func FuzzAnswer(f *testing.F) {
 func FuzzAsk(f *testing.F) {
 	own := texts{"x", "y"}
 	f.Add([]byte{same})
-	f.Add(slices.Concat([]byte{differ}, appendKeys(nil, []uint64{1, 2}), appendKeys(nil, own.set().keys), []byte{0, 1, 'z', 0, 0, 0}))
+	f.Add(slices.Concat([]byte{differ}, appendKeys(nil, []uint64{1, 2}), appendKeys(nil, own.set().keyed(salt{1}).keys), []byte{0, 1, 'z', 0, 0, 0}))
 	f.Add([]byte{differ, 0xff, 0xff, 0xff, 0xff})
 	f.Fuzz(func(t *testing.T, said []byte) {
 		out, err := ask(script{bytes.NewReader(said), io.Discard}, own.set(), own.get, new(memory))

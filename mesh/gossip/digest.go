@@ -1,7 +1,6 @@
 package gossip
 
 import (
-	"encoding/binary"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -10,6 +9,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"meshd/mesh"
+	"meshd/mesh/exchange"
 )
 
 // Who missed a broadcast, in a partition too short for anybody to be taken for
@@ -33,26 +33,27 @@ const (
 type answer struct {
 	name   string
 	at     netip.AddrPort
-	digest uint64
+	digest exchange.Digest
 }
 
 // AckPayload implements [memberlist.PingDelegate].
 func (i *instance) AckPayload() []byte {
-	return binary.BigEndian.AppendUint64(nil, i.told.Load().set.Digest())
+	digest := i.told.Load().set.Digest()
+	return digest[:]
 }
 
 // NotifyPingComplete implements [memberlist.PingDelegate]. A version that sends
 // no digest is not compared with.
 func (i *instance) NotifyPingComplete(other *memberlist.Node, _ time.Duration, payload []byte) {
 	address, ok := netip.AddrFromSlice(other.Addr)
-	if !ok || len(payload) != 8 {
+	if !ok || len(payload) != len(exchange.Digest{}) {
 		return
 	}
-	i.heard(other.Name, netip.AddrPortFrom(address, other.Port), binary.BigEndian.Uint64(payload))
+	i.heard(other.Name, netip.AddrPortFrom(address, other.Port), exchange.Digest(payload))
 }
 
 // heard hands another node's digest over.
-func (i *instance) heard(name string, at netip.AddrPort, digest uint64) {
+func (i *instance) heard(name string, at netip.AddrPort, digest exchange.Digest) {
 	select {
 	case i.answers <- answer{name, plain(at), digest}:
 	default: // the next one will do
@@ -61,13 +62,13 @@ func (i *instance) heard(name string, at netip.AddrPort, digest uint64) {
 
 // comparison decides when a difference is worth an exchange.
 type comparison struct {
-	own    uint64 // digest, when last compared
-	differ int    // answers in a row
+	own    exchange.Digest // when last compared
+	differ int             // answers in a row
 	at     time.Time
 	pause  time.Duration
 }
 
-func (c *comparison) note(now time.Time, own, other uint64) (exchange bool) {
+func (c *comparison) note(now time.Time, own, other exchange.Digest) (worth bool) {
 	switch {
 	case own == other:
 		*c = comparison{own: own, at: c.at}

@@ -3,6 +3,8 @@ package gossip
 import (
 	"testing"
 	"time"
+
+	"meshd/mesh/exchange"
 )
 
 func TestComparison(t *testing.T) {
@@ -10,7 +12,7 @@ func TestComparison(t *testing.T) {
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	for i, tt := range []struct {
 		after      time.Duration
-		own, other uint64
+		own, other byte
 		exchange   bool
 		why        string
 	}{
@@ -26,7 +28,7 @@ func TestComparison(t *testing.T) {
 		{20 * time.Second, 3, 2, true, "the second"},
 	} {
 		now = now.Add(tt.after)
-		if got := c.note(now, tt.own, tt.other); got != tt.exchange {
+		if got := c.note(now, exchange.Digest{tt.own}, exchange.Digest{tt.other}); got != tt.exchange {
 			t.Errorf("answer %d: exchange %v, want %v: %s", i+1, got, tt.exchange, tt.why)
 		}
 	}

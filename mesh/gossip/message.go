@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"meshd/mesh/exchange"
 	"meshd/mesh/trust"
 )
 
@@ -14,7 +15,7 @@ import (
 //	objects  1 │ { length │ signed object }...
 //	want     2 │ length │ instance name │ { hash, 32 bytes }...
 //	state    3 │ length │ instance name │ { length │ signed object }...
-//	digest   4 │ length │ instance name │ digest, 8 bytes, big endian
+//	digest   4 │ length │ instance name │ digest, 16 bytes
 //
 // Objects travel by broadcast, one to a message, and by stream in answer to a
 // want. A state is the whole table; two nodes exchange theirs when one joins, and
@@ -49,7 +50,7 @@ type message struct {
 	kind    byte
 	size    int    // in bytes, as it came
 	from    string // instance name; of all but objects
-	digest  uint64
+	digest  exchange.Digest
 	objects [][]byte
 	hashes  []trust.Hash
 }
@@ -76,10 +77,10 @@ func parseMessage(raw []byte) (message, error) {
 			m.hashes, rest = append(m.hashes, trust.Hash(rest)), rest[len(trust.Hash{}):]
 		}
 	case msgDigest:
-		if len(rest) != 8 {
+		if len(rest) != len(m.digest) {
 			return message{}, fmt.Errorf("%w: digest of %d bytes", errMessage, len(rest))
 		}
-		m.digest = binary.BigEndian.Uint64(rest)
+		m.digest = exchange.Digest(rest)
 	case msgObjects, msgState:
 		for len(rest) > 0 {
 			object, after, ok := cut(rest, trust.MaxObject)
@@ -129,8 +130,8 @@ func appendObjects(out []byte, most int, objects [][]byte) []byte {
 	return out
 }
 
-func encodeDigest(from string, digest uint64) []byte {
-	return binary.BigEndian.AppendUint64(appendString([]byte{msgDigest}, from), digest)
+func encodeDigest(from string, digest exchange.Digest) []byte {
+	return append(appendString([]byte{msgDigest}, from), digest[:]...)
 }
 
 func encodeWant(from string, hashes []trust.Hash) []byte {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"meshd/mesh/exchange"
 	"meshd/mesh/trust"
 )
 
@@ -27,8 +28,8 @@ func TestMessages(t *testing.T) {
 	if err != nil || m.kind != msgWant || m.from != name || !slices.Equal(m.hashes, hashes) {
 		t.Errorf("want: %v, %v", m, err)
 	}
-	m, err = parseMessage(encodeDigest(name, 1<<63+1))
-	if err != nil || m.kind != msgDigest || m.from != name || m.digest != 1<<63+1 {
+	m, err = parseMessage(encodeDigest(name, exchange.Digest{1, 15: 2}))
+	if err != nil || m.kind != msgDigest || m.from != name || m.digest != (exchange.Digest{1, 15: 2}) {
 		t.Errorf("digest: %v, %v", m, err)
 	}
 }
@@ -45,8 +46,8 @@ func TestMalformedMessages(t *testing.T) {
 		"too many objects":  append([]byte{msgObjects}, bytes.Repeat([]byte{1, 1}, maxObjects+1)...),
 		"no name":           {msgState},
 		"name too long":     encodeState(strings.Repeat("n", maxName+1), nil),
-		"half a digest":     encodeDigest("n", 1)[:7],
-		"long digest":       append(encodeDigest("n", 1), 0),
+		"half a digest":     encodeDigest("n", exchange.Digest{})[:11],
+		"long digest":       append(encodeDigest("n", exchange.Digest{}), 0),
 		"half a hash":       append(encodeWant("n", nil), 1),
 		"too many hashes":   encodeWant("n", make([]trust.Hash, maxHashes+1)),
 		"larger than state": make([]byte, maxState+1),

@@ -335,18 +335,18 @@ func (l *loop) Get(ctx context.Context, hashes []trust.Hash) (out [][]byte, err 
 
 // Put implements [exchange.Objects]. Others get their turn after each batch, and no
 // object waits in a queue.
-func (l *loop) Put(ctx context.Context, objects [][]byte, whole bool) error {
-	for spread := maxSpread; ; {
-		now, later := objects[:min(len(objects), batch)], objects[min(len(objects), batch):]
+func (l *loop) Put(ctx context.Context, objects [][]byte, whole bool) ([][]byte, error) {
+	for spread, rest := maxSpread, objects; ; {
+		now, later := rest[:min(len(rest), batch)], rest[min(len(rest), batch):]
 		err := l.Do(ctx, func(time.Time) {
 			if spread = l.takeAll(now, spread); whole && len(later) == 0 {
 				l.opt.Core.Synced()
 			}
 		})
 		if err != nil || len(later) == 0 {
-			return err
+			return objects, err
 		}
-		objects = later
+		rest = later
 	}
 }
 
