@@ -89,12 +89,16 @@ func (k *known) tokens(c *cli, ca string, now time.Time) []tokenRow {
 		note.tokenRow.Nodes = []string{}
 		rows[note.ID] = &note.tokenRow
 	}
-	for _, cert := range k.joined() {
+	for _, cert := range k.admitted() {
 		id := cert.Credential.Serial.String()
 		if rows[id] == nil {
 			rows[id] = new(tokenRowOf(cert.Credential))
 		}
-		rows[id].Nodes = append(rows[id].Nodes, cert.Name)
+		name := cert.Name
+		if _, revoked := k.reg.Revoked(cert); revoked {
+			name += " (revoked)" // a use is a use
+		}
+		rows[id].Nodes = append(rows[id].Nodes, name)
 	}
 	for _, r := range k.reg.Revocations() {
 		if id := r.Credential.String(); r.Credential != (trust.Serial{}) && rows[id] == nil {
@@ -123,11 +127,20 @@ func (k *known) tokens(c *cli, ca string, now time.Time) []tokenRow {
 	return out
 }
 
-// joined lists one certificate for each node and token by which it was admitted.
+// joined lists one certificate for each node and token by which it is a member.
 func (k *known) joined() []*trust.Certificate {
+	return slices.DeleteFunc(k.admitted(), func(cert *trust.Certificate) bool {
+		_, revoked := k.reg.Revoked(cert)
+		return revoked
+	})
+}
+
+// admitted lists one certificate for each node and token by which it was admitted,
+// those of nodes that were revoked since among them.
+func (k *known) admitted() []*trust.Certificate {
 	var out []*trust.Certificate
 	for _, cert := range k.certificates {
-		if _, admitted := k.reg.Certificate(cert.Hash); !admitted || cert.Credential == nil {
+		if cert.Credential == nil || !k.reg.Admitted(cert.Hash) {
 			continue
 		}
 		same := func(x *trust.Certificate) bool {
