@@ -54,6 +54,11 @@ type largeFigures struct {
 	Crash      float64     `json:"crash"`       // every tenth killed and started: the same
 	WithCached float64     `json:"with_cached"` // restart without table and seed: the same
 	Idle       idleFigures `json:"idle"`
+	Reach      float64     `json:"reach"`         // a label changed at one node: until all know
+	Rotation   float64     `json:"rotation"`      // the gossip key: until all send with the new one
+	Lost       int         `json:"rotation_lost"` // of the pings until some seconds later
+	Pings      int         `json:"rotation_pings"`
+	Revocation float64     `json:"revocation"` // one node, which sends to all: until the last byte of it, anywhere
 }
 
 // idleFigures is what a mesh takes that has nothing to do.
@@ -80,7 +85,8 @@ func spreadOf(values []float64) spread {
 }
 
 // A mesh of MESHD_NODES daemons starts cold, with its seed last; it idles for
-// MESHD_IDLE; daemons are restarted and killed, and the seed dies for good. With
+// MESHD_IDLE; something changes; a node is revoked; daemons are restarted and
+// killed, and the seed dies for good. With
 // MESHD_PACE the seed starts first, and the others so long after one another: for
 // sizes whose cold start is too much for one machine.
 func TestLarge(t *testing.T) {
@@ -111,11 +117,13 @@ func TestLarge(t *testing.T) {
 	l.say("lab of %d hosts built in %.1f s", n, time.Since(begin).Seconds())
 	l.start(ctx, pace)
 	l.idle(ctx, rest)
+	l.changes(ctx)
+	l.revocation(ctx)
 	l.restarts(ctx)
 
 	line, err := json.Marshal(l.figures)
 	must(t, err)
-	fmt.Printf("%s%s\n", l.figures.table(), line)
+	fmt.Printf("%s%s\n\nfor docs/scale.md:\n%s", l.figures.table(), line, l.figures.markdown())
 	l.judge()
 }
 
@@ -336,6 +344,89 @@ func (l *large) idle(ctx context.Context, rest time.Duration) {
 		100*busy.Seconds()/took.Seconds()/float64(runtime.NumCPU()))
 }
 
+// changes measures how what is new gets round: a record, and another gossip key.
+func (l *large) changes(ctx context.Context) {
+	t := l.t
+	from := l.Nodes[len(l.Nodes)-1]
+	must(t, from.Configure("node: {name: "+from.Name+", labels: {said: it}}"))
+	begin := time.Now()
+	_, err := from.Meshctl(l.bounded(ctx), "config", "reload")
+	must(t, err)
+	// One after the other: to ask all of them all the time would be more work than
+	// what is measured.
+	for _, n := range l.Nodes[:len(l.Nodes)-1] {
+		must(t, n.WaitFor(l.bounded(ctx), "to hear of "+from.Name, func(d *status.Document) bool {
+			p := peerNamed(d, from.Name)
+			return p != nil && p.Labels["said"] == "it"
+		}))
+	}
+	l.figures.Reach = time.Since(begin).Seconds()
+	l.say("all know a changed record after %.2f s", l.figures.Reach)
+
+	var flows []*lab.Pings
+	for i, n := range l.Nodes {
+		p, err := n.Host.Pings(ctx, l.own[l.Nodes[(i+1)%len(l.Nodes)]][0], 100*time.Millisecond)
+		must(t, err)
+		defer p.Stop()
+		flows = append(flows, p)
+	}
+	begin = time.Now()
+	_, err = l.seed().Meshctl(l.bounded(ctx), "keys", "rotate", "gossip", "--now")
+	must(t, err)
+	for _, n := range l.Nodes {
+		must(t, n.WaitFor(l.bounded(ctx), "to send with the new gossip key", func(d *status.Document) bool {
+			return d.Node.GossipKey != nil && d.Node.GossipKey.Sends == 1
+		}))
+	}
+	l.figures.Rotation = time.Since(begin).Seconds()
+	pause(ctx, 5*time.Second) // the old key is dropped
+	end := time.Now()
+	for _, p := range flows {
+		_, err := p.Flows(l.bounded(ctx), end)
+		must(t, err)
+		lost, sent := p.Between(begin, end)
+		l.figures.Lost, l.figures.Pings = l.figures.Lost+lost, l.figures.Pings+sent
+	}
+	l.say("gossip key changed after %.1f s, %d of %d pings lost", l.figures.Rotation, l.figures.Lost, l.figures.Pings)
+}
+
+// revocation throws a node out that sends to all others.
+func (l *large) revocation(ctx context.Context) {
+	t := l.t
+	at := len(l.Nodes) - 2
+	evil := l.Nodes[at]
+	others := slices.Delete(slices.Clone(l.Nodes), at, at+1)
+	var ears []*ear
+	for _, n := range others {
+		ears = append(ears, listenAt(t, n, l.own[n][0]))
+		stop, err := shout(ctx, evil.Host, l.own[n][0])
+		must(t, err)
+		defer stop()
+	}
+	must(t, cluster.Poll(l.bounded(ctx), func() (bool, error) {
+		for _, e := range ears {
+			if n, _ := e.heard(); n < 10 {
+				return false, fmt.Errorf("%s has heard %d datagrams of %s", e.name, n, evil.Name)
+			}
+		}
+		return true, nil
+	}))
+	begin := time.Now()
+	_, err := l.seed().Meshctl(l.bounded(ctx), "revoke", evil.Name, "--yes")
+	must(t, err)
+	pause(ctx, 3*revokedWithin)
+	late := ""
+	for _, e := range ears {
+		if _, last := e.heard(); last.Sub(begin).Seconds() > l.figures.Revocation {
+			l.figures.Revocation, late = last.Sub(begin).Seconds(), e.name
+		}
+	}
+	l.say("the last byte of a revoked node came to %s after %.2f s", late, l.figures.Revocation)
+	evil.Kill()
+	l.Nodes = others
+	delete(l.own, evil)
+}
+
 // restarts stops and kills daemons, and looks how the mesh takes it.
 func (l *large) restarts(ctx context.Context) {
 	t := l.t
@@ -385,6 +476,12 @@ func (l *large) judge() {
 	if f.Idle.CPU.Median > largeIdleCPU || f.Idle.CPU.Max > 2*largeIdleCPU {
 		l.t.Errorf("an idle daemon takes %.2f %% of a core, the worst one %.2f; it should be %.0f", f.Idle.CPU.Median, f.Idle.CPU.Max, largeIdleCPU)
 	}
+	if f.Lost > 0 {
+		l.t.Errorf("%d of %d pings lost while the gossip key changed", f.Lost, f.Pings)
+	}
+	if f.Revocation > revokedWithin.Seconds() {
+		l.t.Errorf("%.2f s after the command something still came from the revoked node; it should be %s", f.Revocation, revokedWithin)
+	}
 	if f.Idle.RSS.Max > largeRSS>>20 {
 		l.t.Errorf("an idle daemon has %.1f MiB, the worst one %.1f; at most it should be %d", f.Idle.RSS.Median, f.Idle.RSS.Max, largeRSS>>20)
 	}
@@ -420,6 +517,9 @@ func (f *largeFigures) table() string {
 	line("restart of one", "%8.2f s", f.Restart)
 	line("kill -9 of every tenth", "%8.2f s", f.Crash)
 	line("restart without seed and table", "%8.2f s", f.WithCached)
+	line("a record known to all", "%8.2f s", f.Reach)
+	line("gossip key rotation", "%8.2f s, %d of %d pings lost", f.Rotation, f.Lost, f.Pings)
+	line("revocation, last byte anywhere", "%8.2f s", f.Revocation)
 	fmt.Fprintf(&b, "%-34s %8s  %8s\n", fmt.Sprintf("idle for %.0f s", f.Idle.Seconds), "median", "worst")
 	both("  CPU", "% of a core", f.Idle.CPU)
 	both("  resident memory", "MiB", f.Idle.RSS)
@@ -428,6 +528,35 @@ func (f *largeFigures) table() string {
 	both("  descriptors", "", f.Idle.Descriptors)
 	both("  gossip on the wire", "kbit/s", f.Idle.Gossip)
 	both("  tunnels on the wire", "kbit/s", f.Idle.Tunnel)
+	return b.String()
+}
+
+// markdown is a table as those in docs/scale.md.
+func (f *largeFigures) markdown() string {
+	var b strings.Builder
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "| %-29s | %-12s |\n", name, fmt.Sprintf(format, args...))
+	}
+	both := func(name, format string, s spread) { row(name, format+", "+format, s.Median, s.Max) }
+	row("", "%d", f.Nodes)
+	row("---", "---:")
+	row("cold start to all ready", "%.1f s", f.Ready)
+	row("cold start to all pairs", "%.1f s", f.AllPairs)
+	row("CPU of all daemons until then", "%.1f s", f.StartCPU)
+	row("CPU of others until then", "%.1f s", f.Others)
+	row("restart of one", "%.1f s", f.Restart)
+	row("kill -9 of every tenth", "%.1f s", f.Crash)
+	row("restart without seed or table", "%.1f s", f.WithCached)
+	row("a record known to all", "%.1f s", f.Reach)
+	row("gossip key rotation", "%.1f s", f.Rotation)
+	row("pings lost meanwhile", "%d of %d", f.Lost, f.Pings)
+	row("revocation, last byte", "%.1f s", f.Revocation)
+	both("idle: CPU of one core, %", "%.2f", f.Idle.CPU)
+	both("idle: resident memory, MiB", "%.0f", f.Idle.RSS)
+	both("idle: gossip, kbit/s", "%.1f", f.Idle.Gossip)
+	both("idle: tunnels, kbit/s", "%.1f", f.Idle.Tunnel)
+	row("goroutines", "%.0f", f.Idle.Goroutines.Median)
+	row("descriptors", "%.0f", f.Idle.Descriptors.Median)
 	return b.String()
 }
 
