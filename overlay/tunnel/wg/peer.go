@@ -196,6 +196,11 @@ func (p *peer) goOn(now time.Time) {
 }
 
 func (p *peer) initiate(now time.Time) {
+	if p.open.index != 0 && p.current != nil && p.current.Alive(now) {
+		// A peer with which there is a session does not answer: it may have heard a
+		// copy of us, and take our stamps for old ones.
+		p.m.stamps.overtake(now)
+	}
 	at := p.m.stamp(now)
 	p.close()
 	index := p.m.table.reserve(p, p.m.rand)

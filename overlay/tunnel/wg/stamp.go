@@ -54,3 +54,13 @@ func (s *stamps) next(now time.Time) (st stamp, save bool) {
 	}
 	return stampOf(t), save
 }
+
+// overtake has the next stamp be greater than those that a copy of this end, made
+// from what was saved, has given in its first second: such a copy begins where
+// the last stretch ends. Stamps get ahead of the clock by it, but not by more than
+// a few reserves.
+func (s *stamps) overtake(now time.Time) {
+	if s.saved.Before(now.Add(2 * reserve)) {
+		s.last = s.saved.Add(reserveAhead)
+	}
+}

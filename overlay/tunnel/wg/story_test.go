@@ -250,3 +250,36 @@ func TestStoryRemoved(t *testing.T) {
 	w.run(time.Second)
 	w.golden("removed")
 }
+
+// A copy of a, made while that runs, has taken b over and is gone. b refuses what
+// a says until a is ahead of the copy; that must not last until a's clock is.
+func TestCopyIsOvertaken(t *testing.T) {
+	w := newWorld(t)
+	w.brief = true
+	a, b := w.pair(Peer{})
+	a.send(b, "ping")
+	w.run(time.Second)
+	c := w.host("copy of a")
+	c.private, c.stamp = a.private, a.stamp
+	c.boot()
+	c.knows(b, Peer{})
+	for range 3 {
+		c.send(b, "it is me")
+		w.run(time.Second)
+	}
+	w.lose = func(from, to *host, _ string) bool { return from == c || to == c }
+	of := func(h, peer *host) int { return h.peers[peer.machine.PublicKey()].got }
+	was, took := of(a, b), time.Duration(0)
+	for ; of(a, b) == was && took < 2*time.Minute; took += time.Second {
+		a.send(b, "ping")
+		b.send(a, "pong")
+		w.run(time.Second)
+	}
+	t.Logf("a hears b again after %s", took)
+	if most := KeepAlive + RekeyTry + 3*firstTry; took > most {
+		t.Errorf("a hears b again after %s, want %s", took, most)
+	}
+	if ahead := a.stamp.Sub(a.time()); ahead > 3*reserve {
+		t.Errorf("its stamps are %s ahead", ahead)
+	}
+}
