@@ -33,6 +33,7 @@ var codes = []struct {
 	code uint
 }{
 	{status.ErrNoDaemon, types.ErrTryAgainLater},
+	{status.ErrHangs, types.ErrTryAgainLater},
 	{io.EOF, types.ErrTryAgainLater}, // it has ended meanwhile
 	{syscall.ECONNRESET, types.ErrTryAgainLater},
 	{syscall.EPIPE, types.ErrTryAgainLater},

@@ -237,7 +237,7 @@ beta (fd00::2): seq=2 time=3.00 ms
 	})
 	t.Run("unknown", func(t *testing.T) {
 		got := ping(t, nil, "nobody")
-		if got.code != 1 || got.stderr != "meshctl: no such node: nobody: there are beta\n" {
+		if got.code != 65 || got.stderr != "meshctl: no such node: nobody: there are beta\n" {
 			t.Errorf("got %+v", got)
 		}
 	})

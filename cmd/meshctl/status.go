@@ -78,7 +78,7 @@ func (c *cli) checkStatus(ctx context.Context, what string) error {
 		return err
 	}
 	doc, err := client.Status(ctx)
-	if errors.Is(err, status.ErrNoDaemon) {
+	if errors.Is(err, status.ErrNoDaemon) || errors.Is(err, status.ErrHangs) {
 		return quiet(exit.NotReady)
 	}
 	if err != nil {
@@ -136,7 +136,7 @@ func (c *cli) watchStatus(ctx context.Context, client *status.Client, cfg *confi
 		switch {
 		case ctx.Err() != nil:
 			return quiet(last.ExitCode())
-		case errors.Is(err, status.ErrNoDaemon):
+		case errors.Is(err, status.ErrNoDaemon), errors.Is(err, status.ErrHangs):
 			doc = withoutDaemon(cfg)
 		case err != nil:
 			return noDaemon(err, "")

@@ -253,12 +253,8 @@ func servePing(stop context.Context, d Daemon, w http.ResponseWriter, r *http.Re
 	}
 	doc := d.Status()
 	peer, err := doc.Find(req.Node)
-	switch {
-	case errors.Is(err, ErrUnknownNode):
-		replyError(w, http.StatusNotFound, err.Error())
-		return
-	case err != nil:
-		replyError(w, http.StatusConflict, err.Error())
+	if err != nil {
+		replyFailure(w, err)
 		return
 	}
 

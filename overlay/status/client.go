@@ -18,6 +18,9 @@ import (
 // ErrNoDaemon says that nobody listens on the control socket.
 var ErrNoDaemon = errors.New("no daemon answers")
 
+// ErrHangs says that a daemon is there and does not answer in time.
+var ErrHangs = errors.New("the daemon hangs")
+
 // maxDocument bounds what a client reads: 100 000 peers fit.
 const maxDocument = 128 << 20
 
@@ -25,8 +28,8 @@ const maxDocument = 128 << 20
 const maxError = 1 << 20
 
 // Client asks a daemon through its control socket. All methods fail with
-// [ErrNoDaemon] when there is none, and with [fs.ErrPermission] when the socket
-// may not be used.
+// [ErrNoDaemon] when there is none, with [ErrHangs] when it takes too long, and with
+// [fs.ErrPermission] when the socket may not be used.
 type Client struct {
 	socket string
 	http   http.Client
@@ -104,6 +107,9 @@ func (c *Client) change(ctx context.Context, path string) error {
 
 // Ping hands each reply to each as it comes, until all have come or ctx ends.
 func (c *Client) Ping(ctx context.Context, req PingRequest, each func(PingReply)) error {
+	if _, err := c.Version(ctx); err != nil {
+		return err // one that hangs would be waited for without end
+	}
 	response, err := c.do(ctx, http.MethodPost, "/v1/ping", req)
 	if err != nil {
 		return err
@@ -152,6 +158,8 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return nil, fmt.Errorf("%w on %s", ErrNoDaemon, c.socket)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.EAGAIN): // with it, the kernel's queue is full
+		return nil, fmt.Errorf("%w on %s: see `journalctl -u meshd`, and restart it", ErrHangs, c.socket)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("connect to %s: %w", c.socket, fs.ErrPermission)
 	case err != nil:

@@ -316,11 +316,11 @@ func (d *Document) Find(node string) (*Peer, error) {
 		case 1:
 			return found[0], nil
 		}
-		ids := make([]string, len(found))
+		which := make([]string, len(found))
 		for i, p := range found {
-			ids[i] = p.ID.String()
+			which[i] = p.whole()
 		}
-		return nil, fmt.Errorf("%w %s: name one by its ID: %s", ErrAmbiguousNode, clean(node), listed(ids))
+		return nil, fmt.Errorf("%w %s: name one by its ID: %s", ErrAmbiguousNode, clean(node), listed(which))
 	}
 	if node == d.Node.Name || node == d.Node.ID.String() {
 		return nil, fmt.Errorf("%w among the peers: %s is this node itself", ErrUnknownNode, clean(node))
@@ -333,6 +333,17 @@ func (d *Document) Find(node string) (*Peer, error) {
 		return nil, fmt.Errorf("%w: %.80s: this node knows no other yet", ErrUnknownNode, clean(node))
 	}
 	return nil, fmt.Errorf("%w: %.80s: there are %s", ErrUnknownNode, clean(node), listed(names))
+}
+
+// whole names a peer so that nobody takes it for a namesake.
+func (p *Peer) whole() string {
+	words := []string{clean(p.Name), p.ID.String()}
+	for _, l := range p.Leases {
+		if l.State != mesh.Released.String() && len(l.Prefixes) > 0 {
+			words = append(words, l.Prefixes[0].String())
+		}
+	}
+	return strings.Join(words, " ")
 }
 
 // has tells whether an address is the peer's own.

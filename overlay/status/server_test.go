@@ -423,6 +423,33 @@ func TestNoDaemon(t *testing.T) {
 	}
 }
 
+// A daemon that hangs is there: whoever asks must not take it for one that has ended.
+func TestADaemonThatHangs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client := status.NewClient(path)
+	for name, ask := range map[string]func(context.Context) error{
+		"status": func(ctx context.Context) error { _, err := client.Status(ctx); return err },
+		"down":   client.Down,
+		"ping": func(ctx context.Context) error {
+			return client.Ping(ctx, status.PingRequest{Node: "beta"}, func(status.PingReply) {})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer cancel()
+			err := ask(ctx)
+			if !errors.Is(err, status.ErrHangs) || errors.Is(err, status.ErrNoDaemon) || !strings.Contains(err.Error(), "journalctl -u meshd") {
+				t.Errorf("error %v, want ErrHangs with what to do", err)
+			}
+		})
+	}
+}
+
 // leaveStale makes a socket on which nobody listens, as kill -9 leaves it.
 func leaveStale(t *testing.T, path string) {
 	t.Helper()

@@ -34,9 +34,12 @@ var codes = []struct {
 	code int
 }{
 	{status.ErrNoDaemon, exit.NotReady},
+	{status.ErrHangs, exit.NotReady},
 	{status.ErrInUse, exit.Unavailable},
 	{status.ErrBadConfig, exit.Config},
 	{status.ErrUnreadable, exit.NoPerm},
+	{status.ErrUnknownNode, exit.BadData},
+	{status.ErrAmbiguousNode, exit.BadData},
 	{trust.ErrToken, exit.BadData},
 	{statedir.ErrNoState, exit.NoInput},
 	{statedir.ErrCAKey, exit.BadData},
