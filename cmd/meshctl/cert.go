@@ -36,15 +36,16 @@ func (c *cli) cert() *cobra.Command {
 
 // certRow is a certificate as `cert show` shows it.
 type certRow struct {
-	Node         string         `json:"node"`
+	Node         string         `json:"node"` // empty: not known, of a node that was revoked
 	ID           mesh.NodeID    `json:"id"`
-	Serial       string         `json:"serial"`
-	Token        string         `json:"token"` // by which it was made; empty: the CA signed it
-	NotBefore    time.Time      `json:"not_before"`
-	NotAfter     time.Time      `json:"not_after"`
+	Revoked      *time.Time     `json:"revoked"`    // when its node was; null: it is a member
+	Serial       string         `json:"serial"`     // empty: not known
+	Token        string         `json:"token"`      // by which it was made; empty: the CA signed it
+	NotBefore    *time.Time     `json:"not_before"` // null: not known
+	NotAfter     *time.Time     `json:"not_after"`
 	Valid        bool           `json:"valid"`    // at this time
 	InUse        bool           `json:"in_use"`   // its node has it and goes by it
-	Admitted     time.Time      `json:"admitted"` // when the node joined
+	Admitted     *time.Time     `json:"admitted"` // when the node joined
 	Ranges       []netip.Prefix `json:"ranges"`   // from which it may lease; empty: any
 	Pins         []netip.Prefix `json:"pins"`     // which it leases, and nothing else
 	Capabilities []string       `json:"capabilities"`
@@ -52,8 +53,8 @@ type certRow struct {
 
 func certRowOf(cert *trust.Certificate, now time.Time) certRow {
 	row := certRow{
-		Node: cert.Name, ID: cert.ID(), Serial: cert.Serial.String(), NotBefore: cert.NotBefore.UTC(), NotAfter: cert.NotAfter.UTC(),
-		Valid: cert.ValidAt(now), Admitted: cert.Admitted.UTC(), Ranges: append([]netip.Prefix{}, cert.Rights.Ranges...),
+		Node: cert.Name, ID: cert.ID(), Serial: cert.Serial.String(), NotBefore: new(cert.NotBefore.UTC()), NotAfter: new(cert.NotAfter.UTC()),
+		Valid: cert.ValidAt(now), Admitted: new(cert.Admitted.UTC()), Ranges: append([]netip.Prefix{}, cert.Rights.Ranges...),
 		Pins: append([]netip.Prefix{}, cert.Rights.Pins...), Capabilities: append([]string{}, cert.Capabilities...),
 	}
 	if cert.Credential != nil {
@@ -62,11 +63,46 @@ func certRowOf(cert *trust.Certificate, now time.Time) certRow {
 	return row
 }
 
+// revokedRows lists the nodes that were revoked, the last one first.
+func (k *known) revokedRows(now time.Time) []certRow {
+	rows := []certRow{}
+	at := map[mesh.NodeID]time.Time{}
+	for _, r := range k.reg.Revocations() {
+		if !r.Node.IsZero() {
+			at[r.Node] = r.At
+		}
+	}
+	for _, r := range k.reg.Revocations() { // who came by a token that was revoked
+		for _, cert := range k.certificates {
+			_, named := at[cert.ID()]
+			if id := cert.ID(); !named && r.Covers(cert) && len(k.reg.Certificates(id)) == 0 {
+				at[id] = r.At
+			}
+		}
+	}
+	for id, when := range at {
+		row := certRow{ID: id, Ranges: []netip.Prefix{}, Pins: []netip.Prefix{}, Capabilities: []string{}}
+		for _, cert := range k.certificates {
+			if cert.ID() == id && (row.NotAfter == nil || cert.NotAfter.After(*row.NotAfter)) {
+				row = certRowOf(cert, now)
+			}
+		}
+		row.Revoked, row.Valid = new(when.UTC()), false
+		rows = append(rows, row)
+	}
+	slices.SortFunc(rows, func(a, b certRow) int { return cmp.Or(b.Revoked.Compare(*a.Revoked), a.ID.Compare(b.ID)) })
+	return rows
+}
+
+// shownRevoked is how many nodes that were revoked a table shows unasked.
+const shownRevoked = 10
+
 func (c *cli) certShow() *cobra.Command {
 	var o output
+	var all bool
 	cmd := &cobra.Command{
 		Use: "show [NODE]", Short: "Show the certificates", Args: atMostOne,
-		Long:    "Show the newest certificate of a node, or of all nodes, those that end first at the\ntop.",
+		Long:    "Show the newest certificate of a node, or of all nodes: those that end first at the\ntop, and below them nodes that were revoked, the last one first.",
 		Example: "  meshctl cert show\n  meshctl cert show beta\n  meshctl cert show -f '{{range .}}{{.node}} {{.not_after}} {{end}}'",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.check(); err != nil {
@@ -77,27 +113,53 @@ func (c *cli) certShow() *cobra.Command {
 				return err
 			}
 			defer k.release()
-			nodes := k.members()
+			now, rows := time.Now(), []certRow{}
+			nodes, revoked := k.members(), k.revokedRows(now)
 			if len(args) > 0 {
 				one, err := k.find(args[0])
-				if err != nil {
+				gone, was := revokedAs(revoked, args[0])
+				switch {
+				case err == nil:
+					nodes, revoked = []registry.Member{one}, nil
+				case was:
+					nodes, revoked = nil, []certRow{gone}
+				default:
 					return err
 				}
-				nodes = []registry.Member{one}
 			}
-			now, rows := time.Now(), []certRow{}
 			for _, m := range nodes {
 				row := certRowOf(k.certificate(m), now)
 				row.InUse = m.Record != nil && m.Record.Certificate == k.certificate(m).Hash
 				rows = append(rows, row)
 			}
-			slices.SortStableFunc(rows, func(a, b certRow) int { return a.NotAfter.Compare(b.NotAfter) })
+			slices.SortStableFunc(rows, func(a, b certRow) int { return a.NotAfter.Compare(*b.NotAfter) })
+			if left := len(revoked) - shownRevoked; left > 0 && !all && o.isText() {
+				revoked = revoked[:shownRevoked]
+				fmt.Fprintf(c.stderr, "Note: %d more were revoked before: --all shows them\n", left)
+			}
+			rows = append(rows, revoked...)
 			return o.print(c.stdout, rows, func(w io.Writer, wide bool) error { return writeCerts(w, rows, wide, now) })
 		},
 		ValidArgsFunction: c.completeNodes,
 	}
 	o.addFlags(cmd, "{{range .}}{{.node}} {{.not_after}} {{end}}")
+	cmd.Flags().BoolVar(&all, "all", false, "show all nodes that were revoked, however many")
 	return cmd
+}
+
+// revokedAs finds a node that was revoked by its ID, the first 8 characters of it, or
+// a name that one of them has.
+func revokedAs(revoked []certRow, name string) (certRow, bool) {
+	var found []certRow
+	for _, r := range revoked {
+		if r.Node == name && name != "" || len(name) >= 8 && strings.HasPrefix(r.ID.String(), name) {
+			found = append(found, r)
+		}
+	}
+	if len(found) != 1 {
+		return certRow{}, false
+	}
+	return found[0], true
 }
 
 // atMostOne takes a NODE or nothing.
@@ -116,24 +178,34 @@ func writeCerts(w io.Writer, rows []certRow, wide bool, now time.Time) error {
 	}
 	fmt.Fprintln(t, head)
 	for _, r := range rows {
-		signed := "CA"
-		if r.Token != "" {
+		signed, ends, left := "CA", timeOr(r.NotAfter, "-"), "-"
+		switch {
+		case r.Serial == "":
+			signed = "-"
+		case r.Token != "":
 			signed = "token " + r.Token[:shownSerial]
 		}
 		subnet := "any"
 		switch {
+		case r.Revoked != nil:
+			ends, left, subnet = timeText(*r.Revoked), "revoked", "-" // that was its end
+		case r.NotAfter != nil:
+			left = remaining(now, *r.NotAfter)
+		}
+		switch {
+		case r.Revoked != nil: // it leases nothing
 		case len(r.Pins) > 0:
 			subnet = "exactly " + prefixes(r.Pins)
 		case len(r.Ranges) > 0:
 			subnet = "from " + prefixes(r.Ranges)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s", r.Node, r.NotAfter.Format(time.RFC3339), remaining(now, r.NotAfter), signed, subnet, cmp.Or(strings.Join(r.Capabilities, ", "), "-"))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s", cmp.Or(r.Node, r.ID.Short()), ends, left, signed, subnet, cmp.Or(strings.Join(r.Capabilities, ", "), "-"))
 		if wide {
 			inUse := "no"
 			if r.InUse {
 				inUse = "yes"
 			}
-			fmt.Fprintf(t, "\t%s\t%s\t%s\t%s", inUse, r.Admitted.Format(time.RFC3339), r.Serial, r.ID)
+			fmt.Fprintf(t, "\t%s\t%s\t%s\t%s", inUse, timeOr(r.Admitted, "-"), cmp.Or(r.Serial, "-"), r.ID)
 		}
 		fmt.Fprintln(t)
 	}
@@ -169,6 +241,9 @@ Where the CA key is on a machine that is not in the mesh:
   ca$    meshctl cert renew --sign request --ca ca.key > certificate
   node#  meshctl cert renew --install certificate
 
+A certificate that ends later than --life from now stays as it is. With --rotate and
+without --life the new one ends no earlier than the old one.
+
 The machine with the key does not know who was revoked: sign for those you know. A
 node that was revoked by name stays out all the same.`
 
@@ -176,6 +251,7 @@ type renewFlags struct {
 	all, yes, rotate, request bool
 	sign, install, ca         string
 	life                      time.Duration
+	given                     func(flag string) bool // on the command line
 }
 
 func (c *cli) certRenew() *cobra.Command {
@@ -183,7 +259,10 @@ func (c *cli) certRenew() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "renew [NODE...]", Short: "Renew certificates", Long: certRenewHelp,
 		Example: "  meshctl cert renew beta\n  meshctl cert renew --all --life 730d\n  meshctl cert renew beta --rotate   # it may rotate the gossip key, too",
-		RunE:    func(cmd *cobra.Command, args []string) error { return c.runCertRenew(cmd.Context(), args, f) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f.given = cmd.Flags().Changed
+			return c.runCertRenew(cmd.Context(), args, f)
+		},
 		ValidArgsFunction: func(cmd *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
 			return c.completeNodes(cmd, nil, word)
 		},
@@ -213,6 +292,15 @@ func (c *cli) runCertRenew(ctx context.Context, names []string, f renewFlags) er
 		return usage("NODEs, --all, --request, --sign and --install do not go together: give one of them")
 	case f.life < time.Hour:
 		return usage("--life %s: at least 1h", f.life)
+	case f.given("yes") && f.sign == "":
+		return usage("--yes goes with --sign, which asks; nothing else here does")
+	}
+	for _, flag := range []string{"life", "rotate", "ca"} {
+		if f.given(flag) && (f.request || f.install != "") {
+			return usage("--%s does not go with --request and --install, which sign nothing: give it to --sign", flag)
+		}
+	}
+	switch {
 	case f.sign != "":
 		return c.signRequest(f)
 	}
@@ -223,6 +311,9 @@ func (c *cli) runCertRenew(ctx context.Context, names []string, f renewFlags) er
 	defer k.release()
 	switch {
 	case f.request:
+		if k.outcast() {
+			return errOutcast
+		}
 		own, err := k.find(k.self.String())
 		if err != nil {
 			return err
@@ -256,21 +347,42 @@ func (c *cli) renew(ctx context.Context, k *known, names []string, f renewFlags)
 	if err != nil {
 		return err
 	}
-	now := time.Now()
+	now, done := time.Now(), 0
 	for _, m := range nodes {
 		raw, next, err := renewed(k.certificate(m), key, f, now)
+		if late, ok := errors.AsType[*lateError](err); ok && f.all {
+			fmt.Fprintf(c.stderr, "Note: %v; it stays as it is\n", late)
+			continue
+		}
 		if err != nil {
 			return err
 		}
 		if err := k.submit(ctx, raw); err != nil {
 			return fmt.Errorf("renew certificate of %s: %w", m.Certificate.Name, err)
 		}
-		fmt.Fprintf(c.stdout, "Renewed the certificate of %s until %s.\n", m.Certificate.Name, next.NotAfter.UTC().Format(time.RFC3339))
+		fmt.Fprintf(c.stdout, "Renewed the certificate of %s until %s.\n", m.Certificate.Name, timeText(next.NotAfter))
+		done++
 	}
-	if k.daemon == nil {
+	switch {
+	case done == 0:
+		fmt.Fprintln(c.stdout, "Nothing is changed.")
+	case k.daemon == nil:
 		fmt.Fprint(c.stdout, k.afterwards())
 	}
 	return nil
+}
+
+// lateError says that a certificate ends later than the one that was to follow it.
+type lateError struct {
+	name string
+	end  time.Time
+	life time.Duration
+	now  time.Time
+}
+
+func (e *lateError) Error() string {
+	days := e.end.Sub(e.now)/(24*time.Hour) + 1
+	return fmt.Sprintf("the certificate of %s ends at %s, later than --life %s from now: for a later end use --life %dd", e.name, timeText(e.end), (*life)(&e.life), days)
 }
 
 // renewed signs the certificate that follows another one. It begins when that did,
@@ -284,7 +396,10 @@ func renewed(old *trust.Certificate, ca ed25519.PrivateKey, f renewFlags, now ti
 		next.Capabilities = append(next.Capabilities, trust.CapRotate)
 	}
 	if !next.NotAfter.After(old.NotAfter) {
-		return nil, nil, usage("the certificate of %s ends at %s, later than --life %s from now", old.Name, old.NotAfter.UTC().Format(time.RFC3339), (*life)(&f.life))
+		if !f.rotate || f.given("life") {
+			return nil, nil, exit.With(exit.Usage, &lateError{old.Name, old.NotAfter, f.life, now})
+		}
+		next.NotAfter = old.NotAfter.Add(time.Second) // the node goes by the one that ends last
 	}
 	raw, err := next.Sign(ca)
 	return raw, &next, err
@@ -311,7 +426,7 @@ func (c *cli) signRequest(f renewFlags) error {
 	}
 	row := certRowOf(next, now)
 	fmt.Fprintln(c.stderr, "Note: whether the node was ever admitted, or is revoked, is not known here.")
-	if err := c.confirm(f.yes, fmt.Sprintf("Sign for node %s (%s) until %s", row.Node, row.ID, row.NotAfter.Format(time.RFC3339))); err != nil {
+	if err := c.confirm(f.yes, fmt.Sprintf("Sign for node %s (%s) until %s", row.Node, row.ID, timeText(*row.NotAfter))); err != nil {
 		return err
 	}
 	return pem.Encode(c.stdout, &pem.Block{Type: pemCertificate, Bytes: signed})
@@ -332,7 +447,7 @@ func (c *cli) installCertificate(ctx context.Context, k *known, path string) err
 	if err := k.submit(ctx, raw); err != nil {
 		return err
 	}
-	fmt.Fprintf(c.stdout, "This node's certificate is valid until %s. %s", cert.NotAfter.UTC().Format(time.RFC3339), k.afterwards())
+	fmt.Fprintf(c.stdout, "This node's certificate is valid until %s. %s", timeText(cert.NotAfter), k.afterwards())
 	return nil
 }
 

@@ -288,8 +288,8 @@ func (c *cli) sayFounded(p *place, name string, network mesh.Network, key ed2551
 The CA key signs every invitation; the daemon never reads it. Whoever has it can
 admit nodes to the mesh, so keep it where few can reach it, with a backup: move
 the file to another disk or machine, and name it with --ca FILE when a command
-needs it. If it is lost, the mesh runs on, but nobody can be invited and no
-certificate renewed; this node's ends on %s.
+needs it. If it is lost, the mesh runs on, but nobody can be invited or thrown out,
+and no certificate renewed; this node's ends on %s.
 
 Next:
   %s

@@ -128,17 +128,10 @@ func (d *keysDocument) writeText(w io.Writer, _ bool) error {
 		if len(g.Lack) > 0 {
 			lack = someOf(g.Lack)
 		}
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%d of %d\t%d of %d\t%s\n", g.Generation, g.ID, dateOr(g.Made, "unknown"), dateOr(g.Installed, "from the start"),
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%d of %d\t%d of %d\t%s\n", g.Generation, g.ID, timeOr(g.Made, "unknown"), timeOr(g.Installed, "from the start"),
 			sends, g.Have, g.Members, g.Use, g.Members, lack)
 	}
 	return t.Flush()
-}
-
-func dateOr(at *time.Time, otherwise string) string {
-	if at == nil {
-		return otherwise
-	}
-	return at.Local().Format(time.DateTime)
 }
 
 const rotateGossipHelp = `Make a new gossip key and hand it to all members, sealed to each of them.
@@ -241,7 +234,14 @@ func (c *cli) rotateTunnel() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := client.RotateTunnel(cmd.Context()); err != nil {
+			doc, err := client.Status(cmd.Context())
+			if err == nil && doc.State == mesh.Revoked {
+				return errOutcast
+			}
+			if err == nil {
+				err = client.RotateTunnel(cmd.Context())
+			}
+			if err != nil {
 				return noDaemon(err, fmt.Sprintf("start it with `%s`", c.daemonCommand()))
 			}
 			keys, err := client.Keys(cmd.Context())

@@ -197,6 +197,21 @@ func (k *known) find(name string) (registry.Member, error) {
 	return all[slices.IndexFunc(all, func(m registry.Member) bool { return m.ID == peer.ID })], nil
 }
 
+// errOutcast says that this node can do nothing for itself any more.
+var errOutcast = exit.With(exit.BadData, errors.New("this node was revoked: no member talks to it any more; to make this host a member again, remove the state directory and join with a new token"))
+
+// outcast tells whether this node was revoked.
+func (k *known) outcast() bool { return k.doc.State == mesh.Revoked || k.throwsOut(k.self) != nil }
+
+// throwsOut is the revocation of a node; nil: it was not revoked.
+func (k *known) throwsOut(id mesh.NodeID) *trust.Revocation {
+	all := k.reg.Revocations()
+	if i := slices.IndexFunc(all, func(r *trust.Revocation) bool { return r.Node == id }); i >= 0 {
+		return all[i]
+	}
+	return nil
+}
+
 // ended tells whether a token was revoked.
 func (k *known) ended(serial trust.Serial) bool {
 	return slices.ContainsFunc(k.reg.Revocations(), func(r *trust.Revocation) bool { return r.Credential == serial })

@@ -36,11 +36,12 @@ type leaseRow struct {
 	Network  string         `json:"network"`
 	Prefixes []netip.Prefix `json:"prefixes"`
 	Node     string         `json:"node"`  // empty: nobody has it
+	ID       *mesh.NodeID   `json:"id"`    // of the node; null: nobody has it
 	State    string         `json:"state"` // as in the status document, of the lease or why it is void; reserved: nobody has it
 	Reserved bool           `json:"reserved"`
 	Since    *time.Time     `json:"since"`
 	Renewed  *time.Time     `json:"renewed"`
-	Ends     *time.Time     `json:"ends"` // unless it is renewed
+	Ends     *time.Time     `json:"ends"` // unless it is renewed; null: not known, or it is void
 }
 
 const stateReserved = "reserved"
@@ -74,20 +75,23 @@ func (c *cli) leaseList() *cobra.Command {
 // leases lists all that are not released, and what is reserved.
 func (k *known) leases() []leaseRow {
 	rows := []leaseRow{}
-	add := func(node string, all []status.Lease, expired mesh.Expiry) {
+	add := func(node string, id mesh.NodeID, all []status.Lease, expired mesh.Expiry) {
 		for _, l := range all {
+			if expired != mesh.NotExpired {
+				l.Expires = nil // it has ended
+			}
 			if l.State != mesh.Released.String() {
 				rows = append(rows, leaseRow{
-					Network: l.Network, Prefixes: l.Prefixes, Node: node, State: cmp.Or(string(expired), l.State), Reserved: k.charter.IsReserved(l.Prefixes),
+					Network: l.Network, Prefixes: l.Prefixes, Node: node, ID: &id, State: cmp.Or(string(expired), l.State), Reserved: k.charter.IsReserved(l.Prefixes),
 					Since: l.Since, Renewed: l.Renewed, Ends: l.Expires,
 				})
 			}
 		}
 	}
-	add(k.doc.Node.Name, k.doc.Node.Leases, mesh.NotExpired)
+	add(k.doc.Node.Name, k.self, k.doc.Node.Leases, mesh.NotExpired)
 	for _, p := range k.doc.Peers {
 		if p.State != status.PeerLeft {
-			add(p.Name, p.Leases, p.Expired)
+			add(p.Name, p.ID, p.Leases, p.Expired)
 		}
 	}
 	for _, p := range k.charter.Reserved {
@@ -115,7 +119,11 @@ func slotOf(charter *trust.Charter, p netip.Prefix) (network string, slot []neti
 
 func writeLeases(w io.Writer, rows []leaseRow, wide bool, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NETWORK\tSUBNET\tNODE\tSTATE\tSINCE\tRENEWED\tENDS")
+	head := "NETWORK\tSUBNET\tNODE\tSTATE\tSINCE\tRENEWED\tENDS"
+	if wide {
+		head += "\tID"
+	}
+	fmt.Fprintln(t, head)
 	for _, r := range rows {
 		subnet := r.Prefixes[0].String()
 		if wide {
@@ -125,17 +133,21 @@ func writeLeases(w io.Writer, rows []leaseRow, wide bool, now time.Time) error {
 		if r.Reserved && state != stateReserved {
 			state += ", reserved"
 		}
-		since, renewed, ends := "-", "-", "-"
-		if r.Since != nil {
-			since = r.Since.Local().Format(time.DateTime)
-		}
+		renewed, ends := "-", "-"
 		if r.Renewed != nil {
 			renewed = remaining(*r.Renewed, now) + " ago"
 		}
 		if r.Ends != nil {
 			ends = remaining(now, *r.Ends)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Network, subnet, cmp.Or(r.Node, "-"), state, since, renewed, ends)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s", r.Network, subnet, cmp.Or(r.Node, "-"), state, timeOr(r.Since, "-"), renewed, ends)
+		switch {
+		case wide && r.ID != nil:
+			fmt.Fprint(t, "\t", r.ID)
+		case wide:
+			fmt.Fprint(t, "\t-")
+		}
+		fmt.Fprintln(t)
 	}
 	return t.Flush()
 }
@@ -191,7 +203,11 @@ func (c *cli) leaseRelease() *cobra.Command {
 				return usage("every node has a subnet in the network %s: `%s` takes another one, `%s` gives it back for good", network, c.again("lease renumber"), c.again("leave"))
 			}
 			return c.changeLease(cmd.Context(), network, "has given its subnet back", func(ctx context.Context, client *status.Client) error {
-				return client.Release(ctx, network)
+				err := client.Release(ctx, network)
+				if errors.Is(err, status.ErrLeaseInUse) {
+					return fmt.Errorf("%w: detach the containers (`%s` lists them), and try again", err, c.again("attach list"))
+				}
+				return err
 			})
 		},
 		ValidArgsFunction: c.completeNetworks,
@@ -210,6 +226,12 @@ func (c *cli) changeLease(ctx context.Context, network, what string, change func
 	before, err := client.Status(ctx)
 	if err != nil {
 		return noDaemon(err, fmt.Sprintf("start it with `%s`", c.daemonCommand()))
+	}
+	switch {
+	case before.State == mesh.Revoked:
+		return errOutcast
+	case !slices.ContainsFunc(before.Networks, func(n status.Network) bool { return n.Name == network }):
+		return exit.With(exit.BadData, fmt.Errorf("the mesh has no network %s: see `%s`", network, c.again("network list")))
 	}
 	if err := change(ctx, client); err != nil {
 		return err

@@ -82,7 +82,7 @@ func operate(t *testing.T) (*operated, func(args ...string) result) {
 	}
 	doc := healthy()
 	doc.Node.ID = keys.ID()
-	doc.Networks = []status.Network{status.NewNetwork(m.Charter.Networks[0])}
+	doc.Networks = []status.Network{status.NewNetwork(m.Charter.Networks[0]), {Name: "web"}}
 	doc.Node.Leases = []status.Lease{leaseAt("10.86.17.0/24", now)}
 	doc.Peers[0].ID, doc.Peers[0].Leases = beta.ID(), []status.Lease{leaseAt("10.86.80.0/24", now)}
 	o := &operated{daemon: &daemon{doc: doc}, core: core}
@@ -126,10 +126,14 @@ func TestLeasesOfADaemon(t *testing.T) {
 	want(t, run("lease", "list"), 0, "default  10.86.17.0/24  alpha  held", "default  10.86.80.0/24  beta   held", "30m ago  23h")
 	o.change(func(d *status.Document) { d.Peers[0].Expired = mesh.NotHeard })
 	want(t, run("lease", "list", "-f", "{{range .}}{{.node}} {{.state}};{{end}}"), 0, "alpha held;beta expired;")
+	want(t, run("lease", "list"), 0, "Z  30m ago  -\n") // what is void does not end
+	want(t, run("lease", "list", "-o", "wide"), 0, "ID\n", o.doc.Peers[0].ID.String()+"\n")
+	want(t, run("lease", "list", "-f", "{{(index . 1).id}} {{(index . 1).ends}}"), 0, o.doc.Peers[0].ID.String()+" <no value>")
 
 	o.changed = func() {
 		o.change(func(d *status.Document) { d.Node.Leases = []status.Lease{leaseAt("10.86.18.0/24", time.Now())} })
 	}
+	want(t, run("lease", "renumber", "nowhere"), 65, "the mesh has no network nowhere", "network list")
 	want(t, run("lease", "renumber"), 0, "in network default: 10.86.18.0/24, before 10.86.17.0/24")
 	o.changed = func() {
 		o.change(func(d *status.Document) { d.Node.Leases = nil })
@@ -140,6 +144,32 @@ func TestLeasesOfADaemon(t *testing.T) {
 	}
 	o.fail = fmt.Errorf("renumber: %w: by two", status.ErrLeaseInUse)
 	want(t, run("lease", "renumber"), 1, "in use: by two: detach the containers, or use --force")
+	want(t, run("lease", "release", "web"), 1, "detach the containers (", "attach list")
+}
+
+// Who was revoked is told so, whatever it wants.
+func TestARevokedNodeIsToldSo(t *testing.T) {
+	o, run := operate(t)
+	o.change(func(d *status.Document) { d.State = mesh.Revoked })
+	for _, command := range [][]string{{"cert", "renew", "--request"}, {"lease", "renumber"}, {"lease", "release", "web"}, {"keys", "rotate", "tunnel"}} {
+		want(t, run(command...), 65, "this node was revoked")
+	}
+	if got := o.asked(); got != "" {
+		t.Errorf("the daemon was asked for %s", got)
+	}
+}
+
+// A node that is not there, or there twice, is a wrong word and no failure of the
+// mesh, whichever command is told it.
+func TestNodesThatAreNotThere(t *testing.T) {
+	o, run := operate(t)
+	for _, command := range [][]string{{"ping"}, {"cert", "show"}, {"cert", "renew"}, {"forget"}, {"revoke"}} {
+		want(t, run(append(command, "nobody")...), 65, "no such node: nobody: there are")
+	}
+	o.change(func(d *status.Document) {
+		d.Peers = append(d.Peers, status.Peer{ID: mesh.NodeID{7}, Name: "beta", State: status.PeerUp})
+	})
+	want(t, run("ping", "beta"), 65, "several nodes match beta: name one by its ID: ", "beta "+o.doc.Peers[0].ID.String()+" 10.86.80.0/24", "beta "+mesh.NodeID{7}.String())
 }
 
 // Without the CA key, a member asks its daemon, which may say that it is too early.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"text/template"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -46,6 +47,17 @@ func (o *output) check() (err error) {
 
 // isText tells whether the result is for people.
 func (o *output) isText() bool { return o.parsed == nil && (o.format == "table" || o.format == "wide") }
+
+// timeText is how all commands write a time: as the status document does.
+func timeText(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// timeOr is a time that may not be known.
+func timeOr(t *time.Time, otherwise string) string {
+	if t == nil {
+		return otherwise
+	}
+	return timeText(*t)
+}
 
 // print writes v; text writes its form for people.
 func (o *output) print(w io.Writer, v any, text func(w io.Writer, wide bool) error) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,6 +59,10 @@ func (c *cli) runRevoke(ctx context.Context, name, ca string, yes bool) error {
 	}
 	defer k.release()
 	node, err := k.find(name)
+	if gone, was := revokedAs(k.revokedRows(time.Now()), name); err != nil && was {
+		fmt.Fprintf(c.stdout, "%s was revoked before, at %s: nothing is changed.\n", cmp.Or(gone.Node, gone.ID.Short()), timeText(*gone.Revoked))
+		return nil
+	}
 	if err != nil {
 		return err
 	}

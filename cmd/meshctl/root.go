@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -93,7 +94,7 @@ func group(cmd *cobra.Command) {
 			return usage("a command is missing: see `%s --help`", cmd.CommandPath())
 		}
 		if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
-			return usage("unknown command %q: did you mean %q? See `%s --help`", args[0], strings.Join(like, `" or "`), cmd.CommandPath())
+			return usage("unknown command %q: did you mean \"%s\"? See `%s --help`", args[0], strings.Join(like, `" or "`), cmd.CommandPath())
 		}
 		return usage("unknown command %q: see `%s --help`", args[0], cmd.CommandPath())
 	}
@@ -108,6 +109,9 @@ func exactly(names ...string) cobra.PositionalArgs {
 			return usage("%s is missing: see `%s --help`", names[len(args)], cmd.CommandPath())
 		case len(args) > len(names):
 			return usage("unexpected argument %q: see `%s --help`", args[len(names)], cmd.CommandPath())
+		}
+		if i := slices.Index(args, ""); i >= 0 {
+			return usage("%s is empty: see `%s --help`", names[i], cmd.CommandPath())
 		}
 		return nil
 	}
