@@ -214,13 +214,7 @@ func TestCopiedState(t *testing.T) {
 	c := hosts(t, 1)
 	alpha := c.Nodes[0]
 	ownMounts(t, alpha.Host)
-	become := func(id string) {
-		t.Helper()
-		file := filepath.Join(alpha.Dir, "machine-id-"+id)
-		must(t, os.WriteFile(file, []byte(id+"\n"), 0o444))
-		must(t, alpha.Host.Do(func() error { return unix.Mount(file, "/etc/machine-id", "", unix.MS_BIND, "") }))
-	}
-	become("0123456789abcdef0123456789abcdef")
+	becomeMachine(t, alpha, "0123456789abcdef0123456789abcdef")
 	_, err := alpha.Meshctl(t.Context(), "init", "--name", "lab")
 	must(t, err)
 	must(t, alpha.Start())
@@ -231,7 +225,7 @@ func TestCopiedState(t *testing.T) {
 	}
 	must(t, alpha.Stop(bounded(t)))
 
-	become("fedcba9876543210fedcba9876543210")
+	becomeMachine(t, alpha, "fedcba9876543210fedcba9876543210")
 	checkRefuses(t, alpha, 65, "copied from another machine", "meshctl adopt", "join anew")
 	if _, code := runDaemon(t, alpha, "--check"); code != 65 {
 		t.Errorf("meshd --check exits %d", code)
@@ -251,7 +245,7 @@ func TestCopiedState(t *testing.T) {
 	}
 	checkStarts(t, alpha, id, was)
 
-	become("uninitialized")
+	becomeMachine(t, alpha, "uninitialized")
 	checkStarts(t, alpha, id, was)
 }
 
