@@ -19,7 +19,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"reflect"
 	"slices"
 	"time"
 
@@ -359,7 +358,7 @@ func (m *Member) Step(now time.Time) Output {
 	out.Table, m.urgent = m.urgent, false
 	out.Save, out.Keep = m.save()
 	out.Want = m.reg.Missing()
-	if view := m.buildView(now); m.view == nil || !reflect.DeepEqual(view, m.view) {
+	if view := m.buildView(now); m.view == nil || !view.Equal(m.view) {
 		m.view, out.View = view, view
 	}
 	m.seen, m.dirty = m.reg.Changes(), false
@@ -404,11 +403,7 @@ func (m *Member) due() time.Time {
 }
 
 func sameState(a, b State) bool {
-	return a.Epoch == b.Epoch && a.Left == b.Left && slices.EqualFunc(a.Leases, b.Leases, sameLease)
-}
-
-func sameLease(a, b mesh.Lease) bool {
-	return a.Network == b.Network && a.State == b.State && a.Since.Equal(b.Since) && a.ClaimEpoch == b.ClaimEpoch && slices.Equal(a.Prefixes, b.Prefixes)
+	return a.Epoch == b.Epoch && a.Left == b.Left && slices.EqualFunc(a.Leases, b.Leases, mesh.Lease.Equal)
 }
 
 // publish signs and spreads a new record if what we say of ourselves changed, or
@@ -453,5 +448,5 @@ func (m *Member) newRecord() trust.Record {
 // sameSaying compares what two records say, versions aside.
 func sameSaying(a, b *trust.Record) bool {
 	return a.Left == b.Left && a.Key == b.Key && a.Certificate == b.Certificate && a.Keys == b.Keys && slices.Equal(a.Endpoints, b.Endpoints) && maps.Equal(a.Labels, b.Labels) &&
-		slices.EqualFunc(a.Leases, b.Leases, sameLease)
+		slices.EqualFunc(a.Leases, b.Leases, mesh.Lease.Equal)
 }

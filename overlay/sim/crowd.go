@@ -461,11 +461,25 @@ func viewHeld(n mesh.Node) (all []netip.Prefix) {
 	return all
 }
 
+// renewed tells whether a view differs from the one before at most in when nodes
+// were heard, by which nobody routes: it is what nearly all changes are.
+func renewed(before, v *mesh.View) bool {
+	now := *v
+	now.Nodes, now.Health = before.Nodes, before.Health
+	return now.Equal(before) && slices.EqualFunc(before.Nodes, v.Nodes, func(a, b mesh.Node) bool {
+		b.Version, b.Heard = a.Version, a.Heard
+		return a.Equal(b)
+	})
+}
+
 // look judges what a daemon now sees: no two prefixes of its routing table overlap.
 func (h *machine) look(v *mesh.View) {
 	c := h.c
 	before := h.view
 	h.view = v
+	if before != nil && renewed(before, v) {
+		return
+	}
 	type entry struct {
 		netip.Prefix
 		whose mesh.NodeID
