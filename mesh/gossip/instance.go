@@ -240,6 +240,7 @@ func (i *instance) MergeRemoteState(raw []byte, _ bool) {
 	}
 	copied := func() message {
 		m, _ := parseMessage(bytes.Clone(raw)) // it was right just now
+		m.objects = newest(m.objects)
 		return m
 	}
 	if !i.inbox.putTable(i.ctx, copied) && i.ctx.Err() == nil {

@@ -308,16 +308,21 @@ func (l *loop) receive(m message) {
 	}
 }
 
-// takeAll gives what an exchange has brought to the core, and relays of what is news
-// as many objects as it may. It tells how many more it might.
-func (l *loop) takeAll(objects [][]byte, spread int) int {
+// takeAll gives what an exchange has brought to the core, but for records of who says
+// too much, and relays of what is news as many objects as it may. It tells what the core
+// has had, and how many more may be relayed.
+func (l *loop) takeAll(objects [][]byte, spread int) (given [][]byte, _ int) {
 	for _, o := range objects {
+		if l.updates.tooManyRecords(o, time.Now()) {
+			continue
+		}
+		given = append(given, o)
 		if l.take(o) && spread > 0 {
 			l.pass(o)
 			spread--
 		}
 	}
-	return spread
+	return given, spread
 }
 
 // Set implements [exchange.Objects].
@@ -335,16 +340,19 @@ func (l *loop) Get(ctx context.Context, hashes []trust.Hash) (out [][]byte, err 
 
 // Put implements [exchange.Objects]. Others get their turn after each batch, and no
 // object waits in a queue.
-func (l *loop) Put(ctx context.Context, objects [][]byte, whole bool) ([][]byte, error) {
-	for spread, rest := maxSpread, objects; ; {
+func (l *loop) Put(ctx context.Context, objects [][]byte, whole bool) (decided [][]byte, err error) {
+	spread := maxSpread
+	for rest := newest(objects); ; {
 		now, later := rest[:min(len(rest), batch)], rest[min(len(rest), batch):]
 		err := l.Do(ctx, func(time.Time) {
-			if spread = l.takeAll(now, spread); whole && len(later) == 0 {
+			var given [][]byte
+			if given, spread = l.takeAll(now, spread); whole && len(later) == 0 {
 				l.opt.Core.Synced()
 			}
+			decided = append(decided, given...)
 		})
 		if err != nil || len(later) == 0 {
-			return objects, err
+			return decided, err
 		}
 		rest = later
 	}

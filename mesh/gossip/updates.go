@@ -4,6 +4,7 @@ import (
 	"maps"
 	"time"
 
+	"meshd/mesh"
 	"meshd/mesh/trust"
 )
 
@@ -91,6 +92,13 @@ func (u *updates) note(object []byte, now time.Time) bool {
 	return false
 }
 
+// tooManyRecords is tooMany for what exchanges bring: all else but records they must
+// bring at once, since it is what gossip has left out.
+func (u *updates) tooManyRecords(object []byte, now time.Time) bool {
+	kind, err := trust.KindOf(object)
+	return err == nil && kind == trust.KindRecord && u.tooMany(object, now)
+}
+
 // tooMany tells whether an object's author has said too much of late. Only what was
 // verified counts against it, so nobody can silence another.
 func (u *updates) tooMany(object []byte, now time.Time) bool {
@@ -101,4 +109,62 @@ func (u *updates) tooMany(object []byte, now time.Time) bool {
 	by, ok := authorOf(object)
 	_, muted := u.muted[by]
 	return ok && muted
+}
+
+// subject is of what an honest node has one object: a member's record, and what one
+// issuer says of an epoch of another's.
+type subject struct {
+	signer trust.Hash
+	of     mesh.NodeID
+	epoch  uint64
+}
+
+// newest leaves out of what one node has sent at once all but the newest object of each
+// subject: who signs thousands of records would have each of them verified.
+func newest(objects [][]byte) [][]byte {
+	type best struct {
+		at      int
+		version mesh.Version
+	}
+	found, left := map[subject]best{}, map[int]bool{}
+	for i, o := range objects {
+		about, version, ok := subjectOf(o)
+		if !ok {
+			continue
+		}
+		b, twice := found[about]
+		switch {
+		case twice && b.version.Compare(version) >= 0:
+			left[i] = true
+			continue
+		case twice:
+			left[b.at] = true
+		}
+		found[about] = best{i, version}
+	}
+	if len(left) == 0 {
+		return objects
+	}
+	out := make([][]byte, 0, len(objects)-len(left))
+	for i, o := range objects {
+		if !left[i] {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+func subjectOf(object []byte) (subject, mesh.Version, bool) {
+	switch kind, _ := trust.KindOf(object); kind {
+	case trust.KindRecord:
+		if r, err := trust.ParseRecord(object); err == nil {
+			return subject{signer: r.Certificate}, r.Version, true
+		}
+	case trust.KindTombstone:
+		if t, err := trust.ParseTombstone(object); err == nil {
+			return subject{t.Issuer, t.Node, t.Version.Epoch}, t.Version, true
+		}
+	default:
+	}
+	return subject{}, mesh.Version{}, false
 }

@@ -1,11 +1,14 @@
 package gossip
 
 import (
+	"bytes"
 	"crypto/ed25519"
+	"slices"
 	"testing"
 	"time"
 
 	"meshd/mesh"
+	"meshd/mesh/member"
 	"meshd/mesh/trust"
 )
 
@@ -84,5 +87,85 @@ func TestUpdatesAreBounded(t *testing.T) {
 	}
 	if !u.note(recordBy(t, 1, 1), now) || len(u.authors) > maxAuthors {
 		t.Errorf("%d authors are remembered", len(u.authors))
+	}
+}
+
+func tombstoneBy(issuer, of byte, epoch, seq uint64) []byte {
+	t := trust.Tombstone{Node: mesh.NodeID{of}, Version: mesh.Version{Epoch: epoch, Seq: seq}, Reason: trust.Expired, At: time.Unix(1_800_000_000, 0), Issuer: trust.Hash{issuer}}
+	raw, err := t.Sign(anyKey)
+	if err != nil {
+		panic(err)
+	}
+	return raw
+}
+
+// Of what one node sends at once only the newest record of each member is looked at, and
+// the newest tombstone of each issuer for an epoch; all else, and the order, stays.
+func TestNewest(t *testing.T) {
+	r := func(by byte, seq uint64) []byte { return recordBy(t, by, seq) }
+	charter, junk := []byte("charter"), []byte{}
+	all := [][]byte{
+		charter, r(1, 1), r(2, 9), r(1, 3), junk, r(1, 2), r(2, 9), r(2, 8),
+		tombstoneBy(1, 7, 2, 1), tombstoneBy(1, 7, 2, 5), tombstoneBy(2, 7, 2, 3), tombstoneBy(1, 7, 3, 1), tombstoneBy(1, 8, 2, 1), charter,
+	}
+	want := [][]byte{
+		charter, r(2, 9), r(1, 3), junk,
+		tombstoneBy(1, 7, 2, 5), tombstoneBy(2, 7, 2, 3), tombstoneBy(1, 7, 3, 1), tombstoneBy(1, 8, 2, 1), charter,
+	}
+	if got := newest(all); !slices.EqualFunc(got, want, bytes.Equal) {
+		t.Errorf("%d objects are left of %d, want %d", len(got), len(all), len(want))
+	}
+}
+
+// exchanging is a loop without gossip, for what exchanges bring.
+func exchanging(t *testing.T) (*loop, *talker) {
+	t.Helper()
+	c := &talker{heard: map[string]bool{}}
+	g, err := New(Options{Core: c, Store: nowhere{}, Keyring: member.NewKeyring(make([]byte, 32))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for {
+			select {
+			case c := <-g.calls:
+				c.do(time.Now())
+				close(c.done)
+			case <-t.Context().Done():
+				return
+			}
+		}
+	}()
+	return &loop{Gossip: g}, c
+}
+
+// What a member signs as fast as it can costs others little, also if it brings all of it
+// in exchanges, and nothing of anybody else's is left out for that.
+func TestExchangeOfManyRecords(t *testing.T) {
+	l, core := exchanging(t)
+	var flood [][]byte
+	for i := range 2000 {
+		flood = append(flood, recordBy(t, 1, uint64(i+1)))
+	}
+	last, other := flood[len(flood)-1], recordBy(t, 2, 1)
+	decided, err := l.Put(t.Context(), append(flood, other), true)
+	if err != nil || len(decided) != 2 || !core.has(string(last)) || !core.has(string(other)) || len(core.heard) != 2 {
+		t.Errorf("of %d records %d were decided about, and the core has had %d, error %v; want the last of each", len(flood)+1, len(decided), len(core.heard), err)
+	}
+
+	// A newer one with each of many exchanges.
+	all := 0
+	for i := range 200 {
+		decided, err := l.Put(t.Context(), [][]byte{recordBy(t, 1, uint64(5000+i)), recordBy(t, byte(i+3), 1)}, true)
+		if err != nil || len(decided) == 0 {
+			t.Fatalf("exchange %d: %d objects, error %v", i, len(decided), err)
+		}
+		all += len(decided) - 1
+	}
+	if all == 0 || all > 2*recordsBurst {
+		t.Errorf("200 exchanges had the core look at %d records of one member, want about %d", all, recordsBurst)
+	}
+	if got := len(core.heard) - 2 - all; got != 200 {
+		t.Errorf("of 200 other members %d are heard", got)
 	}
 }
