@@ -6,8 +6,8 @@
 //	       ◄──Synced───── inbox ◄── whole tables, on joining, by stream
 //	       ◄──Synced───── calls ◄── what package exchange brings through tunnels
 //
-// It guarantees that nothing is said before what it rests on is saved, and that
-// a node which is alone goes on looking for others. It decides nothing: whom
+// It guarantees that nothing is said, and no subnet shown as held, before what that
+// rests on is saved, and that a node which is alone goes on looking for others. It decides nothing: whom
 // memberlist holds for dead is a hint, by which it chooses whom to try. A host
 // without the key can fill little memory, and keeps no member out.
 //

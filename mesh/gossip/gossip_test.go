@@ -519,6 +519,71 @@ func TestSaveComesFirst(t *testing.T) {
 	})
 }
 
+// Where the state cannot be saved a subnet that was claimed since the start is not this
+// node's yet, for its host neither: a crash now would leave nothing of the claim. All
+// else counts at once: what was held before, and who is thrown out.
+func TestSaveComesBeforeTheView(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		a := start(t, meshtest.NewNetwork(14), 1, nil)
+		since := time.Now()
+		lease := func(network, prefix string, epoch uint64) mesh.Lease {
+			return mesh.Lease{Network: network, Prefixes: []netip.Prefix{netip.MustParsePrefix(prefix)}, State: mesh.Held, Since: since, ClaimEpoch: epoch}
+		}
+		step := func(save bool, others int, leases ...mesh.Lease) *mesh.View {
+			v := &mesh.View{Self: id(1), Epoch: 9, State: mesh.Ready, Nodes: []mesh.Node{{ID: id(1), Leases: leases}}}
+			for n := range others {
+				v.Nodes = append(v.Nodes, mesh.Node{ID: id(n + 2)})
+			}
+			a.core.mu.Lock()
+			a.core.out.View = v
+			if save {
+				a.core.out.Save = &member.State{Epoch: 9, Leases: leases}
+			}
+			a.core.mu.Unlock()
+			a.SetEndpoints(nil)
+			synctest.Wait()
+			select {
+			case v := <-a.Views():
+				return v
+			default:
+				t.Fatal("no view is shown")
+				return nil
+			}
+		}
+		check := func(what string, v *mesh.View, state mesh.State, others int, leases ...mesh.LeaseState) {
+			t.Helper()
+			self, _ := v.Node(id(1))
+			var are []mesh.LeaseState
+			for _, l := range self.Leases {
+				are = append(are, l.State)
+			}
+			if v.State != state || len(v.Nodes) != others+1 || !slices.Equal(are, leases) {
+				t.Errorf("%s: %s with leases %v and %d others, want %s, %v and %d", what, v.State, are, len(v.Nodes)-1, state, leases, others)
+			}
+		}
+		home, web := lease("default", "10.86.1.0/24", 9), lease("web", "10.87.1.0/24", 9)
+		old := home
+		old.ClaimEpoch = 8
+		a.store.Fail(true)
+		check("claimed, not saved", step(true, 3, home), mesh.Probing, 3, mesh.Pending)
+		check("thrown out meanwhile", step(false, 2, home), mesh.Probing, 2, mesh.Pending)
+		check("held by the daemon before", step(false, 2, old), mesh.Ready, 2, mesh.Held)
+		check("dated anew", step(true, 2, home), mesh.Ready, 2, mesh.Held)
+		check("another besides", step(true, 1, home, web), mesh.Ready, 1, mesh.Held, mesh.Pending)
+		a.store.Fail(false)
+		time.Sleep(2 * time.Second)
+		select {
+		case v := <-a.Views():
+			check("saved", v, mesh.Ready, 1, mesh.Held, mesh.Held)
+			if state, _, _ := a.store.Saved(); len(state.Leases) != 2 {
+				t.Errorf("saved are %+v", state)
+			}
+		default:
+			t.Error("saved: no view is shown")
+		}
+	})
+}
+
 // That nothing could be saved is told before anything must be.
 func TestStoreIsChecked(t *testing.T) {
 	meshtest.Bubble(t, func(t *testing.T) {

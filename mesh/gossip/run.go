@@ -72,6 +72,9 @@ type loop struct {
 	goodbye sync.WaitGroup
 	parted  chan struct{} // goodbye was said
 	last    *mesh.View    // to be shown then: by it the tunnels go, in which that is said
+
+	shown *mesh.View // last; nil: none
+	next  *mesh.View // to be shown when the state is saved; nil: none
 }
 
 // Run takes part until ctx is done, then saves what it knows and returns nil. It

@@ -14,7 +14,7 @@ import (
 	"meshd/mesh/trust"
 )
 
-// step lets the core act, and does what it says: save first, then speak.
+// step lets the core act, and does what it says: save first, then show and speak.
 func (l *loop) step(now time.Time) {
 	out := l.opt.Core.Step(now)
 	l.clone = l.clone || out.Clone
@@ -32,13 +32,58 @@ func (l *loop) step(now time.Time) {
 	}
 	switch {
 	case out.View != nil && l.left:
-		l.last = out.View
+		l.last, l.next = out.View, nil
 	case out.View != nil:
-		l.show(out.View)
+		l.next = out.View
 	}
-	if l.saver.saveNow(now) {
+	saved := l.saver.saveNow(now)
+	switch {
+	case saved && l.next != nil:
+		l.show(l.next)
+		l.next = nil
+	case !saved && out.View != nil && !l.left:
+		l.show(unclaimed(l.next, l.shown))
+	}
+	if saved {
 		l.speak(now)
 	}
+}
+
+// unclaimed is a view without what rests on a state that is not saved: subnets that
+// this node has claimed since it started are not its own yet, unless they were shown as
+// that before. All else counts at once, such as who was revoked.
+func unclaimed(view, shown *mesh.View) *mesh.View {
+	i := slices.IndexFunc(view.Nodes, func(n mesh.Node) bool { return n.ID == view.Self })
+	if i < 0 {
+		return view
+	}
+	var had mesh.Node
+	if shown != nil {
+		had, _ = shown.Node(view.Self)
+	}
+	isNew := func(l mesh.Lease) bool {
+		return l.State == mesh.Held && l.ClaimEpoch == view.Epoch && !slices.ContainsFunc(had.Leases, func(o mesh.Lease) bool {
+			return o.State == mesh.Held && o.Network == l.Network && o.Since.Equal(l.Since) && slices.Equal(o.Prefixes, l.Prefixes)
+		})
+	}
+	self := view.Nodes[i]
+	if !slices.ContainsFunc(self.Leases, isNew) {
+		return view
+	}
+	self.Leases = slices.Clone(self.Leases)
+	out := *view
+	for n, l := range self.Leases {
+		if !isNew(l) {
+			continue
+		}
+		self.Leases[n].State = mesh.Pending
+		if l.Network == mesh.DefaultNetwork && view.State == mesh.Ready {
+			out.State = mesh.Probing
+		}
+	}
+	out.Nodes = slices.Clone(view.Nodes)
+	out.Nodes[i] = self
+	return &out
 }
 
 // speak says what was held back until the state was saved.
@@ -110,6 +155,7 @@ func (l *loop) show(view *mesh.View) {
 	default:
 	}
 	l.views <- view // this goroutine is the only sender
+	l.shown = view
 	l.admitted = make(map[mesh.NodeID]bool, len(view.Nodes))
 	l.others = 0
 	at := map[netip.Addr]bool{}
