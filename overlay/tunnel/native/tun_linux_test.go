@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -238,6 +239,25 @@ func works(t *testing.T, a, b *node) {
 	datagrams(t, a, b, 4, 100)
 }
 
+// patient is a connection that may be slow, as on a busy machine, but must not stall.
+type patient struct{ *net.TCPConn }
+
+func (p patient) Read(b []byte) (int, error) {
+	_ = p.SetReadDeadline(time.Now().Add(arrival))
+	return p.TCPConn.Read(b)
+}
+
+func (p patient) Write(b []byte) (n int, err error) {
+	for part := range slices.Chunk(b, 64<<10) {
+		_ = p.SetWriteDeadline(time.Now().Add(arrival))
+		m, err := p.TCPConn.Write(part)
+		if n += m; err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
 // transfer sends a stream and compares it.
 func transfer(from, to *node, family, size int) error {
 	sent := make([]byte, size)
@@ -254,15 +274,16 @@ func transfer(from, to *node, family, size int) error {
 	defer func() { _ = listener.Close() }()
 	_ = listener.SetDeadline(time.Now().Add(arrival))
 	var got []byte
+	var receivingErr error
 	var receiving sync.WaitGroup
 	receiving.Go(func() {
-		conn, err := listener.Accept()
+		conn, err := listener.AcceptTCP()
 		if err != nil {
+			receivingErr = err
 			return
 		}
 		defer func() { _ = conn.Close() }()
-		_ = conn.SetDeadline(time.Now().Add(arrival))
-		got, _ = io.ReadAll(conn) // an error shows as missing bytes
+		got, receivingErr = io.ReadAll(patient{conn})
 	})
 	err = from.ns.Do(func() (err error) {
 		dialer := net.Dialer{Timeout: arrival}
@@ -275,12 +296,11 @@ func transfer(from, to *node, family, size int) error {
 	if err != nil {
 		return err
 	}
-	_ = client.SetDeadline(time.Now().Add(arrival))
-	_, err = client.Write(sent)
+	written, err := patient{client}.Write(sent)
 	err = errors.Join(err, client.Close())
 	receiving.Wait()
-	if err == nil && !bytes.Equal(got, sent) {
-		err = fmt.Errorf("%d bytes arrived, sent %d, or others", len(got), len(sent))
+	if err = errors.Join(err, receivingErr); err != nil || !bytes.Equal(got, sent) {
+		err = errors.Join(err, fmt.Errorf("%d bytes arrived, or others; written were %d of %d", len(got), written, len(sent)))
 	}
 	if err != nil {
 		return fmt.Errorf("IPv%d stream from node %d, dropped %s and %s: %w", family, from.number, from.counts(), to.counts(), err)
