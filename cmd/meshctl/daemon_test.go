@@ -411,27 +411,6 @@ func TestNoPermission(t *testing.T) {
 	}
 }
 
-// A pin goes before any claim, so whose subnet it takes is worth a word.
-func TestTokenForSubnetInUse(t *testing.T) {
-	dir := t.TempDir()
-	held := healthy()
-	held.Peers[0].Leases = []status.Lease{{Network: "default", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.99.17.0/24")}, State: "held"}}
-	config := filepath.Join(dir, "config.yaml")
-	text := "state_dir: " + filepath.Join(dir, "state") + "\ncontrol: " + serve(t, &daemon{doc: held}) + "\n"
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if r := meshctl(t.Context(), "--config", config, "init", "--name", "home", "--node", "alpha", "--ipv4", "10.99.0.0/16", "--ipv6", "none"); r.code != 0 {
-		t.Fatal(r.stderr)
-	}
-	for subnet, warns := range map[string]bool{"10.99.17.0/24": true, "10.99.18.0/24": false} {
-		r := meshctl(t.Context(), "--config", config, "token", "create", "--seed", "192.0.2.1", "--subnet", subnet)
-		if r.code != 0 || strings.Contains(r.stderr, "node beta holds "+subnet) != warns {
-			t.Errorf("--subnet %s: exit code %d, %s", subnet, r.code, r.stderr)
-		}
-	}
-}
-
 // charters is a daemon's charter.
 type charters struct {
 	mu   sync.Mutex // guards all below

@@ -27,8 +27,9 @@ type known struct {
 	reg          *registry.Registry
 	certificates []*trust.Certificate // whether they count or not, see reg
 	self         mesh.NodeID
-	doc          *status.Document // without a daemon only what the objects say
-	daemon       *status.Client   // nil: none runs
+	doc          *status.Document   // without a daemon only what the objects say
+	gossip       []status.GossipKey // without a daemon; see gossipKeys
+	daemon       *status.Client     // nil: none runs
 	submit       func(ctx context.Context, raw []byte) error
 	release      func()
 }
@@ -92,6 +93,9 @@ func readKnown(path string) (*known, error) {
 	k := &known{self: dir.Keys().ID()}
 	if err := k.read(append([][]byte{charter.Raw, m.Certificate}, table...)); err != nil {
 		return nil, err
+	}
+	for _, key := range m.Keyring.Keys {
+		k.gossip = append(k.gossip, status.GossipKey{Generation: key.Generation, ID: trust.KeyIDOf(key.Key).String()})
 	}
 	k.submit = func(_ context.Context, raw []byte) error {
 		if cert, err := trust.ParseCertificate(raw, charter.CA); err == nil && cert.ID() == k.self {

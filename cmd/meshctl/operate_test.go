@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -13,6 +15,7 @@ import (
 	"meshd/mesh"
 	"meshd/mesh/member"
 	"meshd/mesh/meshtest"
+	"meshd/mesh/trust"
 	"meshd/overlay/status"
 )
 
@@ -200,6 +203,37 @@ func TestKeysOfADaemon(t *testing.T) {
 	}
 	o.fail = fmt.Errorf("rotate: %w", status.ErrNotAllowed)
 	want(t, run("keys", "rotate", "gossip"), 1, "may not do that", "cert renew NODE --rotate")
+}
+
+// A token of whose gossip key nothing is left opens no door any more; one whose key has
+// not come here yet may.
+func TestTokensOfADroppedKey(t *testing.T) {
+	o, run := operate(t)
+	now := time.Now()
+	charter, err := trust.ParseCharter(o.core.Table()[0], mesh.ID{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	note := func(n byte, key string, generation uint64) tokenNote {
+		return tokenNote{charter.ID(), tokenRow{
+			ID: strings.Repeat(fmt.Sprintf("%02x", n), len(trust.Serial{})), NotBefore: new(now), NotAfter: new(now.Add(time.Hour)), Uses: 1, Key: key, Generation: generation,
+		}}
+	}
+	var lines []byte
+	for _, n := range []tokenNote{note(1, "aaaa", 0), note(2, "bbbb", 1), note(3, "cccc", 2), note(4, "dddd", 3), note(5, "", 0)} {
+		line, err := json.Marshal(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines = append(append(lines, line...), '\n')
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, notesName), lines, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o.keys = []status.KeysReply{{Gossip: []status.GossipKey{{Generation: 2, ID: "cccc", Sends: true}, {Generation: 1, ID: "bbbb"}}}}
+	want(t, run("token", "list", "--ca", filepath.Join(dir, "ca.key"), "-f", "{{range .}}{{slice .id 0 2}} {{.state}};{{end}}"), 0,
+		"01 outdated;", "02 open;", "03 open;", "04 open;", "05 open;")
 }
 
 // A rotation is watched until all that can be reached send with the new key.

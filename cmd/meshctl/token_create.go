@@ -20,7 +20,6 @@ import (
 	"meshd/mesh/statedir"
 	"meshd/mesh/trust"
 	"meshd/overlay/config"
-	"meshd/overlay/status"
 	"meshd/tun/hostnet"
 )
 
@@ -38,6 +37,10 @@ of a stolen token is its time, its --subnet and its --name.
 or a larger part of the mesh's range, from which it will choose. Given several times
 it takes a subnet of each of several networks, or several parts of ranges; the node
 leases nothing else.
+
+It holds the mesh's gossip key. When the members drop that, a day after a rotation or
+at once with ` + "`meshctl keys rotate gossip --now`" + `, nobody joins with it any more: make
+a new one.
 
 What was made is noted, without the secret, in tokens.jsonl beside the CA key: see
 ` + "`meshctl token list`" + ` and ` + "`meshctl token revoke`" + `.
@@ -148,41 +151,56 @@ func (c *cli) runTokenCreate(ctx context.Context, f tokenFlags) error {
 	if err != nil {
 		return err
 	}
-	token.GossipKey, token.Seeds = membership.Keyring.Sending().Key, seeds
+	key := membership.Keyring.Sending()
+	token.GossipKey, token.Seeds = key.Key, seeds
 	fmt.Fprintln(c.stdout, token)
-	if err := c.noteToken(f.ca, token); err != nil {
+	if err := c.noteToken(f.ca, token, key.Generation); err != nil {
 		fmt.Fprintf(c.stderr, "Warning: the token was not noted, so `meshctl token list` shows it only once it is used: %v\n", err)
 	}
 	c.sayToken(token)
-	c.warnOfHolder(ctx, cfg, rights)
+	c.warnOfRivals(ctx, f.ca, token)
 	return nil
 }
 
-// warnOfHolder says whose subnet is given away: a pin goes before any claim. Only
-// a running daemon knows; without one nothing is said.
-func (c *cli) warnOfHolder(ctx context.Context, cfg *config.Config, rights trust.Rights) {
+// warnOfRivals says who else is to have a subnet that a token pins, as far as this
+// host knows. A pin goes before any claim; of two, that of the older member does.
+func (c *cli) warnOfRivals(ctx context.Context, ca string, token *trust.Token) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	doc, err := status.NewClient(cfg.Control).Status(ctx)
-	if err != nil {
+	pins := token.Credential.Rights.Pins
+	if len(pins) == 0 {
 		return
 	}
-	holds := func(leases []status.Lease) bool {
-		return slices.ContainsFunc(leases, func(l status.Lease) bool {
-			return l.State == mesh.Held.String() && slices.ContainsFunc(l.Prefixes, func(p netip.Prefix) bool { return slices.Contains(rights.Pins, p) })
-		})
+	k, err := c.openKnown(ctx)
+	if err != nil {
+		return // the token is good all the same
 	}
-	holder := ""
-	if holds(doc.Node.Leases) {
-		holder = doc.Node.Name
-	}
-	for _, p := range doc.Peers {
-		if holds(p.Leases) {
-			holder = p.Name
+	defer k.release()
+	inPins := func(p netip.Prefix) bool { return slices.Contains(pins, p) }
+	for _, m := range k.members() {
+		expired := mesh.NotExpired
+		if p := peerOf(k.doc, m); p != nil {
+			expired = p.Expired
+		}
+		if m.Record == nil || m.Record.Left || expired != mesh.NotExpired {
+			continue // it has no claim that counts
+		}
+		at := slices.IndexFunc(m.Leases(), func(l mesh.Lease) bool { return l.State == mesh.Held && slices.ContainsFunc(l.Prefixes, inPins) })
+		switch name := m.Certificate.Name; {
+		case slices.ContainsFunc(m.Certificate.Rights.Pins, inPins):
+			fmt.Fprintf(c.stderr, "Warning: node %s is pinned to %s, too: the new node gets no subnet while %s is a member.\n", name, pins[0], name)
+		case at >= 0:
+			fmt.Fprintf(c.stderr, "Warning: node %s holds %s now. It has to take another subnet when the new node joins.\n", name, m.Leases()[at].Prefixes[0])
 		}
 	}
-	if holder != "" {
-		fmt.Fprintf(c.stderr, "Warning: node %s holds %s now. It has to take another subnet when the new node joins.\n", holder, rights.Pins[0])
+	var others []string
+	for _, row := range k.tokens(ctx, c, ca, time.Now()) {
+		if row.State == tokenOpen && row.ID != token.Credential.Serial.String() && slices.ContainsFunc(row.Pins, inPins) {
+			others = append(others, row.ID[:shownSerial])
+		}
+	}
+	if len(others) > 0 {
+		fmt.Fprintf(c.stderr, "Warning: who joins first gets %s: it is pinned by other open tokens, too (%s); `%s` ends one\n", pins[0], someOf(others), c.again("token revoke ID"))
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 	"meshd/cmd/internal/exit"
 	"meshd/mesh"
 	"meshd/mesh/trust"
+	"meshd/overlay/status"
 )
 
 // shownSerial is how much of a token's ID is shown, and enough to name it by.
@@ -33,21 +34,24 @@ const shownSerial = 12
 type tokenRow struct {
 	ID          string         `json:"id"`
 	State       string         `json:"state"`
-	NotBefore   time.Time      `json:"not_before"`
-	NotAfter    time.Time      `json:"not_after"`
+	NotBefore   *time.Time     `json:"not_before"` // null: not known, but for the ID nothing is
+	NotAfter    *time.Time     `json:"not_after"`
 	Uses        uint64         `json:"uses"` // 0: any number
 	NamePattern string         `json:"name_pattern"`
 	Ranges      []netip.Prefix `json:"ranges"`
 	Pins        []netip.Prefix `json:"pins"`
-	Nodes       []string       `json:"nodes"` // that have joined with it
+	Key         string         `json:"key"`        // first digits of the gossip key's hash; empty: not known
+	Generation  uint64         `json:"generation"` // of that key
+	Nodes       []string       `json:"nodes"`      // that have joined with it
 }
 
 // The states of a token.
 const (
-	tokenOpen    = "open"    // a node can join with it
-	tokenUsed    = "used"    // as many have joined as may
-	tokenExpired = "expired" // its time is over
-	tokenRevoked = "revoked"
+	tokenOpen     = "open"     // a node can join with it
+	tokenUsed     = "used"     // as many have joined as may
+	tokenExpired  = "expired"  // its time is over
+	tokenOutdated = "outdated" // the members have dropped the gossip key in it
+	tokenRevoked  = "revoked"
 )
 
 const tokenListHelp = `List the tokens of the mesh, without their secrets.
@@ -55,7 +59,11 @@ const tokenListHelp = `List the tokens of the mesh, without their secrets.
 Tokens are known from the certificates of the nodes that joined with them, and from
 the file tokens.jsonl beside the CA key, where ` + "`meshctl token create`" + ` notes what it
 makes. One that was made with the CA key elsewhere, and that nobody used, is known
-neither way.`
+neither way.
+
+A token holds the gossip key of when it was made. When the members have dropped that,
+a day after a rotation or at once with --now, the token is outdated: nobody joins with
+it any more.`
 
 func (c *cli) tokenList() *cobra.Command {
 	var o output
@@ -73,7 +81,7 @@ func (c *cli) tokenList() *cobra.Command {
 			}
 			defer k.release()
 			now := time.Now()
-			rows := k.tokens(c, ca, now)
+			rows := k.tokens(cmd.Context(), c, ca, now)
 			return o.print(c.stdout, rows, func(w io.Writer, wide bool) error { return writeTokens(w, rows, wide, now) })
 		},
 	}
@@ -83,7 +91,7 @@ func (c *cli) tokenList() *cobra.Command {
 }
 
 // tokens lists what is known, those that end last at the top.
-func (k *known) tokens(c *cli, ca string, now time.Time) []tokenRow {
+func (k *known) tokens(ctx context.Context, c *cli, ca string, now time.Time) []tokenRow {
 	rows := map[string]*tokenRow{}
 	for _, note := range c.readNotes(ca, k.charter.ID()) {
 		note.tokenRow.Nodes = []string{}
@@ -102,19 +110,21 @@ func (k *known) tokens(c *cli, ca string, now time.Time) []tokenRow {
 	}
 	for _, r := range k.reg.Revocations() {
 		if id := r.Credential.String(); r.Credential != (trust.Serial{}) && rows[id] == nil {
-			rows[id] = &tokenRow{ID: id, NotBefore: r.At, NotAfter: r.At, Ranges: []netip.Prefix{}, Pins: []netip.Prefix{}, Nodes: []string{}}
+			rows[id] = &tokenRow{ID: id, Ranges: []netip.Prefix{}, Pins: []netip.Prefix{}, Nodes: []string{}}
 		}
 	}
-	out := []tokenRow{}
+	out, keys := []tokenRow{}, k.gossipKeys(ctx)
 	for _, row := range rows {
 		serial, err := hex.DecodeString(row.ID)
 		switch {
 		case err == nil && len(serial) == len(trust.Serial{}) && k.ended(trust.Serial(serial)):
 			row.State = tokenRevoked
-		case now.After(row.NotAfter):
+		case row.NotAfter == nil || now.After(*row.NotAfter):
 			row.State = tokenExpired
 		case row.Uses > 0 && len(row.Nodes) >= int(row.Uses):
 			row.State = tokenUsed
+		case dropped(keys, row):
+			row.State = tokenOutdated
 		default:
 			row.State = tokenOpen
 		}
@@ -122,9 +132,38 @@ func (k *known) tokens(c *cli, ca string, now time.Time) []tokenRow {
 		out = append(out, *row)
 	}
 	slices.SortFunc(out, func(a, b tokenRow) int {
-		return cmp.Or(b.NotAfter.Compare(a.NotAfter), cmp.Compare(a.ID, b.ID))
+		return cmp.Or(orZero(b.NotAfter).Compare(orZero(a.NotAfter)), cmp.Compare(a.ID, b.ID))
 	})
 	return out
+}
+
+func orZero(t *time.Time) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return *t
+}
+
+// gossipKeys lists those that this node opens messages with; none: not known.
+func (k *known) gossipKeys(ctx context.Context) []status.GossipKey {
+	if k.daemon == nil {
+		return k.gossip
+	}
+	reply, err := k.daemon.Keys(ctx)
+	if err != nil {
+		return nil // whoever may not see them sees the tokens all the same
+	}
+	return reply.Gossip
+}
+
+// dropped tells whether the key in a token is gone, which is older than one that is
+// there: a node that was away may lack a newer one.
+func dropped(keys []status.GossipKey, row *tokenRow) bool {
+	if row.Key == "" || len(keys) == 0 {
+		return false
+	}
+	newest := slices.MaxFunc(keys, func(a, b status.GossipKey) int { return cmp.Compare(a.Generation, b.Generation) })
+	return row.Generation < newest.Generation && !slices.ContainsFunc(keys, func(g status.GossipKey) bool { return g.ID == row.Key })
 }
 
 // joined lists one certificate for each node and token by which it is a member.
@@ -155,7 +194,7 @@ func (k *known) admitted() []*trust.Certificate {
 
 func tokenRowOf(c *trust.Credential) tokenRow {
 	return tokenRow{
-		ID: c.Serial.String(), NotBefore: c.NotBefore.UTC(), NotAfter: c.NotAfter.UTC(), Uses: c.Uses, NamePattern: c.NamePattern,
+		ID: c.Serial.String(), NotBefore: new(c.NotBefore.UTC()), NotAfter: new(c.NotAfter.UTC()), Uses: c.Uses, NamePattern: c.NamePattern,
 		Ranges: append([]netip.Prefix{}, c.Rights.Ranges...), Pins: append([]netip.Prefix{}, c.Rights.Pins...), Nodes: []string{},
 	}
 }
@@ -173,8 +212,13 @@ func writeTokens(w io.Writer, rows []tokenRow, wide bool, now time.Time) error {
 			used += fmt.Sprintf(" of %d", r.Uses)
 		}
 		subnet := cmp.Or(prefixes(append(slices.Clone(r.Pins), r.Ranges...)), "any")
-		nodes := cmp.Or(someOf(r.Nodes), "-")
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", id, r.State, r.NotBefore.Format(time.DateTime), remaining(now, r.NotAfter), used, cmp.Or(r.NamePattern, "any"), subnet, nodes)
+		name, ends := cmp.Or(r.NamePattern, "any"), "-"
+		if r.NotAfter != nil {
+			ends = remaining(now, *r.NotAfter)
+		} else {
+			used, name, subnet = "-", "-", "-"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", id, r.State, timeOr(r.NotBefore, "-"), ends, used, name, subnet, cmp.Or(someOf(r.Nodes), "-"))
 	}
 	return t.Flush()
 }
@@ -211,7 +255,7 @@ func (c *cli) runTokenRevoke(ctx context.Context, name, ca string, nodes, yes bo
 		return err
 	}
 	defer k.release()
-	serial, err := c.findToken(k, name, ca)
+	serial, err := c.findToken(ctx, k, name, ca)
 	if err != nil {
 		return err
 	}
@@ -285,11 +329,11 @@ func (k *known) revokeRenewed(ctx context.Context, serial trust.Serial, ca ed255
 
 // findToken takes a token for its ID, or the beginning of the ID of one that is
 // known. An ID in full need not be known.
-func (c *cli) findToken(k *known, name, ca string) (trust.Serial, error) {
+func (c *cli) findToken(ctx context.Context, k *known, name, ca string) (trust.Serial, error) {
 	var none trust.Serial
 	raw, err := hex.DecodeString(name)
 	switch {
-	case err == nil && len(raw) == len(none):
+	case err == nil && len(raw) == len(none) && trust.Serial(raw) != none:
 		return trust.Serial(raw), nil
 	case name == "-" || strings.HasPrefix(name, "meshd"):
 		token, err := c.readToken(name)
@@ -304,7 +348,7 @@ func (c *cli) findToken(k *known, name, ca string) (trust.Serial, error) {
 		return none, usage("%q: give at least 6 characters of the token's ID: see `%s`", name, c.again("token list"))
 	}
 	var ids []string
-	for _, row := range k.tokens(c, ca, time.Now()) {
+	for _, row := range k.tokens(ctx, c, ca, time.Now()) {
 		if strings.HasPrefix(row.ID, name) {
 			ids = append(ids, row.ID)
 		}
@@ -337,9 +381,9 @@ func (c *cli) notesPath(ca string) string {
 }
 
 // noteToken remembers a token that was made. A line goes into the file whole.
-func (c *cli) noteToken(ca string, t *trust.Token) error {
+func (c *cli) noteToken(ca string, t *trust.Token, generation uint64) error {
 	note := tokenNote{t.Charter.ID(), tokenRowOf(t.Credential)}
-	note.State = tokenOpen
+	note.State, note.Key, note.Generation = tokenOpen, trust.KeyIDOf(t.GossipKey).String(), generation
 	line, err := json.Marshal(note)
 	if err != nil {
 		return err
@@ -357,16 +401,14 @@ func (c *cli) noteToken(ca string, t *trust.Token) error {
 func (c *cli) readNotes(ca string, id mesh.ID) []tokenNote {
 	raw, err := os.ReadFile(c.notesPath(ca))
 	if err != nil {
-		if !errors.Is(err, os.ErrNotExist) {
-			fmt.Fprintf(c.stderr, "Note: %v: tokens that nobody used are not listed\n", err)
-		}
+		fmt.Fprintf(c.stderr, "Note: %v: tokens that nobody used are not known; the file is beside the CA key, which --ca names\n", err)
 		return nil
 	}
 	var notes []tokenNote
 	lines := bufio.NewScanner(bytes.NewReader(raw))
 	for lines.Scan() {
 		var n tokenNote
-		if json.Unmarshal(lines.Bytes(), &n) == nil && n.Mesh == id && len(n.ID) == 2*len(trust.Serial{}) {
+		if json.Unmarshal(lines.Bytes(), &n) == nil && n.Mesh == id && len(n.ID) == 2*len(trust.Serial{}) && n.NotBefore != nil && n.NotAfter != nil {
 			notes = append(notes, n)
 		}
 	}
