@@ -7,9 +7,9 @@
 //	       ◄──Synced───── calls ◄── what package exchange brings through tunnels
 //
 // It guarantees that nothing is said, and no subnet shown as held, before what that
-// rests on is saved, and that a node which is alone goes on looking for others. It decides nothing: whom
-// memberlist holds for dead is a hint, by which it chooses whom to try. A host
-// without the key can fill little memory, and keeps no member out.
+// rests on is saved, and that a node which is alone goes on looking for others. It
+// decides nothing: whom memberlist holds for dead is a hint, by which it chooses whom to
+// try. A host without the key can fill little memory, and keeps no member out.
 //
 // The owner calls [Gossip.Run] once. All else may be called from anywhere.
 package gossip
