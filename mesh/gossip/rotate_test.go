@@ -153,3 +153,38 @@ func TestJoinWithTheKeyBefore(t *testing.T) {
 		}
 	})
 }
+
+// Who comes with a token of before while a rotation drops its key becomes a member
+// all the same, and gets the new one: it is not left half-way, admitted and deaf.
+func TestJoinWhileTheKeyIsDropped(t *testing.T) {
+	for _, after := range []time.Duration{-2 * time.Second, -time.Second, -500 * time.Millisecond, 0, 200 * time.Millisecond, 400 * time.Millisecond, 600 * time.Millisecond, 800 * time.Millisecond} {
+		t.Run(after.String(), func(t *testing.T) {
+			meshtest.Bubble(t, func(t *testing.T) {
+				m, net := meshtest.NewMesh(t), meshtest.NewNetwork(3)
+				net.SetLatency(20 * time.Millisecond)
+				hosts := []*host{newHost(t, m, 1), newHost(t, m, 2), newHost(t, m, 3)}
+				for _, h := range hosts {
+					h.start(t, net)
+				}
+				within(t, 10*time.Second, "all hold a subnet", agreed(hosts, 3))
+				time.Sleep(time.Minute)
+				guest := newHost(t, m, 4)
+				if after < 0 {
+					guest.start(t, net)
+					time.Sleep(-after)
+				}
+				hosts[0].rotate(t, 1, 0)
+				if after >= 0 {
+					time.Sleep(after)
+					if onlyHas(hosts, 1)() {
+						t.Skip("the key is dropped by then")
+					}
+					guest.start(t, net)
+				}
+				all := append(hosts, guest)
+				within(t, time.Minute, "the newcomer is a member", agreed(all, 4))
+				within(t, time.Minute, "all have the new key alone", onlyHas(all, 1))
+			})
+		})
+	}
+}

@@ -26,9 +26,10 @@ type GossipKey struct {
 //
 //	        sealed to us          all have it, or 1 min        all send with a newer one,
 //	(none) ─────────────► installed ───────────► sends with it ───────────► dropped
-//	                                                           and its grace is over
+//	                                                or 2 min, and its grace is over
 //
-// So at no moment does anybody send what a fresh member cannot read.
+// So at no moment does anybody send what a member cannot read that runs and has a
+// minute to hear of a key.
 type Keyring struct {
 	Keys []GossipKey // the newest first
 	Send uint64      // generation that this node sends with; the first key of it
@@ -39,6 +40,9 @@ const (
 	// have it: long enough for a rekey and a record to reach everybody, short
 	// enough that one who is stopped does not keep all from rotating.
 	sendAnyway = time.Minute
+	// waitForUse is how long after its installation a key that was given out waits for
+	// those who send with one before: as long again as they wait for others.
+	waitForUse = 2 * sendAnyway
 	// maxKeys bounds what is kept of keys that somebody is still said to use.
 	maxKeys = 16
 )
@@ -168,23 +172,57 @@ func (k *Keyring) goOver(now time.Time, others []trust.Generations) (again time.
 	return again
 }
 
-// drop gives up the keys before the one in use, if nobody uses them.
+// drop gives up the keys before the one in use, each by itself: when the grace of a
+// newer one is over and nobody sends with it, or with one that is older still. What
+// others say is waited for only so long: who lies, or is down, must not keep a key in
+// use that is in the wrong hands, and gets the new one through its tunnel.
 func (k *Keyring) drop(now time.Time, others []trust.Generations) (again time.Time) {
-	behind := func(o trust.Generations) bool { return o.Sends < k.Send }
-	if k.Newest() == 0 || k.Keys[len(k.Keys)-1].Generation >= k.Send || slices.ContainsFunc(others, behind) {
+	in, used := k.Sending(), k.Send
+	for _, o := range others {
+		used = min(used, o.Sends)
+	}
+	over, keep := in.Installed.Add(in.Grace), k.Keys[:0]
+	for _, g := range k.Keys {
+		if g.Generation >= k.Send {
+			keep = append(keep, g)
+			continue
+		}
+		at := over
+		if g.Generation >= used {
+			at = latest(over, in.Installed.Add(waitForUse))
+		}
+		if end := g.Installed.Add(g.Grace); g.Generation > 0 && end.Before(over) {
+			over = end // what came before it was to go sooner
+		}
+		if !now.Before(at) {
+			clear(g.Key)
+			continue
+		}
+		keep = append(keep, g)
+		if again.IsZero() || at.Before(again) {
+			again = at
+		}
+	}
+	clear(k.Keys[len(keep):])
+	k.Keys = keep
+	return again
+}
+
+// DropsBy is when the keys before the one that it sends with go at the latest,
+// whatever others say; zero: there are none.
+func (k Keyring) DropsBy() time.Time {
+	in := k.Sending()
+	if len(k.Keys) == 0 || k.Keys[len(k.Keys)-1].Generation >= k.Send {
 		return time.Time{}
 	}
-	in := k.Sending()
-	if at := in.Installed.Add(in.Grace); now.Before(at) {
-		return at
+	return latest(in.Installed.Add(in.Grace), in.Installed.Add(waitForUse))
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
 	}
-	k.Keys = slices.DeleteFunc(k.Keys, func(g GossipKey) bool {
-		if g.Generation < k.Send {
-			clear(g.Key)
-		}
-		return g.Generation < k.Send
-	})
-	return time.Time{}
+	return b
 }
 
 // Format implements [fmt.Formatter] without the keys.

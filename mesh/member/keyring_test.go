@@ -49,6 +49,8 @@ func TestKeyringNext(t *testing.T) {
 	}
 	immediate := opened(1)
 	immediate.Grace = 0
+	now2 := opened(2)
+	now2.Grace = 0
 	short := opened(1)
 	short.Key = short.Key[:31]
 	named := opened(3)
@@ -68,9 +70,9 @@ func TestKeyringNext(t *testing.T) {
 		"install, use, drop": {
 			{0, []GossipKey{opened(1)}, []trust.Generations{says(0, 0), says(0, 0)}, "1 0*", time.Minute},
 			{time.Second, nil, []trust.Generations{says(1, 0), says(0, 0)}, "1 0*", time.Minute},
-			{2 * time.Second, nil, []trust.Generations{says(1, 0), says(1, 0)}, "1* 0", 0},
-			{2 * time.Hour, nil, []trust.Generations{says(1, 1), says(1, 0)}, "1* 0", 0}, // somebody uses it
-			{3 * time.Hour, nil, []trust.Generations{says(1, 1), says(1, 1)}, "1*", 0},
+			{2 * time.Second, nil, []trust.Generations{says(1, 0), says(1, 0)}, "1* 0", time.Hour},
+			{time.Hour - time.Second, nil, []trust.Generations{says(1, 1), says(1, 1)}, "1* 0", time.Hour},
+			{time.Hour, nil, []trust.Generations{says(1, 1), says(1, 1)}, "1*", 0},
 			{4 * time.Hour, []GossipKey{opened(1)}, []trust.Generations{says(1, 1)}, "1*", 0},
 		},
 		"grace": {
@@ -79,23 +81,43 @@ func TestKeyringNext(t *testing.T) {
 			{time.Hour, nil, []trust.Generations{says(1, 1)}, "1*", 0},
 		},
 		"no grace": {
-			{0, []GossipKey{immediate}, []trust.Generations{says(1, 0)}, "1* 0", 0},
+			{0, []GossipKey{immediate}, []trust.Generations{says(1, 0)}, "1* 0", 2 * time.Minute},
 			{time.Second, nil, []trust.Generations{says(1, 1)}, "1*", 0},
+		},
+		"one who is down, or lies, keeps no key for ever": {
+			{0, []GossipKey{immediate}, []trust.Generations{says(0, 0), says(1, 0)}, "1 0*", time.Minute},
+			{time.Minute, nil, []trust.Generations{says(0, 0), says(1, 1)}, "1* 0", 2 * time.Minute},
+			{2*time.Minute - time.Second, nil, []trust.Generations{says(0, 0), says(1, 1)}, "1* 0", 2 * time.Minute},
+			{2 * time.Minute, nil, []trust.Generations{says(0, 0), says(1, 1)}, "1*", 0},
+		},
+		"nor with a grace": {
+			{0, []GossipKey{opened(1)}, []trust.Generations{says(0, 0)}, "1 0*", time.Minute},
+			{time.Minute, nil, []trust.Generations{says(0, 0)}, "1* 0", time.Hour},
+			{time.Hour, nil, []trust.Generations{says(0, 0)}, "1*", 0},
+		},
+		"each key by itself": {
+			{0, []GossipKey{immediate}, []trust.Generations{says(1, 0)}, "1* 0", 2 * time.Minute},
+			{time.Second, []GossipKey{now2}, []trust.Generations{says(2, 1)}, "2* 1", 2*time.Minute + time.Second},
+			{2 * time.Second, nil, []trust.Generations{says(2, 2)}, "2*", 0},
+		},
+		"a rotation at once, then one with a grace": {
+			{0, []GossipKey{immediate}, []trust.Generations{says(1, 0)}, "1* 0", 2 * time.Minute},
+			{time.Second, []GossipKey{opened(2)}, []trust.Generations{says(2, 1)}, "2* 1", time.Hour + time.Second},
 		},
 		"one who does not say that it has it": {
 			{0, []GossipKey{opened(1)}, []trust.Generations{says(0, 0)}, "1 0*", time.Minute},
 			{time.Minute - time.Second, nil, []trust.Generations{says(0, 0)}, "1 0*", time.Minute},
-			{time.Minute, nil, []trust.Generations{says(0, 0)}, "1* 0", 0},
+			{time.Minute, nil, []trust.Generations{says(0, 0)}, "1* 0", time.Hour},
 		},
 		"the clock is set back meanwhile": {
 			{time.Hour, []GossipKey{opened(1)}, []trust.Generations{says(0, 0)}, "1 0*", time.Hour + time.Minute},
 			{0, nil, []trust.Generations{says(0, 0)}, "1 0*", time.Minute},
-			{time.Minute, nil, []trust.Generations{says(0, 0)}, "1* 0", 0},
+			{time.Minute, nil, []trust.Generations{says(0, 0)}, "1* 0", time.Hour},
 		},
 		"two in a row": {
 			{0, []GossipKey{opened(1)}, []trust.Generations{says(0, 0)}, "1 0*", time.Minute},
 			{time.Second, []GossipKey{opened(1), opened(2)}, []trust.Generations{says(1, 0)}, "2 1* 0", time.Minute + time.Second},
-			{2 * time.Second, nil, []trust.Generations{says(2, 1)}, "2* 1 0", 0},
+			{2 * time.Second, nil, []trust.Generations{says(2, 1)}, "2* 1 0", time.Hour},
 			{2 * time.Hour, nil, []trust.Generations{says(2, 2)}, "2*", 0},
 		},
 		"what was dropped does not come back": {
@@ -112,10 +134,10 @@ func TestKeyringNext(t *testing.T) {
 			{0, []GossipKey{short}, nil, "0*", 0},
 		},
 		"two rotate at once": {
-			{0, both, []trust.Generations{says(1, 0)}, "1* 1 0", 0},
+			{0, both, []trust.Generations{says(1, 0)}, "1* 1 0", time.Hour},
 		},
 		"two rotate at once, heard of the other way round": {
-			{0, []GossipKey{both[1], both[0]}, []trust.Generations{says(1, 0)}, "1* 1 0", 0},
+			{0, []GossipKey{both[1], both[0]}, []trust.Generations{says(1, 0)}, "1* 1 0", time.Hour},
 		},
 	} {
 		k := NewKeyring(ringKey(0))
@@ -146,7 +168,8 @@ func TestKeyringNext(t *testing.T) {
 }
 
 // Whatever comes, a keyring can send, is sorted and bounded; generations in use only
-// grow; and no key goes that somebody fresh says to send with.
+// grow; no key goes that somebody fresh says to send with, for two minutes, and none
+// of before outlives that and the grace.
 func TestKeyringLaws(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		k, now := NewKeyring(ringKey(0)), ringStart
@@ -172,12 +195,15 @@ func TestKeyringLaws(t *testing.T) {
 				t.Fatalf("%s after %s", next, k)
 			case len(next.Keys) > maxKeys || !slices.IsSortedFunc(next.Keys, falling):
 				t.Fatalf("%s", ring(next))
+			case !next.DropsBy().IsZero() && !now.Before(next.DropsBy()):
+				t.Fatalf("%s at %v, and the older ones were to go by %v", ring(next), now, next.DropsBy())
 			case !again.IsZero() && !again.After(now):
 				t.Fatalf("asks again at %v, and it is %v", again, now)
 			}
 			for _, had := range k.Keys {
 				stays := slices.ContainsFunc(next.Keys, func(g GossipKey) bool { return bytes.Equal(g.Key, had.Key) })
 				used := slices.ContainsFunc(others, func(o trust.Generations) bool { return o.Sends <= had.Generation && o.Sends < next.Send })
+				used = used && now.Before(next.Sending().Installed.Add(waitForUse))
 				if !stays && used && len(next.Keys) < maxKeys {
 					t.Fatalf("generation %d went, and others say %v", had.Generation, others)
 				}

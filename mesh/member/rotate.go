@@ -19,6 +19,9 @@ const (
 	// handOverAfter is how long newcomers who lack the key are gathered, so that a
 	// crowd which joins together takes one rekey and not one each.
 	handOverAfter = 10 * time.Second
+	// rotateNow is how close the end of a key is when newcomers who have it are not
+	// gathered any more.
+	rotateNow = waitForUse + handOverAfter
 	// rotateGrace is how long keys are kept after a rotation that nobody asked for:
 	// tokens with them last a day by default.
 	rotateGrace = 24 * time.Hour
@@ -43,7 +46,7 @@ func (m *Member) turnKeys(now time.Time) *Keyring {
 			sealed = append(sealed, k)
 		}
 	}
-	next, again := m.cfg.Keyring.Next(now, sealed, m.generations(now))
+	next, again := m.cfg.Keyring.Next(now, sealed, append(m.generations(now), m.newcomers(now)...))
 	if !again.IsZero() {
 		m.wakeAt(again)
 	}
@@ -86,6 +89,20 @@ func (m *Member) generations(now time.Time) []trust.Generations {
 		}
 	}
 	return out
+}
+
+// newcomers are the generations of those who are being admitted, or have been and
+// were not heard of yet: a token does not tell the generation of its key. With it
+// they are told that they are members, and which key is in use.
+func (m *Member) newcomers(now time.Time) []trust.Generations {
+	silent := func(n registry.Member) bool {
+		_, heard := m.watch.heard[n.ID]
+		return n.ID != m.id && !heard
+	}
+	if len(m.guests.turns) == 0 && !slices.ContainsFunc(m.members(now), silent) {
+		return nil
+	}
+	return []trust.Generations{{Newest: m.cfg.Keyring.Newest()}}
 }
 
 // isFresh tells whether a member was heard of so lately that it is likely to run.
@@ -194,6 +211,9 @@ func (m *Member) handOver(now time.Time) {
 		m.rekeys.lacking = now
 	}
 	wait := handOverAfter
+	if at := m.cfg.Keyring.DropsBy(); !at.IsZero() && at.Sub(now) < rotateNow {
+		wait = 0 // what they can read is about to go
+	}
 	if newest.Signer != m.cert.Hash {
 		wait += handOverAfter + m.lot(newest.Hash, mesh.NodeID{}, now) // the one that has made it may be away
 	}
