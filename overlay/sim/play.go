@@ -259,6 +259,9 @@ func (w *world) unsettled() string {
 			if i < 0 {
 				return fmt.Sprintf("%s does not know %s", h, id.Short())
 			}
+			if why := peers[i].Expired; why != mesh.NotExpired {
+				return fmt.Sprintf("%s takes the leases of %s for void: %s", h, peers[i].Name, why)
+			}
 			if seen := heldBy(peers[i].Leases); !slices.Equal(seen, held) {
 				return fmt.Sprintf("%s sees %s with %s, who has %s", h, peers[i].Name, seen, held)
 			}
