@@ -116,10 +116,10 @@ func nodeText(m registry.Member) string {
 
 const forgetHelp = `Strike a node off that is gone for good: its subnets become free for others.
 
-With the CA key that counts at once. Without it, any member may do so once the node
-was not heard of for as long as a lease lasts (24 hours), which the mesh also does by
-itself. If the node comes back after all, it is still a member, and claims a subnet
-anew; to keep it out, use ` + "`meshctl revoke`" + `.
+With the CA key that counts at once. Without it, any member may say so once the node
+was not heard of for as long as a lease lasts (24 hours). It counts when another member
+says so too, which comes by itself, as the mesh forgets such nodes without being told.
+If the node comes back after all, it is still a member, and claims a subnet anew; to keep it out, use ` + "`meshctl revoke`" + `.
 
 NODE is a name, an ID or its first 8 characters, or a mesh address.`
 
@@ -170,7 +170,9 @@ func (c *cli) runForget(ctx context.Context, name, ca string, yes bool) error {
 	if err := c.confirm(yes, fmt.Sprintf("Forget %s", nodeText(node))); err != nil {
 		return err
 	}
+	free := "its subnets are free"
 	if byMember {
+		free += " when another member says so too, which comes by itself"
 		if err := k.daemon.Forget(ctx, node.ID); err != nil {
 			return err
 		}
@@ -185,7 +187,7 @@ func (c *cli) runForget(ctx context.Context, name, ca string, yes bool) error {
 			return err
 		}
 	}
-	fmt.Fprintf(c.stdout, "Forgot %s: its subnets are free. %s", nodeText(node), k.afterwards())
+	fmt.Fprintf(c.stdout, "Forgot %s: %s. %s", nodeText(node), free, k.afterwards())
 	return nil
 }
 

@@ -1,6 +1,9 @@
 package member
 
 import (
+	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,5 +73,51 @@ func TestEpochsBeforeARestartAreOver(t *testing.T) {
 		if b.held() != before || a.routes(before) != "b" {
 			t.Fatalf("b had %s and has %q, a routes it to %q", before, b.held(), a.routes(before))
 		}
+	}
+}
+
+// TestTombstonesByOneMember: c says after each word of b that b is gone, and that the
+// subnet is its own.
+func TestTombstonesByOneMember(t *testing.T) {
+	for _, pin := range []bool{false, true} {
+		t.Run(fmt.Sprint("pinned ", pin), func(t *testing.T) {
+			s := newSim(t, narrow)
+			token := s.token(nil)
+			a, b, c := s.host("a", nil), s.host("b", token), s.host("c", token)
+			if pin {
+				b.cert = pinned(t, s, "b", "10.86.5.0/24")
+			}
+			s.syncing(ttl / 48)
+			for _, h := range s.hosts {
+				h.ttl = ttl
+				s.start(h, a)
+				s.run(5 * time.Second)
+			}
+			before := b.held()
+			s.claims(c, b)
+			c.m = nil
+			last := mesh.Version{}
+			for range 600 {
+				if v := a.sees(b).Version; v != last {
+					last = v
+					s.buries(b, v, c)
+				}
+				s.run(time.Second)
+				if a.routes(before) != "b" || b.held() != before {
+					t.Fatalf("a routes %s of b to %q, b has %q", before, a.routes(before), b.held())
+				}
+			}
+			if !b.has("buried_alive") {
+				t.Error("b does not say that somebody takes it for gone")
+			}
+			i := slices.IndexFunc(b.view.Health, func(f mesh.Finding) bool { return f.Code == "buried_alive" })
+			if i >= 0 && !strings.HasPrefix(b.view.Health[i].Message, "c said") {
+				t.Errorf("it does not say who: %q", b.view.Health[i].Message)
+			}
+			s.run(ttl + time.Hour)
+			if b.has("buried_alive") {
+				t.Error("it says so for ever")
+			}
+		})
 	}
 }

@@ -17,7 +17,8 @@ import (
 //
 //	renewal   every TTL/24         23 lost ones in a row still leave slack
 //	expiry    TTL, then two looks at least TTL/24 apart, each after a sync with
-//	          another node: one renewal must have come in between
+//	          another node: one renewal must have come in between; two members
+//	          have to find so, each for itself
 const (
 	// defaultTTL is that of a node which is not told any.
 	defaultTTL = 24 * time.Hour
@@ -28,6 +29,8 @@ const (
 	quietFor = 1500 * time.Millisecond
 	// bumpEvery limits how often a node answers to tombstones of itself.
 	bumpEvery = 10 * time.Second
+	// accusedFor is how long a node tells who took it for gone.
+	accusedFor = time.Hour
 )
 
 // renewEvery is how often a record is said anew although nothing in it has changed.
@@ -103,7 +106,7 @@ func (m *Member) expire(now time.Time) {
 		if m.watch.syncs.Before(from) {
 			continue // nobody who could have heard more was asked since
 		}
-		if !again || !m.holdsAny(n) {
+		if !again || !m.holdsAny(n) || m.hasBuried(n) {
 			h.look = now
 			m.watch.heard[n.ID] = h
 			continue
@@ -124,6 +127,14 @@ func (m *Member) expire(now time.Time) {
 func (m *Member) vouches(now time.Time) bool {
 	admitted, _ := m.ownCertificate()
 	return admitted && !m.state.Left && m.cert.ValidAt(m.clock(now))
+}
+
+// hasBuried tells whether this node has said so already of all that it has heard of a
+// member: it is another one's turn then to confirm it, who has looked for itself.
+func (m *Member) hasBuried(n registry.Member) bool {
+	return slices.ContainsFunc(m.reg.Accusations(n.ID), func(a registry.Accusation) bool {
+		return a.By.ID() == m.id && a.Version == n.Record.Version
+	})
 }
 
 // holdsAny tells whether a member has leases that no tombstone voids.
@@ -151,6 +162,7 @@ func (m *Member) bury(n registry.Member, why trust.Reason, now time.Time) {
 // claimed afresh: nobody else could tell a lease that was held all the time from
 // one that somebody else has had meanwhile.
 func (m *Member) rise(now time.Time) {
+	m.noteAccusers(now)
 	if m.state.Left {
 		return
 	}
@@ -158,6 +170,40 @@ func (m *Member) rise(now time.Time) {
 		m.riseFrom(t, now)
 	}
 	m.redate()
+}
+
+// noteAccusers remembers who says of this node that it is gone while it runs: their
+// gossip is broken, or they lie. What was said of an epoch before is nobody's fault.
+func (m *Member) noteAccusers(now time.Time) {
+	all := m.reg.Accusations(m.id)
+	for _, a := range all {
+		if _, known := m.accused[a.Hash]; !known && a.Version.Epoch >= m.since && m.published != nil {
+			if m.accused == nil {
+				m.accused = map[trust.Hash]accused{}
+			}
+			m.accused[a.Hash] = accused{now, a.By.Name}
+		}
+	}
+	maps.DeleteFunc(m.accused, func(h trust.Hash, _ accused) bool {
+		return !slices.ContainsFunc(all, func(a registry.Accusation) bool { return a.Hash == h })
+	})
+}
+
+// accused is a tombstone of this node in this run.
+type accused struct {
+	at time.Time // when it came
+	by string
+}
+
+// accusers lists who has issued such ones lately.
+func (m *Member) accusers(now time.Time) []string {
+	var out []string
+	for _, a := range m.accused {
+		if now.Sub(a.at) < accusedFor {
+			out = append(out, a.by)
+		}
+	}
+	return slices.Compact(slices.Sorted(slices.Values(out)))
 }
 
 // redate dates the leases that are held by the running epoch, once it is known that

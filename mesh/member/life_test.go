@@ -61,11 +61,11 @@ func TestSilentForTheTTL(t *testing.T) {
 			t.Errorf("%s routes %s to %q, though nobody else holds it", h.name, gone, h.routes(gone))
 		}
 	}
-	if n := s.tombstones[c.id()]; n != 1 {
+	if n := s.tombstones[c.id()]; n != 2 {
 		t.Errorf("%d tombstones", n)
 	}
 	s.run(3 * ttl)
-	if n := s.tombstones[c.id()]; n != 1 {
+	if n := s.tombstones[c.id()]; n != 2 {
 		t.Errorf("%d tombstones after long", n)
 	}
 	s.golden()
@@ -316,6 +316,13 @@ func TestForget(t *testing.T) {
 		t.Error(err)
 	}
 	s.step(a)
+	if a.sees(c).Expired != mesh.NotExpired {
+		t.Error("the word of one is enough")
+	}
+	if err := a.m.Forget(s.now, c.id()); err != nil || a.m.Step(s.now).Broadcast != nil {
+		t.Errorf("forgetting it again: %v", err)
+	}
+	s.run(ttl / 12) // another one looks, too
 	if a.sees(c).Expired == mesh.NotExpired {
 		t.Error("c is not forgotten")
 	}
@@ -342,19 +349,13 @@ func TestForgottenByTheCA(t *testing.T) {
 	}
 }
 
-// TestTombstonesOfALivingNode: a member gone bad says of b that it is gone, again
+// TestTombstonesOfALivingNode: two members gone bad say of b that it is gone, again
 // and again.
 func TestTombstonesOfALivingNode(t *testing.T) {
 	s, a, b, c := trio(t)
 	before, said := b.held(), len(b.spoken)
-	cert := must(trust.ParseCertificate(c.cert, s.charter.CA))(t)
 	for range 600 {
-		tomb := trust.Tombstone{Node: b.id(), Version: b.sees(b).Version, Reason: trust.Expired, At: s.now, Issuer: cert.Hash}
-		raw := must(tomb.Sign(key("c")))(t)
-		for _, h := range s.hosts {
-			_ = h.m.Receive(raw)
-			s.step(h)
-		}
+		s.buries(b, b.sees(b).Version, c, a) // somebody has their keys
 		s.run(time.Second)
 	}
 	if n := len(b.spoken) - said; n < 50 || n > 70 {

@@ -123,6 +123,8 @@ type Member struct {
 	reclaims bool // leases are to be claimed afresh
 	jump     jump
 	roseAt   time.Time // when a tombstone of this node was answered last
+	since    uint64    // the epoch in which this run began
+	accused  map[trust.Hash]accused
 	twin     twin
 	twinAt   time.Time // when it was heard last
 	outbidAt time.Time // when it was outbid last
@@ -156,7 +158,7 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 	}
 	m := &Member{
 		cfg: cfg, id: cert.ID(), cert: cert, state: state, saved: state, reg: registry.New(charter), charter: charter.Hash,
-		guests: guests{map[trust.Hash]time.Time{}, map[trust.Hash]refusal{}}, started: now,
+		guests: guests{map[trust.Hash]time.Time{}, map[trust.Hash]refusal{}}, started: now, since: state.Epoch,
 		watch:  watch{heard: map[mesh.NodeID]hearing{}, lots: map[mesh.NodeID]time.Time{}},
 		synced: cfg.Founder, dirty: true, tickAt: now.Add(complainAfter), quietUntil: now.Add(quietFor),
 	}

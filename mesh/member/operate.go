@@ -60,8 +60,9 @@ func (m *Member) Submit(raw []byte) error {
 	return nil
 }
 
-// Forget frees the leases of a member that was not heard of for as long as a lease
-// lasts. It fails with [ErrNotNow] if it was: then only the CA key forgets it.
+// Forget says of a member that was not heard of for as long as a lease lasts that it is
+// gone. Its leases are free when another member says so too, which comes by itself: each
+// looks for itself. It fails with [ErrNotNow] if it was: then only the CA key forgets it.
 func (m *Member) Forget(now time.Time, id mesh.NodeID) error {
 	all := m.members(now)
 	i := slices.IndexFunc(all, func(n registry.Member) bool { return n.ID == id })
@@ -72,7 +73,7 @@ func (m *Member) Forget(now time.Time, id mesh.NodeID) error {
 		return fmt.Errorf("forget node: %w: it is this one: leave the mesh instead", ErrNotAllowed)
 	case !m.vouches(now):
 		return fmt.Errorf("forget node: %w: this node's certificate counts for nothing now", ErrNotAllowed)
-	case !m.holdsAny(all[i]):
+	case !m.holdsAny(all[i]), m.hasBuried(all[i]):
 		return nil // there is nothing to free
 	}
 	h := m.watch.heard[id]

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"meshd/mesh"
@@ -127,6 +128,32 @@ func (m *Member) outcast(view *mesh.View) *mesh.View {
 	return view
 }
 
+// rival names the subnet of a network that this node keeps or is pinned to, and who
+// has it in its place.
+func (m *Member) rival(view *mesh.View, h *holding) (subnet, owner string) {
+	own, _ := h.alloc.Lease()
+	slot := own.Prefixes
+	for _, pin := range m.cert.Rights.Pins {
+		if i, err := h.network.SlotOf(pin); err == nil && len(slot) == 0 {
+			slot = h.network.Slot(i)
+		}
+	}
+	words := make([]string, len(slot))
+	for i, p := range slot {
+		words[i] = p.String()
+	}
+	owner = "another node"
+	for _, n := range view.Nodes {
+		for _, l := range n.Leases {
+			has := func(p netip.Prefix) bool { return slices.ContainsFunc(slot, p.Overlaps) }
+			if n.ID != m.id && !n.Left && n.Expired == mesh.NotExpired && l.Network == h.network.Name && l.State == mesh.Held && slices.ContainsFunc(l.Prefixes, has) {
+				owner = fmt.Sprintf("node %s (%s)", n.Name, n.ID.Short())
+			}
+		}
+	}
+	return strings.Join(words, ", "), owner
+}
+
 // health lists what an operator should know.
 func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 	var out []mesh.Finding
@@ -148,12 +175,15 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 	case mesh.NoFreeSubnets:
 		find("error", "no_free_subnets", "every subnet that this node may lease is taken")
 	case mesh.Conflict:
-		find("error", "pin_conflict", "the subnet %s that this node is pinned to belongs to another node with the same pin", m.cert.Rights.Pins)
+		subnet, owner := m.rival(view, m.holdings[0])
+		find("error", "pin_conflict", "the subnet %s that this node is pinned to belongs to %s with the same pin", subnet, owner)
 	case mesh.Quarantine:
-		find("error", "quarantined", "this node's subnet belongs to another node: traffic stays local until that one gives it back")
+		subnet, owner := m.rival(view, m.holdings[0])
+		find("error", "quarantined", "this node's subnet %s belongs to %s: traffic stays local until that one gives it back", subnet, owner)
 	default: // nothing is wrong, or it is said above
 	}
 	for _, h := range m.holdings[1:] {
+		subnet, owner := m.rival(view, h)
 		switch h.alloc.State() {
 		case mesh.NoFreeSubnets:
 			if !reaches(m.cert.Rights, h.network) {
@@ -162,9 +192,9 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 			}
 			find("error", "no_free_subnets", "every subnet of network %s that this node may lease is taken", h.network.Name)
 		case mesh.Quarantine:
-			find("error", "quarantined", "this node's subnet of network %s belongs to another node: its traffic stays local until that one gives it back", h.network.Name)
+			find("error", "quarantined", "this node's subnet %s of network %s belongs to %s: its traffic stays local until that one gives it back", subnet, h.network.Name, owner)
 		case mesh.Conflict:
-			find("error", "pin_conflict", "the subnet of network %s that this node is pinned to belongs to another node with the same pin", h.network.Name)
+			find("error", "pin_conflict", "the subnet %s of network %s that this node is pinned to belongs to %s with the same pin", subnet, h.network.Name, owner)
 		default: // nothing is wrong
 		}
 	}
@@ -174,6 +204,9 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 	if !m.twinAt.IsZero() && now.Sub(m.twinAt) < time.Minute {
 		find("warning", "identity_in_use", "records with this node's identity came from elsewhere: a clone runs, or this state was restored from a backup")
 	}
+	if by := m.accusers(now); len(by) > 0 {
+		find("warning", "buried_alive", "%s said that this node is gone, while it runs: it was not heard there for long, or somebody lies", strings.Join(by, ", "))
+	}
 	names := map[string][]string{}
 	for _, n := range view.Nodes {
 		if !n.Left && n.Expired == mesh.NotExpired {
@@ -182,7 +215,7 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 	}
 	for _, n := range view.Nodes {
 		if ids := names[n.Name]; len(ids) > 1 {
-			find("warning", "duplicate_name", "%d nodes are called %s (%s): use their ids", len(ids), n.Name, ids)
+			find("warning", "duplicate_name", "%d nodes are called %s: use their ids, %s", len(ids), n.Name, strings.Join(ids, ", "))
 			delete(names, n.Name)
 		}
 	}

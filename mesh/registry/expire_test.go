@@ -74,7 +74,7 @@ func TestPrune(t *testing.T) {
 	hear(t, r, founder.Raw, first.Raw, m.admission(first, founder, 0), second.Raw, m.admission(second, first, 0), third.Raw, m.admission(third, second, 0))
 	hear(t, r, own.Raw, m.admission(own, founder, 0), m.record(first, 1, 1, 0), m.record(third, 1, 1, 0))
 	hear(t, r, says...)
-	hear(t, r, m.tombstone(third.ID(), v(1, 1), first))
+	hear(t, r, m.tombstone(third.ID(), v(1, 1), first), m.tombstone(third.ID(), v(1, 1), second))
 	known := func(c *trust.Certificate) bool { k, _ := r.Certificate(c.Hash); return k != nil }
 
 	r.expireNow(start.Add(11 * time.Hour))

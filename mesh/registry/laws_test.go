@@ -178,6 +178,9 @@ func tells(r *Registry, now time.Time) string {
 		for _, tomb := range m.tombs {
 			fmt.Fprintln(&s, "  tombstone", tomb.Version, tomb.ByCA(), tomb.Hash)
 		}
+		for _, a := range r.Accusations(m.ID) {
+			fmt.Fprintln(&s, "  accused", a.Version, a.By.Name, a.Hash)
+		}
 		for _, k := range r.rekeys[m.ID] {
 			fmt.Fprintln(&s, "  key", k.Generation, k.KeyID, k.Hash)
 		}
@@ -323,7 +326,7 @@ func (p *plot) checkInvariants(t *rapid.T, r *Registry, marks map[mesh.NodeID]me
 			t.Fatalf("after %q: the record of %s went back from %v to %v", last.says, m.Certificate.Name, marks[m.ID], version)
 		}
 		marks[m.ID] = version
-		for _, tomb := range m.tombs {
+		for _, tomb := range r.tombs[m.ID] {
 			if !tomb.ByCA() && (tomb.Version.Compare(version) > 0 || !r.certs[tomb.Issuer].counts()) {
 				t.Fatalf("after %q: tombstone %v by %s", last.says, tomb.Version, tomb.Issuer)
 			}

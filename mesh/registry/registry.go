@@ -4,7 +4,8 @@
 //	certificate by a token ──► unadmitted ───┬───► admitted
 //	                     Admission by an admitted member
 //	Record ─────► waits for its certificate to be admitted ──► newest one counts
-//	Tombstone ──► waits for its issuer, and for a record that it reaches
+//	Tombstone ──► waits for its issuer, and for a record that it reaches; a member's
+//	              counts with a second one, by another member
 //	Rekey ──────► waits for its signer
 //	Revocation ─► at once, for ever: whom it covers is nobody any more
 //
@@ -346,8 +347,11 @@ func (r *Registry) Members(valid func(*trust.Certificate) bool) []Member {
 	}
 	out := make([]Member, 0, len(best))
 	for id, c := range best {
-		tomb, _ := r.Dead(id)
-		out = append(out, Member{ID: id, Certificate: c.Certificate, Record: r.records[id], Tomb: tomb, tombs: r.tombs[id]})
+		m := Member{ID: id, Certificate: c.Certificate, Record: r.records[id], tombs: r.counting(id)}
+		if len(m.tombs) > 0 {
+			m.Tomb = m.tombs[0]
+		}
+		out = append(out, m)
 	}
 	slices.SortFunc(out, func(a, b Member) int { return a.ID.Compare(b.ID) })
 	return out
@@ -366,7 +370,7 @@ type Member struct {
 	ID          mesh.NodeID
 	Certificate *trust.Certificate
 	Record      *trust.Record    // nil: none seen yet
-	Tomb        *trust.Tombstone // the newest; nil: none. For leases ask Void
+	Tomb        *trust.Tombstone // the newest that counts; nil: none. For leases ask Void
 	tombs       []*trust.Tombstone
 }
 

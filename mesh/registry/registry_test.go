@@ -101,6 +101,14 @@ func (m *maker) record(c *trust.Certificate, epoch, seq, nonce uint64) []byte {
 	return raw
 }
 
+// left is the last word of a node.
+func (m *maker) left(c *trust.Certificate) []byte {
+	r := trust.Record{Version: mesh.Version{Epoch: 9, Seq: 9}, Certificate: c.Hash, Key: mesh.Key{1}, Left: true}
+	raw, err := r.Sign(key(c.Name))
+	check(err)
+	return raw
+}
+
 // revocation is signed by the CA.
 func (m *maker) revocation(v trust.Revocation) []byte {
 	v.At = start.Add(time.Hour)

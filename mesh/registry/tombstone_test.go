@@ -3,6 +3,7 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -16,11 +17,17 @@ func v(epoch, seq uint64) mesh.Version { return mesh.Version{Epoch: epoch, Seq: 
 // them comes first; the CA's counts anyway.
 func TestTombstoneWaitsForTheRecord(t *testing.T) {
 	m := newMaker("ca")
-	founder, other, gone := m.certificate("founder", nil), m.certificate("other", nil), m.certificate("gone", nil)
+	founder, second, other, gone := m.certificate("founder", nil), m.certificate("second", nil), m.certificate("other", nil), m.certificate("gone", nil)
 	setUp := func(t *testing.T) *Registry {
 		r := New(m.charter)
-		hear(t, r, founder.Raw, gone.Raw, m.record(gone, 3, 2, 0))
+		hear(t, r, founder.Raw, second.Raw, gone.Raw, m.record(gone, 3, 2, 0))
 		return r
+	}
+	by := func(v mesh.Version, issuers ...*trust.Certificate) (out [][]byte) {
+		for _, c := range issuers {
+			out = append(out, m.tombstone(gone.ID(), v, c))
+		}
+		return out
 	}
 	dead := func(t *testing.T, r *Registry, want mesh.Version) {
 		t.Helper()
@@ -31,12 +38,12 @@ func TestTombstoneWaitsForTheRecord(t *testing.T) {
 	}
 	t.Run("reached", func(t *testing.T) {
 		r := setUp(t)
-		hear(t, r, m.tombstone(gone.ID(), v(3, 2), founder))
+		hear(t, r, by(v(3, 2), founder, second)...)
 		dead(t, r, v(3, 2))
 	})
 	t.Run("not reached", func(t *testing.T) {
 		r := setUp(t)
-		hear(t, r, m.tombstone(gone.ID(), v(3, 3), founder))
+		hear(t, r, by(v(3, 3), founder, second)...)
 		dead(t, r, mesh.Version{})
 		hear(t, r, m.record(gone, 4, 1, 0))
 		dead(t, r, v(3, 3))
@@ -46,7 +53,7 @@ func TestTombstoneWaitsForTheRecord(t *testing.T) {
 	})
 	t.Run("issuer unknown", func(t *testing.T) {
 		r := setUp(t)
-		hear(t, r, m.tombstone(gone.ID(), v(3, 1), other))
+		hear(t, r, by(v(3, 1), founder, other)...)
 		dead(t, r, mesh.Version{})
 		if got := r.Missing(); len(got) != 1 || got[0] != other.Hash {
 			t.Errorf("missing %v", got)
@@ -66,7 +73,8 @@ func TestTombstoneWaitsForTheRecord(t *testing.T) {
 	})
 	t.Run("older, newer, and again", func(t *testing.T) {
 		r := setUp(t)
-		hear(t, r, m.tombstone(gone.ID(), v(3, 1), founder), m.tombstone(gone.ID(), v(3, 2), founder))
+		hear(t, r, by(v(3, 1), founder, second)...)
+		hear(t, r, by(v(3, 2), founder, second)...)
 		for _, seq := range []uint64{1, 2} {
 			if err := r.Add(m.tombstone(gone.ID(), v(3, seq), founder)); !errors.Is(err, ErrStale) {
 				t.Errorf("(3,%d) again: %v", seq, err)
@@ -90,11 +98,85 @@ func TestTombstoneWaitsForTheRecord(t *testing.T) {
 	})
 }
 
+// Of what members say that counts which a second one says, of that version or a
+// newer one, be it of another epoch; where there is no third, one is enough.
+func TestTombstonesOfTwoMembers(t *testing.T) {
+	m := newMaker("ca")
+	one, two, three, gone := m.certificate("one", nil), m.certificate("two", nil), m.certificate("three", nil), m.certificate("gone", nil)
+	type says struct {
+		by *trust.Certificate
+		v  mesh.Version
+	}
+	for name, c := range map[string]struct {
+		says []says
+		want string
+	}{
+		"one":                    {[]says{{one, v(3, 5)}}, "[]"},
+		"one, in two epochs":     {[]says{{one, v(3, 5)}, {one, v(2, 5)}}, "[]"},
+		"two":                    {[]says{{one, v(3, 5)}, {two, v(3, 5)}}, "[{3 5}]"},
+		"two versions":           {[]says{{one, v(3, 5)}, {two, v(3, 4)}}, "[{3 4}]"},
+		"two epochs":             {[]says{{one, v(3, 5)}, {two, v(2, 4)}}, "[{2 4}]"},
+		"the newest is of one":   {[]says{{one, v(3, 5)}, {one, v(2, 9)}, {two, v(2, 7)}}, "[{2 7}]"},
+		"three":                  {[]says{{one, v(3, 5)}, {two, v(3, 4)}, {three, v(3, 3)}}, "[{3 4} {3 3}]"},
+		"two, and one of before": {[]says{{one, v(3, 5)}, {two, v(3, 5)}, {three, v(2, 3)}}, "[{3 5} {2 3}]"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, backwards := range []bool{false, true} {
+				r := New(m.charter)
+				hear(t, r, one.Raw, two.Raw, three.Raw, gone.Raw, m.record(gone, 3, 5, 0))
+				if backwards {
+					slices.Reverse(c.says)
+				}
+				for _, s := range c.says {
+					hear(t, r, m.tombstone(gone.ID(), s.v, s.by))
+				}
+				got := []mesh.Version{}
+				for _, tomb := range r.Tombstones(gone.ID()) {
+					got = append(got, tomb.Version)
+				}
+				if fmt.Sprint(got) != c.want {
+					t.Errorf("%v count, want %s", got, c.want)
+				}
+			}
+		})
+	}
+	t.Run("there is no third", func(t *testing.T) {
+		for name, third := range map[string][][]byte{
+			"ever":             nil,
+			"it has left":      {three.Raw, m.left(three)},
+			"it was revoked":   {three.Raw, m.revocation(trust.Revocation{Node: three.ID()})},
+			"but there is one": {three.Raw},
+		} {
+			r := New(m.charter)
+			hear(t, r, one.Raw, gone.Raw, m.record(gone, 3, 5, 0), m.tombstone(gone.ID(), v(3, 5), one))
+			hear(t, r, third...)
+			if _, dead := r.Dead(gone.ID()); dead != (name != "but there is one") {
+				t.Errorf("%s: one is enough: %v", name, dead)
+			}
+		}
+	})
+	t.Run("many", func(t *testing.T) {
+		r := New(m.charter)
+		hear(t, r, one.Raw, two.Raw, gone.Raw, m.record(gone, 3, 5, 0), m.tombstone(gone.ID(), v(3, 5), one), m.tombstone(gone.ID(), v(3, 5), two))
+		for i := range 3 * maxIssuers {
+			c := m.certificate(fmt.Sprint("n", i), nil)
+			hear(t, r, c.Raw)
+			_, _ = r.Add(m.tombstone(gone.ID(), v(3, 4), c)), r.Add(m.tombstone(gone.ID(), v(2, 4), c))
+		}
+		if n := len(r.Accusations(gone.ID())); n > maxIssuers*maxTombs {
+			t.Errorf("%d are kept", n)
+		}
+		if tomb, ok := r.Dead(gone.ID()); !ok || tomb.Version != v(3, 5) {
+			t.Errorf("the newest are gone: %v", tomb)
+		}
+	})
+}
+
 // What one voids stays void when a newer one comes, and what a liar's has displaced
 // of the CA's stays.
 func TestTombstonesVoid(t *testing.T) {
 	m := newMaker("ca")
-	founder, liar, node := m.certificate("founder", nil), m.certificate("liar", nil), m.certificate("node", nil)
+	founder, liar, crony, node := m.certificate("founder", nil), m.certificate("liar", nil), m.certificate("crony", nil), m.certificate("node", nil)
 	r := New(m.charter)
 	record := func(epoch, seq, claimed uint64) []byte {
 		rec := trust.Record{Version: v(epoch, seq), Certificate: node.Hash, Key: mesh.Key{1}, Leases: []mesh.Lease{{
@@ -115,19 +197,21 @@ func TestTombstonesVoid(t *testing.T) {
 			}
 		}
 	}
-	hear(t, r, founder.Raw, liar.Raw, node.Raw, record(2, 9, 2))
+	hear(t, r, founder.Raw, liar.Raw, crony.Raw, node.Raw, record(2, 9, 2))
 	void(t, false)
 	hear(t, r, m.tombstone(node.ID(), v(2, 9), founder))
+	void(t, false)
+	hear(t, r, m.tombstone(node.ID(), v(2, 9), crony))
 	void(t, true)
 	hear(t, r, record(3, 1, 2)) // a restart alone
 	void(t, true)
-	hear(t, r, m.tombstone(node.ID(), v(3, 1), liar), record(3, 2, 2)) // it goes on, cut off as it seems
+	hear(t, r, m.tombstone(node.ID(), v(3, 1), liar), m.tombstone(node.ID(), v(3, 1), crony), record(3, 2, 2)) // it goes on, cut off as it seems
 	void(t, true)
 	hear(t, r, record(3, 3, 3)) // claimed afresh
 	void(t, false)
 	hear(t, r, m.tombstone(node.ID(), v(3, trust.WholeEpoch), nil))
 	void(t, true)
-	hear(t, r, record(4, 1, 4), m.tombstone(node.ID(), v(4, 1), liar))
+	hear(t, r, record(4, 1, 4), m.tombstone(node.ID(), v(4, 1), liar), m.tombstone(node.ID(), v(4, 1), crony))
 	void(t, true)
 	hear(t, r, m.revocation(trust.Revocation{Node: liar.ID()}))
 	void(t, false)
