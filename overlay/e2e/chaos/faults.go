@@ -18,6 +18,7 @@ import (
 
 	"meshd/overlay/e2e/cluster"
 	"meshd/overlay/e2e/lab"
+	"meshd/overlay/status"
 	"meshd/tun/hostnet"
 )
 
@@ -77,7 +78,7 @@ var faults = []fault{
 
 // skipped is what the list of faults has and this program does not do, and why.
 var skipped = map[string]string{
-	"clock":   "a namespace has no wall clock of its own; the simulator steps clocks",
+	"clock":   "a namespace has no wall clock of its own; mesh/member.TestClockThatIsSet and mesh/gossip.TestClocks set clocks",
 	"suspend": "the machine would sleep with us; the simulator suspends nodes",
 	"delay":   "many kernels lack netem; the simulator delays and repeats packets",
 }
@@ -247,7 +248,8 @@ func (d *drawer) comeAnew(ctx context.Context, n *cluster.Node) error {
 // revoke throws a node out while its daemon runs on, and lets its host come again
 // some time later.
 func (d *drawer) revoke() act {
-	n, last := d.ordinary(), d.between(2*time.Second, 5*time.Second)
+	n, last := d.ordinary(), d.between(revokedIn+2*time.Second, revokedIn+5*time.Second)
+	var alone time.Time // from then on nobody may talk to it
 	return act{
 		text: fmt.Sprintf("%s is revoked; %s later its host joins as another node", n.Name, last), last: last, hurts: with(n), moves: n,
 		begin: func(ctx context.Context) error {
@@ -256,9 +258,11 @@ func (d *drawer) revoke() act {
 			if err == nil {
 				_, err = d.Nodes[0].Meshctl(ctx, "revoke", doc.Node.ID.String(), "--yes")
 			}
+			alone = time.Now().Add(revokedIn)
 			return err
 		},
 		end: func(ctx context.Context) error {
+			d.judgeRevoked(n, alone)
 			n.Kill()
 			if err := os.RemoveAll(n.StateDir()); err != nil {
 				return err
@@ -284,11 +288,17 @@ func (d *drawer) gossipKey() act {
 	return act{
 		text: "the gossip key is changed", last: 2 * time.Second, hurts: nobody,
 		begin: func(ctx context.Context) error {
+			d.rotations.drawn++
 			out, err := d.Nodes[0].Meshctl(ctx, "keys", "rotate", "gossip", "--no-wait")
-			if err != nil {
+			switch {
+			case err == nil:
+				d.rotations.made++
+				return nil
+			case strings.Contains(err.Error(), status.ErrNotNow.Error()):
 				d.say("      not now: %s %v", strings.TrimSpace(out), err)
+				return nil
 			}
-			return nil
+			return err
 		},
 	}
 }

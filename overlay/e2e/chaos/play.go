@@ -25,6 +25,8 @@ type chaos struct {
 	out     io.Writer
 	begin   time.Time
 	report  *report // owned by play, but for what is wrong
+	// rotations of the gossip key; owned by play. Those that were refused are not made.
+	rotations struct{ drawn, made int }
 
 	mu    sync.Mutex
 	pairs []*pair                  // guarded by mu
@@ -162,6 +164,7 @@ func (c *chaos) soak(ctx context.Context) error {
 			break
 		}
 	}
+	c.judgeRotations(ctx)
 	return c.calm(ctx)
 }
 

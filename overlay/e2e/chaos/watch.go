@@ -121,6 +121,65 @@ func (p *pair) judge(c *chaos, to time.Time) {
 	}
 }
 
+// revokedIn is how long the others may still talk to a node that was revoked.
+const revokedIn = 2 * time.Second
+
+// judgeRevoked looks whether a node that was revoked has talked to anybody since.
+func (c *chaos) judgeRevoked(n *cluster.Node, since time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.pairs {
+		if p.a != n && p.b != n {
+			continue
+		}
+		for _, f := range p.flows {
+			if lost, sent := f.Between(since, time.Now()); lost < sent {
+				c.violateLocked("I8", "%s: %d of %d pings answered, sent more than %s after %s was revoked", f, sent-lost, sent, revokedIn, n.Name)
+			}
+		}
+	}
+}
+
+// judgeRotations looks whether all nodes have come to send with the gossip key of
+// the last rotation.
+func (c *chaos) judgeRotations(ctx context.Context) {
+	if c.rotations.drawn == 0 {
+		return
+	}
+	if c.rotations.made == 0 {
+		c.violate("I6", "the gossip key was to be changed %d times, and never was", c.rotations.drawn)
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	missing := "nobody was asked"
+	err := cluster.Poll(ctx, func() (bool, error) {
+		missing = c.behindRotations(ctx)
+		return missing == "", errors.New(missing)
+	})
+	if err != nil {
+		c.violate("I6", "the gossip key was changed %d times: %s", c.rotations.made, missing)
+	}
+}
+
+// behindRotations names a node that does not send with the newest gossip key;
+// empty: all do. Each rotation is a generation.
+func (c *chaos) behindRotations(ctx context.Context) string {
+	documents := c.documents(ctx)
+	for _, n := range c.Nodes {
+		d := documents[n]
+		switch {
+		case d == nil:
+			return fmt.Sprintf("%s does not answer", n.Name)
+		case d.Node.GossipKey == nil:
+			return fmt.Sprintf("%s sends with the first one", n.Name)
+		case d.Node.GossipKey.Sends < uint64(c.rotations.made):
+			return fmt.Sprintf("%s sends with that of the change %d", n.Name, d.Node.GossipKey.Sends)
+		}
+	}
+	return ""
+}
+
 // silent names a pair that the fault has hurt and that is not well for good since
 // its end; empty: all are.
 func (c *chaos) silent(ended time.Time) string {
