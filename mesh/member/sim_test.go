@@ -17,6 +17,7 @@ import (
 
 	"meshd/mesh"
 	"meshd/mesh/lease"
+	"meshd/mesh/registry"
 	"meshd/mesh/trust"
 )
 
@@ -42,6 +43,7 @@ func public(name string) ed25519.PublicKey { return key(name).Public().(ed25519.
 type sim struct {
 	t       *testing.T
 	charter *trust.Charter
+	parsed  registry.Parsed // by any of them
 	now     time.Time
 	delay   time.Duration
 	hosts   []*host
@@ -270,7 +272,7 @@ func (s *sim) start(h, seed *host) {
 	m, err := New(s.now.Add(h.skew), Config{
 		Identity: key(h.owner().name), Charter: charter, Certificate: h.cert, TunnelKey: mesh.Key(sha256.Sum256([]byte(h.owner().name))),
 		Nonce: h.nonce, Founder: h.founder, HasSeeds: seed != nil, OnConflict: lease.Auto, Suites: []string{"chacha20poly1305"},
-		TTL: h.ttl, SealKey: sealKey(h.owner().name), Keyring: h.keyring, RotateEvery: h.rotates,
+		TTL: h.ttl, SealKey: sealKey(h.owner().name), Keyring: h.keyring, RotateEvery: h.rotates, Parsed: &s.parsed,
 	}, h.disk, h.table)
 	if err != nil {
 		s.t.Fatal(err)
