@@ -472,14 +472,8 @@ func renewed(before, v *mesh.View) bool {
 	})
 }
 
-// look judges what a daemon now sees: no two prefixes of its routing table overlap.
-func (h *machine) look(v *mesh.View) {
-	c := h.c
-	before := h.view
-	h.view = v
-	if before != nil && renewed(before, v) {
-		return
-	}
+// route judges where a daemon now routes: no two prefixes of its table overlap.
+func (h *machine) route(v *mesh.View) {
 	type entry struct {
 		netip.Prefix
 		whose mesh.NodeID
@@ -497,8 +491,18 @@ func (h *machine) look(v *mesh.View) {
 	slices.SortFunc(all, func(a, b entry) int { return a.Compare(b.Prefix) })
 	for i := 1; i < len(all); i++ {
 		if a, b := all[i-1], all[i]; a.Overlaps(b.Prefix) {
-			c.violate("I1", "%s routes %s of %s and %s of %s", h, a.Prefix, a.whose.Short(), b.Prefix, b.whose.Short())
+			h.c.violate("I1", "%s routes %s of %s and %s of %s", h, a.Prefix, a.whose.Short(), b.Prefix, b.whose.Short())
 		}
+	}
+}
+
+// look judges what a daemon now sees.
+func (h *machine) look(v *mesh.View) {
+	c := h.c
+	before := h.view
+	h.view = v
+	if before == nil || !renewed(before, v) {
+		h.route(v)
 	}
 	if before == nil || before.State != v.State {
 		c.say("      %s is %s", h, v.State)
