@@ -1,6 +1,8 @@
 package member
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -119,5 +121,143 @@ func TestTombstonesByOneMember(t *testing.T) {
 				t.Error("it says so for ever")
 			}
 		})
+	}
+}
+
+// rotators is a mesh in which some hosts may rotate.
+func rotators(t *testing.T, every time.Duration, may ...string) (s *sim, a, b, c *host) {
+	t.Helper()
+	s = newSim(t, narrow)
+	s.seals, s.rights = true, map[string][]string{}
+	for _, name := range may {
+		s.rights[name] = []string{trust.CapRotate}
+	}
+	token := s.token(nil)
+	for _, name := range []string{"a", "b", "c"} {
+		by := token
+		if name == "a" || slices.Contains(may, name) {
+			by = nil // a token gives no right to rotate
+		}
+		h := s.host(name, by)
+		h.founder, h.rotates, h.keyring = name == "a", every, NewKeyring(make([]byte, trust.GossipKeySize))
+	}
+	a, b, c = s.hosts[0], s.hosts[1], s.hosts[2]
+	s.syncing(20 * time.Second)
+	for i, h := range s.hosts {
+		s.start(h, s.hosts[max(0, i-1)])
+	}
+	s.run(30 * time.Second)
+	return s, a, b, c
+}
+
+// TestNobodyHoldsUpARotation: c, who may not rotate, says for ever that it uses the
+// first key.
+func TestNobodyHoldsUpARotation(t *testing.T) {
+	s, a, b, c := rotators(t, 0, "a")
+	c.m = nil
+	s.giveAll(s.badRecord(c, 1, nil)) // its keys: 0, 0
+	rotate := func(n byte, grace time.Duration) error {
+		err := a.m.RotateGossip(s.now, ringKey(n), grace)
+		s.step(a)
+		return err
+	}
+	if err := rotate(1, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	s.run(time.Second)
+	if err := rotate(2, time.Hour); !errors.Is(err, ErrNotNow) || !strings.Contains(err.Error(), "c") {
+		t.Errorf("at once, with a grace: %v", err)
+	}
+	if err := rotate(3, 0); err != nil {
+		t.Errorf("at once, without a grace: %v", err)
+	}
+	s.run(2 * time.Minute)
+	s.giveAll(s.badRecord(c, 2, nil))
+	if err := rotate(4, time.Hour); err != nil {
+		t.Errorf("after two minutes: %v", err)
+	}
+	s.run(2 * time.Hour)
+	if a.keyring.Send != 3 || b.keyring.Send != 3 || len(a.keyring.Keys) != 1 {
+		t.Errorf("a has a %v, b a %v", a.keyring, b.keyring)
+	}
+}
+
+// TestRotatorIsRevoked: who joins after that has the key of today by a token, and
+// learns its generation from another one who may rotate.
+func TestRotatorIsRevoked(t *testing.T) {
+	for _, every := range []time.Duration{0, 30 * day} {
+		s, a, b, c := rotators(t, every, "a", "b")
+		if err := a.m.RotateGossip(s.now, ringKey(1), 0); err != nil {
+			t.Fatal(err)
+		}
+		s.step(a)
+		s.run(5 * time.Minute)
+		gone := trust.Revocation{Node: a.id(), At: s.now}
+		s.byCA(b, gone.Sign)
+		s.run(time.Second)
+		a.m = nil
+		d := s.host("d", s.token(nil))
+		d.keyring = NewKeyring(ringKey(1))
+		s.start(d, b)
+		s.run(5 * time.Minute)
+		want := uint64(1)
+		if every > 0 {
+			want = 2 // the key of who was thrown out goes
+		}
+		for _, h := range []*host{b, c, d} {
+			if h.keyring.Send != want || h.keyring.Newest() != want {
+				t.Errorf("%s has a %v, not of generation %d", h.name, h.keyring, want)
+			}
+		}
+		if err := b.m.RotateGossip(s.now, ringKey(9), time.Hour); err != nil {
+			t.Errorf("it rotates: %v", err)
+		}
+	}
+}
+
+// TestKeysAheadOfAll: c, who may rotate, takes the last generation there is, dates the
+// key into the future, and is revoked.
+func TestKeysAheadOfAll(t *testing.T) {
+	for _, rotated := range []bool{false, true} {
+		s, a, b, c := rotators(t, 30*day, "a", "c")
+		if rotated {
+			if err := a.m.RotateGossip(s.now, ringKey(1), 0); err != nil {
+				t.Fatal(err)
+			}
+			s.step(a)
+			s.run(5 * time.Minute)
+		}
+		cert := must(trust.ParseCertificate(c.cert, s.charter.CA))(t)
+		r := trust.Rekey{Generation: trust.MaxGeneration, KeyID: trust.KeyIDOf(ringKey(66)), At: s.now.Add(290 * day), Signer: cert.Hash}
+		for _, h := range []*host{a, b} {
+			of := must(trust.ParseCertificate(h.cert, s.charter.CA))(t)
+			box, err := trust.SealKey(ringKey(66), of)
+			if err == nil && !of.SealKey.IsZero() {
+				r.Boxes = append(r.Boxes, box)
+			}
+		}
+		slices.SortFunc(r.Boxes, func(x, y trust.Box) int { return bytes.Compare(x.Node[:], y.Node[:]) })
+		s.giveAll(must(r.Sign(key("c")))(t))
+		s.run(5 * time.Minute)
+		if rotated && a.keyring.Newest() != 1 {
+			t.Errorf("a takes it, far ahead of what counts: a %v", a.keyring)
+		}
+		gone := trust.Revocation{Node: c.id(), At: s.now}
+		s.byCA(a, gone.Sign)
+		c.m = nil
+		s.run(5 * time.Minute)
+		if a.keyring.Newest() == trust.MaxGeneration || a.keyring.Sending().Key[0] == 66 && s.now.Sub(start) > time.Hour {
+			t.Errorf("a has a %v", a.keyring)
+		}
+		if err := a.m.RotateGossip(s.now, ringKey(2), 0); err != nil {
+			t.Fatal(err)
+		}
+		s.step(a)
+		s.run(5 * time.Minute)
+		for _, h := range []*host{a, b} {
+			if h.keyring.Sending().Key[0] != 2 || len(h.keyring.Keys) != 1 {
+				t.Errorf("%s has a %v, rotated before: %v", h.name, h.keyring, rotated)
+			}
+		}
 	}
 }

@@ -124,13 +124,13 @@ func (k *Keyring) install(now time.Time, opened []GossipKey) {
 		i := slices.IndexFunc(k.Keys, func(have GossipKey) bool { return bytes.Equal(have.Key, g.Key) })
 		switch {
 		case i < 0:
-			g.Key, g.Installed = bytes.Clone(g.Key), now
+			g.Key, g.Installed, g.Made = bytes.Clone(g.Key), now, earliest(g.Made, now) // whatever its maker dates it to
 			k.Keys = append(k.Keys, g)
 		case k.Keys[i].Generation < g.Generation: // it came with a token, which does not tell its generation
 			if k.Keys[i].Generation == k.Send && bytes.Equal(k.Sending().Key, g.Key) {
 				k.Send = g.Generation
 			}
-			k.Keys[i].Generation, k.Keys[i].Made, k.Keys[i].Grace = g.Generation, g.Made, g.Grace
+			k.Keys[i].Generation, k.Keys[i].Made, k.Keys[i].Grace = g.Generation, earliest(g.Made, now), g.Grace
 		}
 	}
 	// Two keys of one generation are in the same order everywhere.
@@ -216,6 +216,13 @@ func (k Keyring) DropsBy() time.Time {
 		return time.Time{}
 	}
 	return latest(in.Installed.Add(in.Grace), in.Installed.Add(waitForUse))
+}
+
+func earliest(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 func latest(a, b time.Time) time.Time {

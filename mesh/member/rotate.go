@@ -1,6 +1,7 @@
 package member
 
 import (
+	"cmp"
 	"crypto/rand"
 	"fmt"
 	"slices"
@@ -27,17 +28,29 @@ const (
 	rotateGrace = 24 * time.Hour
 	// rotateTurn keeps those who may rotate from doing it at the same time.
 	rotateTurn = time.Hour
+	// maxAhead is how far a new key's generation may be above the newest one that counts:
+	// nobody can use up all that there are.
+	maxAhead = 8
+	// maxGeneration is above all that mesh could have come to; a key beyond it that nobody
+	// vouches for any more counts as one of before any rotation.
+	maxGeneration = trust.MaxGeneration / 2
 )
 
 // rekeying is what is known of the keys that others have sealed.
 type rekeying struct {
 	opened  map[trust.Hash]GossipKey // what this node has opened; no bytes: it is not for it, or no key
 	lacking time.Time                // since when somebody lacks the newest key; zero: nobody does
+	newest  trust.KeyID              // the newest key
+	signers map[trust.Hash]bool      // certificates of all who have sealed that in this run
+	orphan  time.Time                // since when one of them counts no more, or none was; zero: all is well
 }
 
 // turnKeys lets the keyring follow what was sealed to this node and what others say
 // of theirs. It gives the new one, if it is another.
 func (m *Member) turnKeys(now time.Time) *Keyring {
+	before := m.cfg.Keyring.Clone()
+	m.forgetGenerations()
+	m.noteOrphan(now)
 	m.rotateByItself(now)
 	m.handOver(now)
 	var sealed []GossipKey
@@ -50,7 +63,7 @@ func (m *Member) turnKeys(now time.Time) *Keyring {
 	if !again.IsZero() {
 		m.wakeAt(again)
 	}
-	if next.Equal(m.cfg.Keyring) {
+	if next.Equal(before) {
 		return nil
 	}
 	m.cfg.Keyring.Wipe(next)
@@ -61,7 +74,7 @@ func (m *Member) turnKeys(now time.Time) *Keyring {
 
 // openRekeys opens each rekey once, and forgets what it held when that is out of use.
 func (m *Member) openRekeys() map[trust.Hash]GossipKey {
-	all := m.reg.Rekeys()
+	all := m.rekeysThatCount()
 	opened := make(map[trust.Hash]GossipKey, len(all))
 	for _, r := range all {
 		k, known := m.rekeys.opened[r.Hash]
@@ -78,6 +91,83 @@ func (m *Member) openRekeys() map[trust.Hash]GossipKey {
 	}
 	m.rekeys.opened = opened
 	return opened
+}
+
+// rekeysThatCount are those by members, but for generations that are too far ahead of
+// all others. A node that has slept for longer than those are kept which it knows goes
+// on from the oldest of the newer ones.
+func (m *Member) rekeysThatCount() []*trust.Rekey {
+	all, reach := m.reg.Rekeys(), m.cfg.Keyring.Newest() // the newest first
+	near := func(r *trust.Rekey) bool { return reach <= r.Generation && r.Generation <= reach+maxAhead }
+	newer := slices.IndexFunc(all, func(r *trust.Rekey) bool { return r.Generation <= reach })
+	if newer < 0 {
+		newer = len(all)
+	}
+	if newer > 0 && !slices.ContainsFunc(all, near) {
+		reach = all[newer-1].Generation
+	}
+	for _, r := range slices.Backward(all[:newer]) {
+		if r.Generation > reach+maxAhead {
+			break
+		}
+		reach = max(reach, r.Generation)
+	}
+	return slices.DeleteFunc(all, func(r *trust.Rekey) bool { return r.Generation > reach })
+}
+
+// isSealed tells whether a member who counts has sealed a key.
+func (m *Member) isSealed(k GossipKey) bool {
+	return slices.ContainsFunc(m.reg.Rekeys(), func(r *trust.Rekey) bool {
+		return r.Generation == k.Generation && r.KeyID == trust.KeyIDOf(k.Key)
+	})
+}
+
+// forgetGenerations makes keys ones of before any rotation whose generation nobody can
+// follow, once who made them was revoked.
+func (m *Member) forgetGenerations() {
+	ring := &m.cfg.Keyring
+	for i, k := range ring.Keys {
+		if k.Generation <= maxGeneration || m.isSealed(k) {
+			continue
+		}
+		ring.Keys[i].Generation, ring.Keys[i].Made, ring.Keys[i].Grace = 0, time.Time{}, 0
+		m.rekeys.opened = nil // older ones may count again
+	}
+	if ring.Send > maxGeneration && ring.Sending().Key == nil {
+		ring.Send = 0
+	}
+	slices.SortStableFunc(ring.Keys, func(a, b GossipKey) int { return cmp.Compare(b.Generation, a.Generation) })
+}
+
+// noteOrphan looks whether somebody who has sealed the newest key was revoked, or has
+// gone: then the key is in the wrong hands. If nobody else has sealed it, nobody tells
+// newcomers which generation it is, either.
+func (m *Member) noteOrphan(now time.Time) {
+	ring, k := &m.cfg.Keyring, &m.rekeys
+	if ring.Newest() == 0 {
+		k.orphan = time.Time{}
+		return
+	}
+	newest := trust.KeyIDOf(ring.Keys[0].Key)
+	if k.newest != newest {
+		k.newest, k.signers = newest, map[trust.Hash]bool{}
+	}
+	sealed := false
+	for _, r := range m.reg.Rekeys() {
+		if r.Generation == ring.Newest() && r.KeyID == newest {
+			sealed, k.signers[r.Signer] = true, true
+		}
+	}
+	for signer := range k.signers {
+		_, counts := m.reg.Certificate(signer)
+		sealed = sealed && counts
+	}
+	switch {
+	case sealed || !m.exchanged:
+		k.orphan = time.Time{}
+	case k.orphan.IsZero():
+		k.orphan = now
+	}
 }
 
 // generations are those of the keys that fresh members work with.
@@ -113,18 +203,19 @@ func (m *Member) isFresh(n registry.Member, now time.Time) bool {
 // RotateGossip hands a new gossip key to all members. The keys before it are kept
 // for the grace at least, since tokens carry them. It fails with [ErrNotAllowed]
 // if this node's certificate does not let it rotate, and with [ErrNotNow] while
-// the last rotation goes on.
+// the last rotation goes on, which takes a minute at most: nobody can hold it up by what
+// it says of its keys. Without grace it is not waited for.
 func (m *Member) RotateGossip(now time.Time, key []byte, grace time.Duration) error {
 	switch {
 	case !mayRotate(m.cert):
 		return fmt.Errorf("rotate gossip key: %w: %s", ErrNotAllowed, m.whoMayRotate(now))
 	case !m.vouches(now):
 		return fmt.Errorf("rotate gossip key: %w: this node's certificate counts for nothing now", ErrNotAllowed)
-	case m.rotating(now):
-		return fmt.Errorf("rotate gossip key: %w: not all members use the last one yet", ErrNotNow)
+	case grace > 0 && m.rotating(now): // else it is urgent, and waits for nobody
+		return fmt.Errorf("rotate gossip key: %w: the last rotation goes on for up to a minute%s", ErrNotNow, m.laggards(now))
 	}
 	generation := m.cfg.Keyring.Newest() + 1
-	if all := m.reg.Rekeys(); len(all) > 0 {
+	if all := m.rekeysThatCount(); len(all) > 0 {
 		generation = max(generation, all[0].Generation+1)
 	}
 	if err := m.seal(now, GossipKey{Generation: generation, Key: key, Grace: grace}, m.members(now)); err != nil {
@@ -134,10 +225,31 @@ func (m *Member) RotateGossip(now time.Time, key []byte, grace time.Duration) er
 	return nil
 }
 
-// rotating tells whether members still go over to the newest key.
+// rotating tells whether members still have time to go over to the newest key.
 func (m *Member) rotating(now time.Time) bool {
 	newest := m.cfg.Keyring.Newest()
+	if newest == 0 || !m.clock(now).Before(m.cfg.Keyring.Keys[0].Installed.Add(sendAnyway)) {
+		return false
+	}
 	return m.cfg.Keyring.Send < newest || slices.ContainsFunc(m.generations(now), func(g trust.Generations) bool { return g.Sends < newest })
+}
+
+// laggards names those who do not send with the newest key, for people.
+func (m *Member) laggards(now time.Time) string {
+	var names []string
+	for _, n := range m.members(now) {
+		if n.ID != m.id && m.isFresh(n, now) && n.Record.Keys.Sends < m.cfg.Keyring.Newest() {
+			names = append(names, n.Certificate.Name)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	more := len(names) - 10
+	if text := strings.Join(names[:min(len(names), 10)], ", "); more > 0 {
+		return fmt.Sprintf(", for %s and %d more", text, more)
+	}
+	return ", for " + strings.Join(names, ", ")
 }
 
 func mayRotate(c *trust.Certificate) bool { return slices.Contains(c.Capabilities, trust.CapRotate) }
@@ -184,21 +296,34 @@ func (m *Member) seal(now time.Time, key GossipKey, members []registry.Member) e
 }
 
 // handOver seals the newest key to members who have come since it was made. Of
-// those who may, the one does it that has made it, or else who has waited longest.
+// those who may, the one does it that has made it, or else who has waited longest. If
+// nobody who counts has made it, it is sealed to all: who has it by a token learns its
+// generation from that.
 func (m *Member) handOver(now time.Time) {
-	all := m.reg.Rekeys()
-	if len(all) == 0 || !mayRotate(m.cert) || !m.vouches(now) {
+	if !mayRotate(m.cert) || !m.vouches(now) {
 		return
 	}
-	newest := all[0]
-	i := slices.IndexFunc(m.cfg.Keyring.Keys, func(k GossipKey) bool {
-		return k.Generation == newest.Generation && trust.KeyIDOf(k.Key) == newest.KeyID
-	})
-	if i < 0 {
-		return
+	all := m.rekeysThatCount()
+	k, made, signer := GossipKey{}, trust.Hash{}, trust.Hash{}
+	if !m.rekeys.orphan.IsZero() {
+		k = m.cfg.Keyring.Keys[0]
 	}
+	if len(all) > 0 && all[0].Generation >= k.Generation {
+		made, signer = all[0].Hash, all[0].Signer
+		i := slices.IndexFunc(m.cfg.Keyring.Keys, func(k GossipKey) bool {
+			return k.Generation == all[0].Generation && trust.KeyIDOf(k.Key) == all[0].KeyID
+		})
+		if i < 0 {
+			return
+		}
+		k = m.cfg.Keyring.Keys[i]
+	}
+	if k.Generation == 0 || k.Generation > maxGeneration {
+		return // nobody else is to vouch for that
+	}
+	key := trust.KeyIDOf(k.Key)
 	has := func(id mesh.NodeID) bool {
-		return slices.ContainsFunc(all, func(r *trust.Rekey) bool { return r.KeyID == newest.KeyID && r.For(id) })
+		return slices.ContainsFunc(all, func(r *trust.Rekey) bool { return r.KeyID == key && r.For(id) })
 	}
 	lack := slices.DeleteFunc(slices.Clone(m.members(now)), func(n registry.Member) bool {
 		return n.Certificate.SealKey.IsZero() || n.Record != nil && n.Record.Left || has(n.ID)
@@ -214,15 +339,14 @@ func (m *Member) handOver(now time.Time) {
 	if at := m.cfg.Keyring.DropsBy(); !at.IsZero() && at.Sub(now) < rotateNow {
 		wait = 0 // what they can read is about to go
 	}
-	if newest.Signer != m.cert.Hash {
-		wait += handOverAfter + m.lot(newest.Hash, mesh.NodeID{}, now) // the one that has made it may be away
+	if signer != m.cert.Hash {
+		wait += handOverAfter + m.lot(made, mesh.NodeID{}, now) // the one that has made it may be away
 	}
 	if at := m.rekeys.lacking.Add(wait); now.Before(at) {
 		m.wakeAt(at)
 		return
 	}
 	m.rekeys.lacking = time.Time{}
-	k := m.cfg.Keyring.Keys[i]
 	_ = m.seal(now, k, lack) // who lacks it still does, and is asked for again
 }
 
@@ -241,7 +365,14 @@ func (m *Member) rotateByItself(now time.Time) {
 			turn++
 		}
 	}
-	if now.Sub(made) < m.cfg.RotateEvery+time.Duration(turn)*rotateTurn {
+	due := made.Add(m.cfg.RotateEvery)
+	if o := m.rekeys.orphan; !o.IsZero() && o.Add(handOverAfter).Before(due) {
+		due = o.Add(handOverAfter) // who made it was thrown out, and has it
+	}
+	if due = due.Add(time.Duration(turn) * rotateTurn); now.Before(due) {
+		if !m.rekeys.orphan.IsZero() {
+			m.wakeAt(due)
+		}
 		return
 	}
 	key := make([]byte, trust.GossipKeySize)

@@ -321,7 +321,7 @@ func TestRotation(t *testing.T) {
 		s.step(a)
 	}
 	rotate(1, 0)
-	if err := a.m.RotateGossip(s.now, key(2), 0); !errors.Is(err, ErrNotNow) {
+	if err := a.m.RotateGossip(s.now, key(2), time.Hour); !errors.Is(err, ErrNotNow) {
 		t.Errorf("a rotates twice: %v", err)
 	}
 	s.run(time.Minute)
