@@ -141,13 +141,13 @@ is kept for a day, since tokens that were made before carry it. No packet is los
 node that is off gets the new key through its tunnel when it is back.
 
 The first node does this by itself every 30 days; any node may whose certificate has
-the right (` + "`meshctl cert renew NODE --rotate`" + `). With --now the key before is dropped as
-soon as nobody sends with it, as is wanted when it is in the wrong hands: tokens made
-before are then useless.`
+the right (` + "`meshctl cert renew NODE --rotate`" + `). With --now the keys before are dropped as
+soon as nobody sends with them, and after two minutes whoever is down, as is wanted when
+they are in the wrong hands: tokens made before are then useless.`
 
 // rotateWait is how long the command watches a rotation. A member that is stopped
-// holds it up for a minute.
-const rotateWait = 2 * time.Minute
+// holds it up for two minutes at most.
+const rotateWait = 3 * time.Minute
 
 func (c *cli) rotateGossip() *cobra.Command {
 	var now, noWait bool
@@ -173,19 +173,19 @@ func (c *cli) rotateGossip() *cobra.Command {
 			return c.watchRotation(cmd.Context(), client, now)
 		},
 	}
-	cmd.Flags().BoolVar(&now, "now", false, "drop the key before as soon as nobody sends with it; tokens made before are then useless")
+	cmd.Flags().BoolVar(&now, "now", false, "drop the keys before as soon as nobody sends with them, after two minutes at the latest; tokens made before are then useless")
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "do not watch how it goes")
 	return cmd
 }
 
 // watchRotation says how a rotation goes, until all members that can be reached
-// send with the new key.
+// send with the new key, and, if it is wanted now, the keys before are gone.
 func (c *cli) watchRotation(ctx context.Context, client *status.Client, now bool) error {
 	ctx, cancel := context.WithTimeout(ctx, rotateWait)
 	defer cancel()
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
-	last := ""
+	last, told := "", false
 	for {
 		doc, err := readKeys(ctx, client)
 		if err == nil && len(doc.Gossip) > 0 {
@@ -201,7 +201,15 @@ func (c *cli) watchRotation(ctx context.Context, client *status.Client, now bool
 					down++
 				}
 			}
-			if g.Use+down >= g.Members {
+			before := doc.stillRead()
+			switch {
+			case g.Use+down < g.Members:
+			case now && before != "":
+				if !told {
+					fmt.Fprintln(c.stdout, before)
+				}
+				told = true
+			default:
 				c.sayRotated(doc, down, now)
 				return nil
 			}
@@ -209,15 +217,36 @@ func (c *cli) watchRotation(ctx context.Context, client *status.Client, now bool
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("not all members send with the new key yet; it goes on by itself: see `%s`", c.again("keys list"))
+			return fmt.Errorf("not all members send with the new key yet, or the key before is still read; it goes on by itself: see `%s`", c.again("keys list"))
 		}
 	}
 }
 
+// stillRead says why keys before the newest are still read, and until when; empty:
+// they are gone.
+func (d *keysDocument) stillRead() string {
+	i := slices.IndexFunc(d.Gossip, func(g gossipRow) bool { return g.Generation < d.Gossip[0].Generation })
+	if i < 0 {
+		return ""
+	}
+	who, until := "members that may still send with it", ""
+	if lack := d.Gossip[0].Lack; len(lack) > 0 {
+		who = someOf(slices.Clone(lack)) + ", which may still send with it"
+	}
+	if at := d.Gossip[i].DropsBy; at != nil {
+		until = ", until " + timeOr(at, "") + " at the latest"
+	}
+	return fmt.Sprintf("The key before is still read, for %s%s.", who, until)
+}
+
 func (c *cli) sayRotated(doc *keysDocument, down int, now bool) {
-	fmt.Fprintln(c.stdout, "Done: all members that can be reached send with the new key.")
+	done := "Done: all members that can be reached send with the new key."
+	if now {
+		done = "Done: all members that can be reached send with the new key, and this one reads no key of before."
+	}
+	fmt.Fprintln(c.stdout, done)
 	if down > 0 {
-		fmt.Fprintf(c.stdout, "Those that are down get it when they are back: %s.\n", someOf(slices.Clone(doc.Gossip[0].Lack)))
+		fmt.Fprintf(c.stdout, "Those that are down get it through their tunnels when they are back: %s.\n", someOf(slices.Clone(doc.Gossip[0].Lack)))
 	}
 	if !now {
 		fmt.Fprintln(c.stdout, "The key before is kept for a day, since tokens carry it.")

@@ -249,7 +249,23 @@ func TestWatchRotation(t *testing.T) {
 	})
 	want(t, run("keys", "rotate", "gossip"), 0,
 		"Key aabb of generation 1: 2 of 3 members have it, 1 send with it.\nKey aabb of generation 1: 2 of 3 members have it, 2 send with it.\nDone",
-		"Those that are down get it when they are back: gamma (down).", "kept for a day")
+		"Those that are down get it through their tunnels when they are back: gamma (down).", "kept for a day")
+}
+
+// With --now a rotation is done when the key before is gone, and not sooner.
+func TestWatchRotationNow(t *testing.T) {
+	o, run := operate(t)
+	gossip := []status.GossipKey{{Generation: 1, ID: "aabb", Sends: true}, {Generation: 0, ID: "ccdd", DropsBy: new(time.Date(2030, 1, 2, 12, 4, 5, 0, time.UTC))}}
+	o.keys = []status.KeysReply{{Gossip: gossip}, {Gossip: gossip}, {Gossip: gossip[:1]}}
+	o.change(func(d *status.Document) {
+		d.Peers[0].GossipKey = &status.Generations{Newest: 1, Sends: 1}
+		d.Peers = append(d.Peers, status.Peer{ID: mesh.NodeID{3}, Name: "gamma", State: status.PeerDown, GossipKey: &status.Generations{}})
+	})
+	got := run("keys", "rotate", "gossip", "--now")
+	want(t, got, 0, "send with it.\nThe key before is still read, for gamma (down), which may still send with it, until 2030-01-02", "at the latest.\nDone", "reads no key of before")
+	if strings.Contains(got.stdout, "for a day") || strings.Count(got.stdout, "still read") != 1 {
+		t.Errorf("it says %q", got.stdout)
+	}
 }
 
 // What a command prints is in each form that it offers.

@@ -99,8 +99,12 @@ func (p *parts) Keys(ctx context.Context) (status.KeysReply, error) {
 		ring := p.core.Keyring()
 		r.Tunnel = p.core.TunnelKey().String()
 		for _, k := range ring.Keys {
+			var drops *time.Time
+			if k.Generation < ring.Send {
+				drops = known(ring.DropsBy())
+			}
 			r.Gossip = append(r.Gossip, status.GossipKey{
-				Generation: k.Generation, ID: trust.KeyIDOf(k.Key).String(), Made: known(k.Made), Installed: known(k.Installed),
+				DropsBy: drops, Generation: k.Generation, ID: trust.KeyIDOf(k.Key).String(), Made: known(k.Made), Installed: known(k.Installed),
 				Sends: k.Generation == ring.Send && trust.KeyIDOf(k.Key) == trust.KeyIDOf(ring.Sending().Key),
 			})
 		}

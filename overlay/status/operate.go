@@ -96,6 +96,7 @@ type GossipKey struct {
 	Made       *time.Time `json:"made"`      // null: not known
 	Installed  *time.Time `json:"installed"` // here; null: from the start
 	Sends      bool       `json:"sends"`     // this node seals with it
+	DropsBy    *time.Time `json:"drops_by"`  // this node reads it no longer than that; null: no newer one is in use
 }
 
 // What can be rotated.
