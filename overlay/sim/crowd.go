@@ -49,7 +49,8 @@ type crowd struct {
 	loss   float64
 	double float64
 
-	claimed map[netip.Prefix]map[mesh.NodeID]bool // who ever claimed what
+	claims  []claim              // of all, in the order in which they became known
+	buried  map[mesh.NodeID]bool // of whom somebody has said that they are gone
 	revoked map[mesh.NodeID]bool
 	story   []line
 	wrong   []string
@@ -63,6 +64,7 @@ type machine struct {
 	keys   statedir.Keys
 	id     mesh.NodeID
 	card   *statedir.Membership // nil: not joined yet
+	cert   *trust.Certificate   // in it
 	skew   time.Duration
 
 	disk   record // what is saved
@@ -74,8 +76,9 @@ type machine struct {
 	asleep time.Time
 	down   time.Time // since when it is off or asleep
 	out    bool      // for good: it has left, or a clone of it goes on
-	first  netip.Prefix
-	excuse string // why it may have another subnet than first
+	back   time.Time // when it came back after longer than a lease lasts, by its clock
+	first  claim     // the last one that it held
+	excuse string    // why it may have another subnet than first
 	nonces uint64
 	dies   death
 	inVain int      // steps in a row after which the next was due at once
@@ -133,7 +136,7 @@ func newCrowd(t *testing.T, s *crowdSchedule) *crowd {
 	t.Helper()
 	c := &crowd{
 		t: t, begin: time.Now(), now: time.Now(), mesh: meshtest.NewMesh(t, s.Network), random: rand.New(rand.NewPCG(s.Seed, 11)),
-		cut: map[[2]int]bool{}, claimed: map[netip.Prefix]map[mesh.NodeID]bool{}, revoked: map[mesh.NodeID]bool{},
+		cut: map[[2]int]bool{}, buried: map[mesh.NodeID]bool{}, revoked: map[mesh.NodeID]bool{},
 	}
 	c.token = c.mesh.Token(t, nil)
 	for i, skew := range s.Skews {
@@ -183,7 +186,11 @@ func (h *machine) join() {
 	} else {
 		card = h.c.mesh.Join(h.c.t, h.c.token, h.keys, h.name, h.clock())
 	}
-	h.card, h.wanted = &card, true
+	cert, err := trust.ParseCertificate(card.Certificate, h.c.mesh.Charter.CA)
+	if err != nil {
+		h.c.t.Fatal(err)
+	}
+	h.card, h.cert, h.wanted = &card, cert, true
 	h.boot()
 }
 
@@ -194,6 +201,9 @@ func (h *machine) boot() {
 	}
 	if !h.down.IsZero() && h.c.now.Sub(h.down) > crowdTTL*9/10 {
 		h.excuse = "was off for long"
+	}
+	if !h.down.IsZero() {
+		h.wasAway(h.c.now.Sub(h.down))
 	}
 	h.down = time.Time{}
 	h.disk.state.Epoch++
@@ -419,6 +429,11 @@ func (h *machine) receive(raw []byte) {
 // spread sends an object to all others, as far as it gets.
 func (h *machine) spread(raw []byte) {
 	c := h.c
+	if kind, err := trust.KindOf(raw); err == nil && kind == trust.KindTombstone {
+		if t, err := trust.ParseTombstone(raw); err == nil {
+			c.buried[t.Node] = true
+		}
+	}
 	for _, o := range c.hosts {
 		if o == h || c.cut[[2]int{h.number, o.number}] {
 			continue
@@ -511,23 +526,69 @@ func (h *machine) look(v *mesh.View) {
 	if !ok {
 		return
 	}
-	for _, l := range self.Leases {
-		for _, p := range l.Prefixes {
-			if c.claimed[p] == nil {
-				c.claimed[p] = map[mesh.NodeID]bool{}
-			}
-			c.claimed[p][h.id] = true
+	h.note(self.Leases)
+}
+
+// note judges what becomes of a host's lease.
+func (h *machine) note(leases []mesh.Lease) {
+	c := h.c
+	var now mesh.Lease
+	if len(leases) > 0 {
+		now = leases[0]
+	}
+	claimed := claim{Lease: now, owner: h.id, cert: h.cert}
+	if i := c.standing(h.id); i < 0 || !claimed.same(&c.claims[i]) {
+		c.end(h.id)
+		if now.State != 0 {
+			c.claims = append(c.claims, claimed)
 		}
 	}
-	held := viewHeld(self)
-	switch {
-	case len(held) == 0 || h.first == held[0]:
+	if now.State != mesh.Held {
 		return
-	case h.first.IsValid() && h.excuse == "" && len(c.claimed[h.first]) == 1:
-		c.violate("lease", "%s gives up %s, which nobody else ever claimed, for %s", h, h.first, held[0])
 	}
-	c.say("      %s holds %s", h, held[0])
-	h.first, h.excuse = held[0], ""
+	if now.Since.Before(h.back.Add(-time.Second)) {
+		c.violate("lease", "%s was away for longer than a lease lasts, and goes on to hold %s", h, now.Prefixes[0])
+	}
+	switch {
+	case h.first.State == 0 || slices.Equal(h.first.Prefixes, now.Prefixes):
+	case h.excuse != "":
+	case !slices.ContainsFunc(c.claims, h.wins):
+		c.violate("lease", "%s gives up %s, which nobody else had a better claim to, for %s", h, h.first.Prefixes[0], now.Prefixes[0])
+	}
+	if !slices.Equal(h.first.Prefixes, now.Prefixes) {
+		c.say("      %s holds %s", h, now.Prefixes[0])
+		h.excuse = ""
+		delete(c.buried, h.id)
+	}
+	h.first = claimed
+}
+
+// wins tells whether a claim of somebody else is why a host has lost what it held:
+// of whom somebody has said that it is gone, whatever was claimed since.
+func (h *machine) wins(o claim) bool {
+	return o.owner != h.id && o.contends() && o.overlaps(&h.first) && (h.c.buried[h.id] || o.beats(&h.first)) &&
+		(o.until.IsZero() || h.c.now.Sub(o.until) < crowdTTL)
+}
+
+// standing finds the claim of a node that stands; -1: there is none.
+func (c *crowd) standing(id mesh.NodeID) int {
+	return slices.IndexFunc(c.claims, func(o claim) bool { return o.owner == id && o.until.IsZero() })
+}
+
+// end ends it.
+func (c *crowd) end(id mesh.NodeID) {
+	if i := c.standing(id); i >= 0 {
+		c.claims[i].until = c.now
+	}
+}
+
+// wasAway says that a host was off or asleep. After longer than a lease lasts all
+// that it had is void.
+func (h *machine) wasAway(d time.Duration) {
+	if d > crowdTTL {
+		h.back = h.clock()
+		h.c.end(h.id)
+	}
 }
 
 // say adds to the story.
@@ -696,6 +757,7 @@ func (h *machine) wake() {
 	if d > crowdTTL*9/10 {
 		h.excuse = "was suspended for long"
 	}
+	h.wasAway(d)
 	h.m.Slept(h.clock(), d)
 	h.step()
 }

@@ -260,7 +260,7 @@ func (c *crowd) clone(n int) {
 		return
 	}
 	h.twin = c.add(h.name+"'", h.keys, h.skew)
-	h.twin.card, h.twin.disk, h.twin.twin = h.card, h.disk.clone(), h
+	h.twin.card, h.twin.cert, h.twin.disk, h.twin.twin = h.card, h.cert, h.disk.clone(), h
 	h.excuse, h.twin.excuse = "it was cloned", "it is a clone"
 	h.twin.again()
 }

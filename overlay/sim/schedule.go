@@ -425,8 +425,8 @@ func (d *drawer) forget() {
 		}
 		at := mesh.Version{Epoch: w.truth.forget(h), Seq: trust.WholeEpoch}
 		t := trust.Tombstone{Node: h.id, Version: at, Reason: trust.Forgotten, At: time.Now()}
-		if at.Epoch > 0 {
-			w.submit(h, t.Sign)
+		if at.Epoch == 0 || !w.submit(h, t.Sign) {
+			w.truth.recall(h)
 		}
 	}, "n%d: meshctl forget, with the CA key", n)
 }

@@ -37,7 +37,7 @@ type past struct {
 // claim is a lease as a node has signed it.
 type claim struct {
 	mesh.Lease
-	owner *host
+	owner mesh.NodeID
 	cert  *trust.Certificate
 	until time.Time // zero: it stands
 }
@@ -97,16 +97,16 @@ func (t *truth) signed(h *host, raw []byte) {
 	}
 	if n := len(p.claims); n > 0 && p.claims[n-1].until.IsZero() {
 		old := &p.claims[n-1]
-		if slices.Equal(old.Prefixes, lease.Prefixes) && old.State == lease.State && old.Since.Equal(lease.Since) {
+		if old.same(&claim{Lease: lease}) {
 			return
 		}
 		old.until = now
 		if old.State == mesh.Held && !(slices.Equal(old.Prefixes, lease.Prefixes) && lease.State == mesh.Held) && !r.Left {
-			t.judgeLossLocked(old)
+			t.judgeLossLocked(h, old)
 		}
 	}
 	if lease.State != 0 {
-		p.claims = append(p.claims, claim{Lease: lease, owner: h, cert: p.cert})
+		p.claims = append(p.claims, claim{Lease: lease, owner: h.id, cert: p.cert})
 		t.w.say(h.name, "claims %s, %s", lease.Prefixes[0], lease.State)
 	}
 }
@@ -119,20 +119,31 @@ func (t *truth) forget(h *host) (epoch uint64) {
 	return t.past[h].epoch
 }
 
+// recall takes that back: it could not be handed in.
+func (t *truth) recall(h *host) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.past[h].forgot = false
+}
+
 // judgeLossLocked asks why a node no longer holds a subnet: somebody's claim was
 // better, or it was never saved, so nobody but the node itself knew of it.
-func (t *truth) judgeLossLocked(c *claim) {
-	p := t.past[c.owner]
+func (t *truth) judgeLossLocked(owner *host, c *claim) {
+	p := t.past[owner]
 	if p.forgot || !p.saved[c.Prefixes[0]] {
 		p.forgot = false
 		return
 	}
 	for h, p := range t.past {
-		if h != c.owner && slices.ContainsFunc(p.claims, func(o claim) bool { return o.contends() && o.overlaps(c) && o.beats(c) }) {
+		if h != owner && slices.ContainsFunc(p.claims, func(o claim) bool { return o.contends() && o.overlaps(c) && o.beats(c) }) {
 			return
 		}
 	}
-	t.w.violate("lease", "%s gives up %s, which nobody else had a better claim to", c.owner, c.Prefixes[0])
+	t.w.violate("lease", "%s gives up %s, which nobody else had a better claim to", owner, c.Prefixes[0])
+}
+
+func (c *claim) same(o *claim) bool {
+	return slices.Equal(c.Prefixes, o.Prefixes) && c.State == o.State && c.Since.Equal(o.Since)
 }
 
 func (c *claim) contends() bool { return c.State == mesh.Pending || c.State == mesh.Held }
@@ -154,7 +165,7 @@ func (c *claim) beats(o *claim) bool {
 	if a, b := c.since(), o.since(); a != b {
 		return a < b
 	}
-	return c.owner.id.Compare(o.owner.id) < 0
+	return c.owner.Compare(o.owner) < 0
 }
 
 func (c *claim) pinned() bool { return len(c.cert.Rights.Pins) > 0 }
