@@ -199,10 +199,19 @@ func TestQuarantineByNetwork(t *testing.T) {
 	if c.view.State != mesh.Ready || !c.has("quarantined") {
 		t.Errorf("c is %s, %v", c.view.State, c.view.Health)
 	}
+	c.says(t, "quarantined", "subnet "+strings.Trim(strings.TrimSuffix(b.in("web"), " held"), "[]")+" of network web belongs to node b ("+b.m.ID().Short()+"): its traffic")
 	s.use(b)
 	s.run(10 * time.Second)
 	if !strings.HasSuffix(c.in("web"), "held") || c.has("quarantined") {
 		t.Errorf("b has given it back, and c has %q", c.in("web"))
+	}
+}
+
+// says fails unless the host has a finding whose message has some words.
+func (h *host) says(t *testing.T, code, words string) {
+	t.Helper()
+	if !slices.ContainsFunc(h.view.Health, func(f mesh.Finding) bool { return f.Code == code && strings.Contains(f.Message, words) }) {
+		t.Errorf("%s says %v, want %s with %q", h.name, h.view.Health, code, words)
 	}
 }
 
@@ -275,6 +284,13 @@ func TestQuarantineOverARestart(t *testing.T) {
 	if c.view.State != mesh.Quarantine || len(c.disk.Leases) != 1 {
 		t.Fatalf("c is %s, with %v on disk", c.view.State, c.disk.Leases)
 	}
+	c.says(t, "quarantined", "belongs to node d ("+d.m.ID().Short()+"): traffic")
+	e := s.host("e", nil)
+	e.founder, e.cert = false, pinned(t, s, "e", d.held())
+	s.start(e, a)
+	s.run(10 * time.Second)
+	e.says(t, "pin_conflict", "the subnet "+d.held()+" that this node is pinned to belongs to node d ("+d.m.ID().Short()+") with the same pin")
+	e.stop()
 	c.stop()
 	s.run(time.Second)
 	c.inUse = []string{home}
