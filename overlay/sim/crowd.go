@@ -142,7 +142,7 @@ func newCrowd(t *testing.T, s *crowdSchedule) *crowd {
 	for i, skew := range s.Skews {
 		c.add(fmt.Sprintf("n%d", i), statedir.NewKeys(), skew)
 	}
-	c.compare()
+	c.saveTables()
 	return c
 }
 
@@ -610,8 +610,8 @@ func (c *crowd) tell(out io.Writer) {
 	}
 }
 
-// compare looks at the cheap things every second.
-func (c *crowd) compare() {
+// saveTables has a daemon save its table now and then.
+func (c *crowd) saveTables() {
 	c.after(time.Second, func() {
 		for _, h := range c.hosts {
 			// The kernel's table of whoever sleeps is of no use to anybody.
@@ -619,7 +619,7 @@ func (c *crowd) compare() {
 				h.disk.table = h.m.Table()
 			}
 		}
-		c.compare()
+		c.saveTables()
 	})
 }
 
