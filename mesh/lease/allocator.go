@@ -48,15 +48,17 @@ type World struct {
 // owner calls Step after every event and when Next is due, and publishes Lease
 // whenever Step says that it changed.
 type Allocator struct {
-	cfg   Config
-	lease mesh.Lease // State 0: none
-	begun time.Time  // when the claim was made, while pending
-	until time.Time  // end of the probe window, while pending
-	asks  bool       // the window is over
-	state mesh.State
-	lost  bool           // had a subnet and lost it: renumbering rather than starting
-	again bool           // the claim is for a subnet that was in quarantine, where it goes back to if it is lost
-	wish  []netip.Prefix // to claim first
+	cfg    Config
+	lease  mesh.Lease // State 0: none
+	begun  time.Time  // when the claim was made, while pending
+	until  time.Time  // end of the probe window, while pending
+	asks   bool       // the window is over
+	state  mesh.State
+	lost   bool           // had a subnet and lost it: renumbering rather than starting
+	again  bool           // the claim is for a subnet that was in quarantine, where it goes back to if it is lost
+	wish   []netip.Prefix // to claim first
+	none   []Claim        // with these claims of others nothing was free
+	lookAt time.Time      // when that is looked at again; zero: something was free
 }
 
 // New makes an allocator. previous is the lease that the node last held, to be
@@ -117,6 +119,7 @@ func (a *Allocator) SetOnConflict(p OnConflict) { a.cfg.OnConflict = p }
 // it does not permit any more is given up with the next Step.
 func (a *Allocator) SetRights(pins []netip.Prefix, admitted time.Time, permit func([]netip.Prefix) bool) {
 	a.cfg.Pins, a.cfg.Admitted, a.cfg.Permit = pins, admitted, permit
+	a.lookAt = time.Time{}
 }
 
 // Redate says that the lease counts as claimed in another epoch. It is for an owner
@@ -265,13 +268,28 @@ func (a *Allocator) claimNext(now time.Time, w World) bool {
 	if len(a.cfg.Pins) > 0 {
 		return a.claimPinned(now, w)
 	}
-	prefixes, ok := choose(a.cfg.Network, a.cfg.Self, a.wish, a.mayTake, w.Others)
-	if !ok {
+	if now.Before(a.lookAt) && slices.EqualFunc(a.none, w.Others, sameClaim) {
 		a.state = mesh.NoFreeSubnets
 		return false
 	}
+	prefixes, ok := choose(a.cfg.Network, a.cfg.Self, a.wish, a.mayTake, w.Others)
+	if !ok {
+		a.state, a.none, a.lookAt = mesh.NoFreeSubnets, slices.Clone(w.Others), now.Add(lookAgain)
+		return false
+	}
+	a.none, a.lookAt = nil, time.Time{}
 	a.start(a.pending(prefixes, now, w), now, w)
 	return true
+}
+
+// lookAgain is how long it is believed that nothing is free, if nobody claims or gives
+// up anything: a large network is searched slot by slot. What may be taken can change
+// meanwhile, by a charter.
+const lookAgain = 30 * time.Second
+
+// sameClaim tells whether two claims are in the way of the same.
+func sameClaim(a, b Claim) bool {
+	return a.Owner == b.Owner && a.State == b.State && a.Void == b.Void && slices.Equal(a.Prefixes, b.Prefixes)
 }
 
 // claimPinned announces the first pinned slot that belongs to nobody else with

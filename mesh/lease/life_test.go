@@ -196,3 +196,45 @@ func TestClaimOutOfQuarantineGoesBack(t *testing.T) {
 		})
 	}
 }
+
+// Nothing is free in the one slot that a node may have: a large network is not searched
+// again until somebody gives something up, the rights change, or after a while.
+func TestNothingFreeIsRemembered(t *testing.T) {
+	n := mesh.Network{Name: "default", IPv4: netip.MustParsePrefix("10.0.0.0/8"), IPv4Len: 24}
+	looks := 0
+	only := func(i int) func([]netip.Prefix) bool {
+		return func(p []netip.Prefix) bool { looks++; return slices.Equal(p, n.Slot(i)) }
+	}
+	now := time.Unix(1_800_000_000, 0)
+	a := New(Config{Self: mesh.NodeID{1}, Network: n, Permit: only(5)}, mesh.Lease{})
+	held := Claim{Owner: mesh.NodeID{2}, Lease: mesh.Lease{Network: "default", Prefixes: n.Slot(5), State: mesh.Held, Since: now}}
+	w := World{MayClaim: true, Epoch: 1, Others: []Claim{held}}
+	step := func(after time.Duration, want bool) {
+		t.Helper()
+		now, looks = now.Add(after), 0
+		a.Step(now, w)
+		if looks > 0 != want {
+			t.Errorf("looked %d times", looks)
+		}
+		if _, ok := a.Lease(); ok || a.State() != mesh.NoFreeSubnets {
+			t.Errorf("it is %s", a.State())
+		}
+	}
+	step(0, true)
+	for range 10 {
+		step(time.Second, false)
+	}
+	step(lookAgain, true)
+	a.SetRights(nil, time.Time{}, only(5))
+	step(time.Second, true)
+	other := held
+	other.Owner, other.Prefixes = mesh.NodeID{3}, n.Slot(6)
+	w.Others = append(w.Others, other)
+	step(time.Second, true)
+	step(time.Second, false)
+	w.Others[0].State = mesh.Released
+	a.Step(now.Add(time.Second), w)
+	if l, ok := a.Lease(); !ok || !slices.Equal(l.Prefixes, n.Slot(5)) {
+		t.Errorf("what was given up is not taken: %v", l)
+	}
+}
