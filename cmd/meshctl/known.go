@@ -153,17 +153,10 @@ func (k *known) describe() {
 
 // leasesOf lists a member's leases, and tells whether they are void.
 func (k *known) leasesOf(m registry.Member) (leases []status.Lease, expired mesh.Expiry) {
-	tomb, dead := k.reg.Dead(m.ID)
 	for _, l := range m.Leases() {
 		leases = append(leases, status.NewLease(l))
-		if dead && tomb.Voids(m.Record.Version, l) {
-			expired = mesh.NotHeard
-			if tomb.Reason == trust.Forgotten {
-				expired = mesh.Forgotten
-			}
-		}
 	}
-	return leases, expired
+	return leases, m.Expired()
 }
 
 // certificate is the one of a member's that ends last. Its record names it as soon

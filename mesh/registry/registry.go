@@ -395,3 +395,17 @@ func (m Member) Void(l mesh.Lease) (*trust.Tombstone, bool) {
 	}
 	return nil, false
 }
+
+// Expired tells whether a tombstone voids any lease of the record, and why.
+func (m Member) Expired() mesh.Expiry {
+	expired := mesh.NotExpired
+	for _, l := range m.Leases() {
+		if t, void := m.Void(l); void && l.State != mesh.Released {
+			expired = mesh.NotHeard
+			if t.Reason == trust.Forgotten {
+				expired = mesh.Forgotten
+			}
+		}
+	}
+	return expired
+}
