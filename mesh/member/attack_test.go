@@ -261,3 +261,23 @@ func TestKeysAheadOfAll(t *testing.T) {
 		}
 	}
 }
+
+// TestRevokedWhileOff: c was revoked while b was off. b routes to c until it has
+// exchanged with another member, and no longer.
+func TestRevokedWhileOff(t *testing.T) {
+	s, a, b, c := trio(t)
+	sub := c.held()
+	b.stop()
+	gone := trust.Revocation{Node: c.id(), At: s.now}
+	s.byCA(a, gone.Sign)
+	c.m = nil
+	s.run(time.Minute)
+	s.start(b, a)
+	if b.routes(sub) != "c" {
+		t.Error("b has asked nobody, and comes up with less than what it remembers")
+	}
+	s.run(2 * s.delay)
+	if got := b.routes(sub); got != "" || !b.sees(c).Key.IsZero() {
+		t.Errorf("b has exchanged with a, and routes %s to %q", sub, got)
+	}
+}
