@@ -49,11 +49,12 @@ type crowd struct {
 	loss   float64
 	double float64
 
-	claims  []claim              // of all, in the order in which they became known
-	buried  map[mesh.NodeID]bool // of whom somebody has said that they are gone
-	revoked map[mesh.NodeID]bool
-	story   []line
-	wrong   []string
+	claims      []claim              // of all, in the order in which they became known
+	buried      map[mesh.NodeID]bool // of whom somebody has said that they are gone
+	revoked     map[mesh.NodeID]bool
+	revocations []trust.Revocation // that were handed in
+	story       []line
+	wrong       []string
 }
 
 // machine is a host with a disk, and a daemon that may run on it.
@@ -321,6 +322,7 @@ func (h *machine) step() {
 		h.c.say("%s ends: a clone of it goes on", h)
 		h.out = true
 		h.kill()
+		h.c.revokeAgain()
 		return
 	}
 	if at, ok := h.m.Next(); ok {

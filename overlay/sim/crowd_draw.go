@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"fmt"
 	"math/rand/v2"
@@ -236,16 +237,19 @@ func (d *crowdDrawer) doubles() {
 func (d *crowdDrawer) backup() {
 	n, age := d.host(), d.length()
 	d.add(0, func(c *crowd) { c.hosts[n].backup = c.hosts[n].disk.clone() }, "n%d: a backup is made", n)
-	d.add(age, func(c *crowd) {
-		h := c.hosts[n]
-		if h.card == nil || h.out || h.backup.state.Epoch == 0 {
-			return
-		}
-		h.kill()
-		h.disk, h.excuse = h.backup.clone(), "its backup was restored"
-		h.again()
-	}, "n%d: the backup of %s ago is restored", n, age)
+	d.add(age, func(c *crowd) { c.restore(n) }, "n%d: the backup of %s ago is restored", n, age)
 	d.wait(age)
+}
+
+func (c *crowd) restore(n int) {
+	h := c.hosts[n]
+	if h.card == nil || h.out || h.backup.state.Epoch == 0 {
+		return
+	}
+	h.kill()
+	h.disk, h.excuse = h.backup.clone(), "its backup was restored"
+	h.again()
+	c.revokeAgain()
 }
 
 // copied starts another host on a copy of a disk, while the first one runs.
@@ -276,6 +280,7 @@ func (d *crowdDrawer) leave() {
 		h.step()
 		h.out = true
 		h.kill()
+		c.revokeAgain()
 	}, "n%d: meshctl leave", n)
 }
 
@@ -303,7 +308,11 @@ func (c *crowd) submit(sign func(ed25519.PrivateKey) ([]byte, error)) bool {
 		return false
 	}
 	h.step()
-	return true
+	return h.runs() || contains(h.disk.table, raw) // else it died before it said that all went well
+}
+
+func contains(table [][]byte, raw []byte) bool {
+	return slices.ContainsFunc(table, func(o []byte) bool { return bytes.Equal(o, raw) })
 }
 
 // forget frees what a node has, by the CA's word. If it lives, it claims afresh.
@@ -341,6 +350,24 @@ func (c *crowd) revoke(n int) {
 	r := trust.Revocation{Node: h.id, At: c.now}
 	if c.submit(r.Sign) {
 		c.revoked[h.id] = true
+		c.revocations = append(c.revocations, r)
+	}
+}
+
+// revokeAgain is what an operator does who sees that nobody knows of a revocation any
+// more: only a disk had it that is gone, since nobody else was within reach.
+func (c *crowd) revokeAgain() {
+	for _, r := range c.revocations {
+		raw, err := r.Sign(c.mesh.CA())
+		known := func(h *machine) bool {
+			return !h.out && (contains(h.disk.table, raw) || h.m != nil && contains(h.m.Table(), raw))
+		}
+		if err != nil || slices.ContainsFunc(c.hosts, known) {
+			continue
+		}
+		if c.say("      nobody knows any more that %s is revoked", r.Node.Short()); !c.submit(r.Sign) {
+			delete(c.revoked, r.Node)
+		}
 	}
 }
 

@@ -99,6 +99,23 @@ func TestCrowdStories(t *testing.T) {
 			{10 * time.Second, "n1 is cloned", func(c *crowd) { c.clone(1) }},
 			{10*time.Second + 200*time.Millisecond, "n1 restarts", func(c *crowd) { c.hosts[1].stop(); c.hosts[1].boot() }},
 		},
+		// Nobody else had heard of it: whoever revokes has to look.
+		"a revocation that was lost with a disk is handed in again": {
+			{0, "n0 to n2 join", func(c *crowd) {
+				for _, h := range c.hosts[:3] {
+					h.join()
+				}
+			}},
+			{20 * time.Second, "n0 is alone, and a backup of it is made", func(c *crowd) {
+				c.part([]int{0}, []int{1, 2}, true)
+				c.part([]int{1, 2}, []int{0}, true)
+				c.hosts[0].stop()
+				c.hosts[0].boot()
+				c.hosts[0].backup = c.hosts[0].disk.clone()
+			}},
+			{30 * time.Second, "n2 is revoked", func(c *crowd) { c.revoke(2) }},
+			{40 * time.Second, "the backup is restored", func(c *crowd) { c.restore(0) }},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cryptotest.SetGlobalRandom(t, 1)

@@ -154,7 +154,7 @@ func jobs(t *testing.T, progress *progress) {
 		tasks.Go(func() {
 			cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^"+t.Name()+"$", "-test.timeout=0", fmt.Sprint("-sim.every=", n),
 				fmt.Sprint("-sim.from=", *simFrom+uint64(i)), fmt.Sprint("-sim.seeds=", max(0, *simSeeds-i)))
-			cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
+			cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "GOGC=400")
 			pipe, err := cmd.StdoutPipe()
 			if err == nil {
 				err = cmd.Start()
