@@ -38,6 +38,7 @@ import (
 type Core interface {
 	Receive(raw []byte) error
 	Synced()
+	OtherKey(seen bool)
 	Asked(ask uint64)
 	SetEndpoints(endpoints []netip.AddrPort)
 	Use(now time.Time, networks []string) error

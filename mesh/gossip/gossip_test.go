@@ -51,6 +51,7 @@ func (c *core) Receive(raw []byte) error {
 }
 
 func (c *core) Asked(uint64)                  {}
+func (c *core) OtherKey(bool)                 {}
 func (c *core) Use(time.Time, []string) error { return nil }
 func (c *core) SetInUse([]string)             {}
 

@@ -35,7 +35,10 @@ func (l *loop) join(now time.Time) {
 	live = append(live, l.book.skip(now)...)
 	l.tasks.Go(func() {
 		seeds := l.resolveSeeds(named, alone)
-		l.joins <- inst.join(targets(alone, seeds, known, live, own))
+		before := l.seals.hungUp.Load()
+		j := inst.join(targets(alone, seeds, known, live, own))
+		j.otherKey = l.seals.hungUp.Load() != before
+		l.joins <- j
 	})
 }
 
@@ -64,12 +67,15 @@ func (l *loop) resolveSeeds(seeds []string, all bool) []netip.AddrPort {
 type joined struct {
 	reached []netip.AddrPort // where a table was exchanged
 	err     error            // of one address, if none was reached
+	// otherKey: somebody hung up on us, as members do who cannot open what they get
+	otherKey bool
 }
 
 // joined ends a round.
 func (l *loop) joined(j joined) {
 	now := time.Now()
 	l.book.reach(j.reached, now)
+	l.opt.Core.OtherKey(j.otherKey && len(j.reached) == 0)
 	if l.round == l.inst && !l.again { // else a new instance begins, or new seeds are tried, at once
 		l.joinAt = now.Add(l.book.pause(now))
 	}

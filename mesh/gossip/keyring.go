@@ -27,6 +27,7 @@ type sealer struct {
 	mu   sync.Mutex // one that replaces them
 
 	refused atomic.Uint64 // messages that no key opens
+	hungUp  atomic.Uint64 // streams that were ended without an answer, as by who has no such key
 }
 
 // sealKeys are one state of a sealer; it does not change.

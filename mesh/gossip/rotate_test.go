@@ -3,6 +3,7 @@ package gossip_test
 import (
 	"bytes"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -150,6 +151,9 @@ func TestJoinWithTheKeyBefore(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		if n := len(hosts[0].sees().Nodes); n != 3 || hosts[0].gossip.Refused() == 0 {
 			t.Errorf("%d nodes, and one of them has a key that was given up", n)
+		}
+		if f := late.sees().Health; len(f) == 0 || f[0].Code != "no_seed" || !strings.Contains(f[0].Message, "the token is older than the last rotation") {
+			t.Errorf("who comes with an old token is told %v", f)
 		}
 	})
 }

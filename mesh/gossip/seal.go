@@ -93,7 +93,7 @@ func (t *sealedTransport) DialTimeout(addr string, timeout time.Duration) (net.C
 		return nil, err
 	}
 	t.meet(conn)
-	c := &sealedConn{Conn: conn, seals: t.seals, say: t.say}
+	c := &sealedConn{Conn: conn, seals: t.seals, say: t.say, asks: true}
 	c.key.Store(t.keyFor(addr))
 	return c, nil
 }
@@ -171,6 +171,7 @@ type sealedConn struct {
 	net.Conn
 	seals *sealer
 	say   *limiter
+	asks  bool // this node has begun it
 
 	message *bytes.Reader           // what came; nil: not read yet. Only the reader uses it
 	key     atomic.Pointer[sealKey] // to answer with; nil: the one in use
@@ -195,6 +196,9 @@ func (c *sealedConn) Read(b []byte) (int, error) {
 func (c *sealedConn) receive() ([]byte, error) {
 	var header [streamHeader]byte
 	if _, err := io.ReadFull(c.Conn, header[:]); err != nil {
+		if c.asks && err == io.EOF {
+			c.seals.hungUp.Add(1)
+		}
 		return nil, err
 	}
 	n := binary.BigEndian.Uint32(header[1:])

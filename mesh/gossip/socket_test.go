@@ -77,6 +77,7 @@ func (c *talker) has(text string) bool {
 }
 
 func (c *talker) Synced()                         {}
+func (c *talker) OtherKey(bool)                   {}
 func (c *talker) Asked(uint64)                    {}
 func (c *talker) Leave(time.Time)                 {}
 func (c *talker) Slept(time.Time, time.Duration)  {}

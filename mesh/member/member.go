@@ -98,6 +98,7 @@ type Member struct {
 
 	synced    bool // a whole exchange was made with another node, or nobody is to be waited for
 	exchanged bool // one was made
+	otherKey  bool // who was asked to join seems to have another gossip key
 	offered   []netip.AddrPort
 	endpoints []netip.AddrPort // those of them that the others accept
 
@@ -228,6 +229,13 @@ func (m *Member) Receive(raw []byte) error {
 func (m *Member) Synced() {
 	m.dirty = m.dirty || !m.synced || !m.exchanged
 	m.synced, m.exchanged, m.watch.sync = true, true, true
+}
+
+// OtherKey says whether those who were asked to join hang up, as members do that have
+// not the gossip key with which they are asked.
+func (m *Member) OtherKey(seen bool) {
+	m.dirty = m.dirty || m.otherKey != seen
+	m.otherKey = seen
 }
 
 // Asked says that what Output.Ask wanted was done, as far as anybody is there.

@@ -164,6 +164,8 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 	admitted, _ := m.ownCertificate()
 	late := now.Sub(m.started) >= complainAfter
 	switch {
+	case !m.synced && !admitted && m.otherKey && late:
+		find("error", "no_seed", "a seed is there and hangs up, since it has another gossip key: the token is older than the last rotation; join again with a new one")
 	case !m.synced && !m.cfg.HasSeeds && late:
 		find("warning", "no_seed", "no seed is configured and nobody has contacted this node: add one to seeds in the config file")
 	case !m.synced && late:
