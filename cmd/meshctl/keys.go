@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -45,6 +44,18 @@ type gossipRow struct {
 	Have    int      `json:"have"`    // have it, or a newer one
 	Use     int      `json:"use"`     // send with it
 	Lack    []string `json:"lack"`    // have neither it nor a newer one
+	Down    []string `json:"down"`    // do not send with it, and cannot be reached
+}
+
+// lacking names who lacks the key, for people.
+func (g gossipRow) lacking() string {
+	names := slices.Clone(g.Lack)
+	for i, name := range names {
+		if slices.Contains(g.Down, name) {
+			names[i] += " (down)"
+		}
+	}
+	return someOf(names)
 }
 
 func (c *cli) keysList() *cobra.Command {
@@ -83,7 +94,7 @@ func readKeys(ctx context.Context, client *status.Client) (*keysDocument, error)
 	}
 	out := &keysDocument{Identity: doc.Node.ID, Tunnel: reply.Tunnel, Gossip: []gossipRow{}}
 	for _, key := range reply.Gossip {
-		row := gossipRow{GossipKey: key, Members: 1, Have: 1, Lack: []string{}}
+		row := gossipRow{GossipKey: key, Members: 1, Have: 1, Lack: []string{}, Down: []string{}}
 		if key.Sends {
 			row.Use = 1
 		}
@@ -92,18 +103,17 @@ func readKeys(ctx context.Context, client *status.Client) (*keysDocument, error)
 				continue
 			}
 			row.Members++
-			if p.GossipKey.Sends == key.Generation {
+			switch {
+			case p.GossipKey.Sends == key.Generation:
 				row.Use++
+			case p.State == status.PeerDown:
+				row.Down = append(row.Down, p.Name)
 			}
 			if p.GossipKey.Newest >= key.Generation {
 				row.Have++
-				continue
+			} else {
+				row.Lack = append(row.Lack, p.Name)
 			}
-			name := p.Name
-			if p.State == status.PeerDown {
-				name += " (down)"
-			}
-			row.Lack = append(row.Lack, name)
 		}
 		out.Gossip = append(out.Gossip, row)
 	}
@@ -126,7 +136,7 @@ func (d *keysDocument) writeText(w io.Writer, _ bool) error {
 		}
 		lack := "-"
 		if len(g.Lack) > 0 {
-			lack = someOf(g.Lack)
+			lack = g.lacking()
 		}
 		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%d of %d\t%d of %d\t%s\n", g.Generation, g.ID, timeOr(g.Made, "unknown"), timeOr(g.Installed, "from the start"),
 			sends, g.Have, g.Members, g.Use, g.Members, lack)
@@ -195,22 +205,16 @@ func (c *cli) watchRotation(ctx context.Context, client *status.Client, now bool
 				fmt.Fprintln(c.stdout, line)
 			}
 			last = line
-			down := 0
-			for _, name := range g.Lack {
-				if strings.HasSuffix(name, " (down)") {
-					down++
-				}
-			}
 			before := doc.stillRead()
 			switch {
-			case g.Use+down < g.Members:
+			case g.Use+len(g.Down) < g.Members:
 			case now && before != "":
 				if !told {
 					fmt.Fprintln(c.stdout, before)
 				}
 				told = true
 			default:
-				c.sayRotated(doc, down, now)
+				c.sayRotated(doc, now)
 				return nil
 			}
 		}
@@ -230,8 +234,8 @@ func (d *keysDocument) stillRead() string {
 		return ""
 	}
 	who, until := "members that may still send with it", ""
-	if lack := d.Gossip[0].Lack; len(lack) > 0 {
-		who = someOf(slices.Clone(lack)) + ", which may still send with it"
+	if len(d.Gossip[0].Lack) > 0 {
+		who = d.Gossip[0].lacking() + ", which may still send with it"
 	}
 	if at := d.Gossip[i].DropsBy; at != nil {
 		until = ", until " + timeOr(at, "") + " at the latest"
@@ -239,14 +243,14 @@ func (d *keysDocument) stillRead() string {
 	return fmt.Sprintf("The key before is still read, for %s%s.", who, until)
 }
 
-func (c *cli) sayRotated(doc *keysDocument, down int, now bool) {
+func (c *cli) sayRotated(doc *keysDocument, now bool) {
 	done := "Done: all members that can be reached send with the new key."
 	if now {
 		done = "Done: all members that can be reached send with the new key, and this one reads no key of before."
 	}
 	fmt.Fprintln(c.stdout, done)
-	if down > 0 {
-		fmt.Fprintf(c.stdout, "Those that are down get it through their tunnels when they are back: %s.\n", someOf(slices.Clone(doc.Gossip[0].Lack)))
+	if len(doc.Gossip[0].Lack) > 0 {
+		fmt.Fprintf(c.stdout, "Those that are down get it through their tunnels when they are back: %s.\n", doc.Gossip[0].lacking())
 	}
 	if !now {
 		fmt.Fprintln(c.stdout, "The key before is kept for a day, since tokens carry it.")

@@ -252,6 +252,21 @@ func TestWatchRotation(t *testing.T) {
 		"Those that are down get it through their tunnels when they are back: gamma (down).", "kept for a day")
 }
 
+// A node that died between getting the new key and sending with it is not waited for.
+func TestWatchRotationOfOneThatDiedWithTheKey(t *testing.T) {
+	o, run := operate(t)
+	o.keys = []status.KeysReply{{Gossip: []status.GossipKey{{Generation: 1, ID: "aabb", Sends: true}}}}
+	o.change(func(d *status.Document) {
+		d.Peers[0].GossipKey = &status.Generations{Newest: 1, Sends: 1}
+		d.Peers = append(d.Peers, status.Peer{ID: mesh.NodeID{3}, Name: "gamma", State: status.PeerDown, GossipKey: &status.Generations{Newest: 1}})
+	})
+	got := run("keys", "rotate", "gossip")
+	want(t, got, 0, "3 of 3 members have it, 2 send with it.\nDone")
+	if strings.Contains(got.stdout, "when they are back") {
+		t.Errorf("gamma has the key, and it says %q", got.stdout)
+	}
+}
+
 // With --now a rotation is done when the key before is gone, and not sooner.
 func TestWatchRotationNow(t *testing.T) {
 	o, run := operate(t)
