@@ -171,7 +171,7 @@ func (c *cli) leaseRenumber() *cobra.Command {
 			if err := checkName("NETWORK", network); err != nil {
 				return err
 			}
-			return c.changeLease(cmd.Context(), network, "has taken another subnet", func(ctx context.Context, client *status.Client) error {
+			return c.changeLease(cmd.Context(), network, taken, func(ctx context.Context, client *status.Client) error {
 				err := client.Renumber(ctx, network, force)
 				if errors.Is(err, status.ErrLeaseInUse) {
 					return fmt.Errorf("%w: detach the containers, or use --force", err)
@@ -202,7 +202,7 @@ func (c *cli) leaseRelease() *cobra.Command {
 			if network == mesh.DefaultNetwork {
 				return usage("every node has a subnet in the network %s: `%s` takes another one, `%s` gives it back for good", network, c.again("lease renumber"), c.again("leave"))
 			}
-			return c.changeLease(cmd.Context(), network, "has given its subnet back", func(ctx context.Context, client *status.Client) error {
+			return c.changeLease(cmd.Context(), network, givenBack, func(ctx context.Context, client *status.Client) error {
 				err := client.Release(ctx, network)
 				if errors.Is(err, status.ErrLeaseInUse) {
 					return fmt.Errorf("%w: detach the containers (`%s` lists them), and try again", err, c.again("attach list"))
@@ -217,8 +217,25 @@ func (c *cli) leaseRelease() *cobra.Command {
 // settleTime is how long a command waits to see what a change of leases came to.
 const settleTime = 15 * time.Second
 
-// changeLease makes a change of this node's lease and shows what came of it.
-func (c *cli) changeLease(ctx context.Context, network, what string, change func(context.Context, *status.Client) error) error {
+// taken says, for people, that a node has another subnet in a network; empty: not yet.
+func taken(network string, old, now status.Lease, has bool) string {
+	if !has || now.State != mesh.Held.String() || slices.Equal(now.Prefixes, old.Prefixes) {
+		return ""
+	}
+	return fmt.Sprintf("This node has taken another subnet in network %s: %s, before %s.", network, prefixes(now.Prefixes), cmp.Or(prefixes(old.Prefixes), "none"))
+}
+
+// givenBack says that it has none any more.
+func givenBack(network string, old, _ status.Lease, has bool) string {
+	if has {
+		return ""
+	}
+	return fmt.Sprintf("This node has given its subnet back: %s in network %s.", prefixes(old.Prefixes), network)
+}
+
+// changeLease makes a change of this node's lease and shows what came of it, once
+// there is something to say.
+func (c *cli) changeLease(ctx context.Context, network string, say func(network string, old, now status.Lease, has bool) string, change func(context.Context, *status.Client) error) error {
 	client, _, err := c.client()
 	if err != nil {
 		return err
@@ -244,13 +261,9 @@ func (c *cli) changeLease(ctx context.Context, network, what string, change func
 	for {
 		doc, err := client.Status(ctx)
 		if err == nil {
-			now, held := leaseIn(doc.Node.Leases, network)
-			switch {
-			case !held && what == "has given its subnet back":
-				fmt.Fprintf(c.stdout, "This node %s: %s in network %s.\n", what, prefixes(old.Prefixes), network)
-				return nil
-			case held && now.State == mesh.Held.String() && !slices.Equal(now.Prefixes, old.Prefixes):
-				fmt.Fprintf(c.stdout, "This node %s in network %s: %s, before %s.\n", what, network, prefixes(now.Prefixes), cmp.Or(prefixes(old.Prefixes), "none"))
+			now, has := leaseIn(doc.Node.Leases, network)
+			if text := say(network, old, now, has); text != "" {
+				fmt.Fprintln(c.stdout, text)
 				return nil
 			}
 		}
