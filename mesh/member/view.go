@@ -103,14 +103,7 @@ func (m *Member) nodeOf(n registry.Member, id mesh.ID) mesh.Node {
 	if n.ID == m.id {
 		node.Heard = m.state.Renewed
 	}
-	for _, l := range n.Leases() {
-		if t, void := n.Void(l); void && l.State != mesh.Released {
-			node.Expired = mesh.NotHeard
-			if t.Reason == trust.Forgotten {
-				node.Expired = mesh.Forgotten
-			}
-		}
-	}
+	node.Expired = n.Expired()
 	return node
 }
 
