@@ -528,7 +528,9 @@ func (h *machine) look(v *mesh.View) {
 	if !ok {
 		return
 	}
-	h.note(self.Leases)
+	if !self.Left && !c.revoked[h.id] {
+		h.note(self.Leases)
+	}
 }
 
 // note judges what becomes of a host's lease.
@@ -545,22 +547,21 @@ func (h *machine) note(leases []mesh.Lease) {
 			c.claims = append(c.claims, claimed)
 		}
 	}
+	if h.first.State != 0 && !slices.Equal(h.first.Prefixes, now.Prefixes) {
+		if h.excuse == "" && !slices.ContainsFunc(c.claims, h.wins) {
+			c.violate("lease", "%s gives up %s, which nobody else had a better claim to", h, h.first.Prefixes[0])
+		}
+		h.first, h.excuse = claim{}, ""
+		delete(c.buried, h.id)
+	}
 	if now.State != mesh.Held {
 		return
 	}
 	if now.Since.Before(h.back.Add(-time.Second)) {
 		c.violate("lease", "%s was away for longer than a lease lasts, and goes on to hold %s", h, now.Prefixes[0])
 	}
-	switch {
-	case h.first.State == 0 || slices.Equal(h.first.Prefixes, now.Prefixes):
-	case h.excuse != "":
-	case !slices.ContainsFunc(c.claims, h.wins):
-		c.violate("lease", "%s gives up %s, which nobody else had a better claim to, for %s", h, h.first.Prefixes[0], now.Prefixes[0])
-	}
-	if !slices.Equal(h.first.Prefixes, now.Prefixes) {
+	if h.first.State == 0 {
 		c.say("      %s holds %s", h, now.Prefixes[0])
-		h.excuse = ""
-		delete(c.buried, h.id)
 	}
 	h.first = claimed
 }

@@ -68,7 +68,7 @@ func TestCrowdIsOfItsSeed(t *testing.T) {
 	}
 }
 
-// What seeds have found once, each as short as it gets.
+// What seeds have found once, each as short as it gets, and what they hardly ever meet.
 func TestCrowdStories(t *testing.T) {
 	for name, steps := range map[string][]crowdStep{
 		// It asked for the next step at once, for as long as it ran.
@@ -116,11 +116,26 @@ func TestCrowdStories(t *testing.T) {
 			{30 * time.Second, "n2 is revoked", func(c *crowd) { c.revoke(2) }},
 			{40 * time.Second, "the backup is restored", func(c *crowd) { c.restore(0) }},
 		},
+		// There is one subnet left, which both sides take.
+		"of two sides of a partition, the earlier keeps what both have taken": {
+			{0, "n0 to n2 join", func(c *crowd) {
+				for _, h := range c.hosts[:3] {
+					h.join()
+				}
+			}},
+			{20 * time.Second, "partition", func(c *crowd) {
+				c.part([]int{0, 3}, []int{1, 2, 4}, true)
+				c.part([]int{1, 2, 4}, []int{0, 3}, true)
+				c.hosts[3].join()
+			}},
+			{35 * time.Second, "n4 joins on the other side", func(c *crowd) { c.hosts[4].join() }},
+			{55 * time.Second, "it heals", func(c *crowd) { clear(c.cut) }},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cryptotest.SetGlobalRandom(t, 1)
 			synctest.Test(t, func(t *testing.T) {
-				s := &crowdSchedule{Seed: 1, Network: small, Skews: make([]time.Duration, 4), Steps: steps, End: steps[len(steps)-1].At + 5*time.Second}
+				s := &crowdSchedule{Seed: 1, Network: tiny, Skews: make([]time.Duration, 5), Steps: steps, End: steps[len(steps)-1].At + 5*time.Second}
 				c := newCrowd(t, s)
 				c.play(s)
 				if _, err := c.settle(); err != nil || len(c.wrong) > 0 {
