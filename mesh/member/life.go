@@ -267,7 +267,7 @@ func (m *Member) Slept(now time.Time, d time.Duration) {
 	m.slept += d
 	m.asleep += d
 	m.renewAt, m.dirty = now, true
-	if m.published != nil && now.Sub(m.renewed)+m.asleep > m.cfg.TTL {
+	if !m.renewed.IsZero() && now.Sub(m.renewed)+m.asleep > m.cfg.TTL {
 		m.raise(m.state.Epoch + 1)
 		m.wasOff(now)
 	}

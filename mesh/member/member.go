@@ -168,8 +168,11 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 	}
 	m.reg.Share(cfg.Parsed)
 	m.reg.Restore(append([][]byte{cfg.Certificate}, table...))
-	if !state.Renewed.IsZero() && now.Sub(state.Renewed) > m.cfg.TTL {
-		m.wasOff(now)
+	if !state.Renewed.IsZero() {
+		age := max(now.Sub(state.Renewed), 0)
+		if m.renewed = now.Add(-age); age > m.cfg.TTL {
+			m.wasOff(now)
+		}
 	}
 	if _, ok := m.reg.Charter().Network(home); !ok {
 		return nil, fmt.Errorf("the mesh has no network %q", home)

@@ -99,6 +99,18 @@ func TestCrowdStories(t *testing.T) {
 			{10 * time.Second, "n1 is cloned", func(c *crowd) { c.clone(1) }},
 			{10*time.Second + 200*time.Millisecond, "n1 restarts", func(c *crowd) { c.hosts[1].stop(); c.hosts[1].boot() }},
 		},
+		// It had told nobody of its lease in this run, and took it for one that cannot end.
+		"who is suspended right after a restart holds nothing after longer than a lease lasts": {
+			{0, "n0 and n1 join", func(c *crowd) { c.hosts[0].join(); c.hosts[1].join() }},
+			{20 * time.Second, "n1 is alone, and restarts", func(c *crowd) {
+				c.part([]int{0}, []int{1}, true)
+				c.part([]int{1}, []int{0}, true)
+				c.hosts[1].stop()
+				c.hosts[1].boot()
+			}},
+			{21 * time.Second, "n1 is suspended", func(c *crowd) { c.hosts[1].sleep() }},
+			{21*time.Second + 2*crowdTTL, "n1 wakes up", func(c *crowd) { c.hosts[1].wake() }},
+		},
 		// Nobody else had heard of it: whoever revokes has to look.
 		"a revocation that was lost with a disk is handed in again": {
 			{0, "n0 to n2 join", func(c *crowd) {
