@@ -520,6 +520,54 @@ func TestSaveComesFirst(t *testing.T) {
 	})
 }
 
+// A revocation is on disk before anything is said that may rest on it, and a gossip key
+// before anything is sealed with it: a crash must bring neither back to before.
+func TestTableAndKeyringAreSavedFirst(t *testing.T) {
+	meet := func(t *testing.T, seed uint64) (a, b *node) {
+		net := meshtest.NewNetwork(seed)
+		a, b = start(t, net, 1, nil), start(t, net, 2, nil)
+		within(t, 2*time.Second, "they meet", a.sees(1), b.sees(1))
+		a.store.Fail(true)
+		return a, b
+	}
+	t.Run("table", func(t *testing.T) {
+		meshtest.Bubble(t, func(t *testing.T) {
+			a, b := meet(t, 15)
+			a.core.mu.Lock()
+			a.core.out.Table = true
+			a.core.mu.Unlock()
+			a.SetEndpoints(nil)
+			time.Sleep(5 * time.Minute)
+			if b.core.knows(id(1).Short()) {
+				t.Fatal("said before the table was saved")
+			}
+			a.store.Fail(false)
+			within(t, 3*time.Second, "then it is said", b.knows(id(1).Short()))
+			if _, table, _ := a.store.Saved(); len(table) == 0 {
+				t.Error("said, and no table is saved")
+			}
+		})
+	})
+	t.Run("keyring", func(t *testing.T) {
+		meshtest.Bubble(t, func(t *testing.T) {
+			a, b := meet(t, 16)
+			a.core.mu.Lock()
+			a.core.out.Keyring = &member.Keyring{Keys: []member.GossipKey{{Generation: 1, Key: bytes.Repeat([]byte{9}, trust.GossipKeySize)}}, Send: 1}
+			a.core.mu.Unlock()
+			a.SetEndpoints(nil)
+			time.Sleep(time.Minute)
+			if n := b.Refused(); n > 0 {
+				t.Fatalf("%d messages came with a key that is not saved", n)
+			}
+			a.store.Fail(false)
+			within(t, 10*time.Second, "then it is used", func() bool { return b.Refused() > 0 })
+			if k := a.store.Keyring(); k.Send != 1 {
+				t.Error("used, and not saved")
+			}
+		})
+	})
+}
+
 // Where the state cannot be saved a subnet that was claimed since the start is not this
 // node's yet, for its host neither: a crash now would leave nothing of the claim. All
 // else counts at once: what was held before, and who is thrown out.
