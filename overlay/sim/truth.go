@@ -27,11 +27,11 @@ type truth struct {
 // past is what one node has done.
 type past struct {
 	cert   *trust.Certificate
-	claims []claim // in order; the last one may stand
-	epoch  uint64  // saved
-	left   bool    // saved
-	saved  map[netip.Prefix]bool
-	forgot bool // the CA has voided what it has, which it has yet to hear
+	claims []claim                // in order; the last one may stand
+	epoch  uint64                 // saved
+	left   bool                   // saved
+	saved  map[netip.Prefix]int64 // when what is saved was claimed, in seconds
+	forgot bool                   // the CA has voided what it has, which it has yet to hear
 }
 
 // claim is a lease as a node has signed it.
@@ -56,7 +56,7 @@ func (t *truth) join(h *host, raw []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.byKey[h.tunnel], t.byCert[cert.Hash] = h, h
-	t.past[h] = &past{cert: cert, saved: map[netip.Prefix]bool{}}
+	t.past[h] = &past{cert: cert, saved: map[netip.Prefix]int64{}}
 }
 
 func (t *truth) save(h *host, s member.State) {
@@ -65,7 +65,7 @@ func (t *truth) save(h *host, s member.State) {
 	p := t.past[h]
 	p.epoch, p.left = s.Epoch, s.Left
 	for _, l := range s.Leases {
-		p.saved[l.Prefixes[0]] = true
+		p.saved[l.Prefixes[0]] = l.Since.Unix()
 	}
 }
 
@@ -130,7 +130,7 @@ func (t *truth) recall(h *host) {
 // better, or it was never saved, so nobody but the node itself knew of it.
 func (t *truth) judgeLossLocked(owner *host, c *claim) {
 	p := t.past[owner]
-	if p.forgot || !p.saved[c.Prefixes[0]] {
+	if p.forgot || p.saved[c.Prefixes[0]] != c.Since.Unix() {
 		p.forgot = false
 		return
 	}
@@ -194,7 +194,7 @@ func (t *truth) heard(by *host, raw []byte) {
 		t.w.violate("save", "%s hears that %s has left, and that is not saved", by, h)
 	}
 	for _, l := range r.Leases {
-		if l.State == mesh.Held && !p.saved[l.Prefixes[0]] {
+		if l.State == mesh.Held && p.saved[l.Prefixes[0]] == 0 {
 			t.w.violate("save", "%s hears that %s holds %s, and that is not saved", by, h, l.Prefixes[0])
 		}
 	}
