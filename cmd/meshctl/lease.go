@@ -234,8 +234,8 @@ func givenBack(network string, old, _ status.Lease, has bool) string {
 }
 
 // changeLease makes a change of this node's lease and shows what came of it, once
-// there is something to say.
-func (c *cli) changeLease(ctx context.Context, network string, say func(network string, old, now status.Lease, has bool) string, change func(context.Context, *status.Client) error) error {
+// there is something to tell.
+func (c *cli) changeLease(ctx context.Context, network string, outcome func(network string, old, now status.Lease, has bool) string, change func(context.Context, *status.Client) error) error {
 	client, _, err := c.client()
 	if err != nil {
 		return err
@@ -262,7 +262,7 @@ func (c *cli) changeLease(ctx context.Context, network string, say func(network 
 		doc, err := client.Status(ctx)
 		if err == nil {
 			now, has := leaseIn(doc.Node.Leases, network)
-			if text := say(network, old, now, has); text != "" {
+			if text := outcome(network, old, now, has); text != "" {
 				fmt.Fprintln(c.stdout, text)
 				return nil
 			}

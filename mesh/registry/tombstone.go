@@ -121,7 +121,7 @@ func (r *Registry) counting(node mesh.NodeID) []*trust.Tombstone {
 // says of another: none is left, or has been there.
 func (r *Registry) isSoleWitness(id, of mesh.NodeID) bool {
 	for _, c := range r.certs {
-		if rec := r.records[c.id]; c.id != id && c.id != of && c.counts() && !r.over(c.NotAfter) && (rec == nil || !rec.Left) {
+		if rec := r.records[c.id]; c.id != id && c.id != of && c.counts() && (rec == nil || !rec.Left) {
 			return false
 		}
 	}
