@@ -59,7 +59,9 @@ func TestDemo(t *testing.T) {
 			<-time.After(after)
 			must(t, cmd.Process.Signal(os.Interrupt))
 			_ = cmd.Wait()
-			if code := cmd.ProcessState.ExitCode(); code != 130 || !strings.Contains(out.String(), "cleaned up") {
+			// On a busy host it may not have begun: then the signal itself ends it.
+			begun := out.Len() > 0
+			if code := cmd.ProcessState.ExitCode(); begun && (code != 130 || !strings.Contains(out.String(), "cleaned up")) {
 				t.Errorf("exit code %d:\n%s", code, out)
 			}
 			checkGone(t, dir)
