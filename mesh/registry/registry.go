@@ -23,7 +23,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"iter"
 	"maps"
 	"slices"
 	"time"
@@ -329,9 +328,6 @@ func (r *Registry) Record(id mesh.NodeID) (*trust.Record, bool) {
 	return rec, ok
 }
 
-// Records lists the newest record of every node, in any order.
-func (r *Registry) Records() iter.Seq2[mesh.NodeID, *trust.Record] { return maps.All(r.records) }
-
 // Members lists, sorted by ID, the identities that hold an admitted certificate
 // which valid accepts and nobody revoked, each with the certificate that counts:
 // the one its record names, else, so that it stays a member, the one that ends last.
@@ -347,11 +343,7 @@ func (r *Registry) Members(valid func(*trust.Certificate) bool) []Member {
 	}
 	out := make([]Member, 0, len(best))
 	for id, c := range best {
-		m := Member{ID: id, Certificate: c.Certificate, Record: r.records[id], tombs: r.counting(id)}
-		if len(m.tombs) > 0 {
-			m.Tomb = m.tombs[0]
-		}
-		out = append(out, m)
+		out = append(out, Member{ID: id, Certificate: c.Certificate, Record: r.records[id], tombs: r.counting(id)})
 	}
 	slices.SortFunc(out, func(a, b Member) int { return a.ID.Compare(b.ID) })
 	return out
@@ -369,8 +361,7 @@ func (r *Registry) prefers(a, b *certificate) bool {
 type Member struct {
 	ID          mesh.NodeID
 	Certificate *trust.Certificate
-	Record      *trust.Record    // nil: none seen yet
-	Tomb        *trust.Tombstone // the newest that counts; nil: none. For leases ask Void
+	Record      *trust.Record // nil: none seen yet
 	tombs       []*trust.Tombstone
 }
 

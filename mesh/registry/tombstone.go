@@ -142,15 +142,6 @@ func (r *Registry) setTombs(id mesh.NodeID, all []*trust.Tombstone) {
 	r.tombs[id] = all
 }
 
-// Dead finds the newest tombstone of a node that counts. The node may have said
-// something since, see [Member.Void].
-func (r *Registry) Dead(id mesh.NodeID) (*trust.Tombstone, bool) {
-	if all := r.counting(id); len(all) > 0 {
-		return all[0], true
-	}
-	return nil, false
-}
-
 // Tombstones lists those of a node that count, whatever it has said since, the
 // newest first.
 func (r *Registry) Tombstones(id mesh.NodeID) []*trust.Tombstone { return r.counting(id) }

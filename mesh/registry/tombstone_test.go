@@ -282,3 +282,11 @@ func TestRekeys(t *testing.T) {
 		t.Errorf("after its signer was revoked: %d rekeys", len(got))
 	}
 }
+
+// Dead finds the newest tombstone of a node that counts.
+func (r *Registry) Dead(id mesh.NodeID) (*trust.Tombstone, bool) {
+	if all := r.counting(id); len(all) > 0 {
+		return all[0], true
+	}
+	return nil, false
+}
