@@ -1,0 +1,266 @@
+package sim
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"meshd/mesh"
+	"meshd/mesh/member"
+	"meshd/mesh/statedir"
+	"meshd/mesh/trust"
+)
+
+// machine is a host with a disk, and a daemon that may run on it.
+type machine struct {
+	c      *crowd
+	number int
+	name   string
+	keys   statedir.Keys
+	id     mesh.NodeID
+	card   *statedir.Membership // nil: not joined yet
+	cert   *trust.Certificate   // in it
+	skew   time.Duration
+
+	disk   record // what is saved
+	backup record // of some time ago
+	m      *member.Member
+	life   int // number of the daemon; events of others are void
+	view   *mesh.View
+	wanted bool // the daemon should run
+	asleep time.Time
+	down   time.Time // since when it is off or asleep
+	out    bool      // for good: it has left, or a clone of it goes on
+	back   time.Time // when it came back after longer than a lease lasts, by its clock
+	first  claim     // the last one that it held
+	excuse string    // why it may have another subnet than first
+	nonces uint64
+	dies   death
+	inVain int      // steps in a row after which the next was due at once
+	twin   *machine // runs on a copy of its disk
+}
+
+// death is when a daemon dies that is to die while it saves.
+type death int
+
+const (
+	never      death = iota
+	beforeSave       // nothing of the step is saved
+	afterSave        // all of it is saved, and nothing is said
+)
+
+// record is what a disk has.
+type record struct {
+	charter, certificate []byte
+	keyring              *member.Keyring
+	state                member.State
+	table                [][]byte
+}
+
+func (r record) clone() record {
+	r.table = slices.Clone(r.table)
+	r.state.Leases = slices.Clone(r.state.Leases)
+	return r
+}
+
+// clock is what the host's says. A host that was suspended has one that stood still
+// meanwhile: a machine goes by how much time passes, and is told of the rest.
+func (h *machine) clock() time.Time { return h.c.now.Add(h.skew) }
+
+func (h *machine) runs() bool { return h.m != nil && h.asleep.IsZero() }
+
+// join makes the certificate, and starts the daemon.
+func (h *machine) join() {
+	if h.card != nil {
+		return
+	}
+	var card statedir.Membership
+	if h.number == 0 {
+		card = h.c.mesh.Found(h.c.t, h.keys, h.name)
+	} else {
+		card = h.c.mesh.Join(h.c.t, h.c.token, h.keys, h.name, h.clock())
+	}
+	cert, err := trust.ParseCertificate(card.Certificate, h.c.mesh.Charter.CA)
+	if err != nil {
+		h.c.t.Fatal(err)
+	}
+	h.card, h.cert, h.wanted = &card, cert, true
+	h.boot()
+}
+
+// boot starts the daemon from what the disk has.
+func (h *machine) boot() {
+	if h.m != nil || !h.wanted || h.card == nil || h.out {
+		return
+	}
+	if !h.down.IsZero() && h.c.now.Sub(h.down) > crowdTTL*9/10 {
+		h.excuse = "was off for long"
+	}
+	if !h.down.IsZero() {
+		h.wasAway(h.c.now.Sub(h.down))
+	}
+	h.down = time.Time{}
+	h.disk.state.Epoch++
+	h.nonces++
+	cfg := h.card.Member(h.keys, uint64(h.number+1)<<32|h.nonces)
+	cfg.TTL, cfg.HasSeeds, cfg.Parsed = crowdTTL, h.number > 0, &h.c.parsed
+	if h.disk.charter != nil {
+		cfg.Charter = h.disk.charter
+	}
+	if h.disk.certificate != nil {
+		cfg.Certificate = h.disk.certificate
+	}
+	if h.disk.keyring != nil {
+		cfg.Keyring = *h.disk.keyring
+	}
+	m, err := member.New(h.clock(), cfg, h.disk.state, slices.Clone(h.disk.table))
+	if err != nil {
+		h.c.violate("I6", "%s does not start: %v", h, err)
+		return
+	}
+	h.m, h.view = m, nil
+	h.life++
+	m.SetEndpoints([]netip.AddrPort{netip.AddrPortFrom(address(h.number, 0), tunnelPort)})
+	h.step()
+	h.asks(h.life)
+}
+
+// kill is kill -9.
+func (h *machine) kill() {
+	if h.m == nil {
+		return
+	}
+	h.m, h.view, h.asleep = nil, nil, time.Time{}
+	h.life++
+	h.down = h.c.now
+}
+
+// stop is SIGTERM: the table is saved.
+func (h *machine) stop() {
+	if h.runs() {
+		h.disk.table = h.m.Table()
+	}
+	h.kill()
+}
+
+func (h *machine) String() string { return h.name }
+
+// soon lets the daemon do something, unless it has ended by then, or the host
+// sleeps.
+func (h *machine) soon(d time.Duration, do func()) {
+	life := h.life
+	h.c.after(d, func() {
+		if h.life == life && h.runs() {
+			do()
+		}
+	})
+}
+
+// step has the machine do what is due.
+func (h *machine) step() {
+	out := h.m.Step(h.clock())
+	if h.dies == beforeSave && out.Save != nil {
+		h.dies = never
+		h.kill()
+		return
+	}
+	d := &h.disk
+	if out.Charter != nil {
+		d.charter = out.Charter
+	}
+	if out.Certificate != nil {
+		d.certificate = out.Certificate
+	}
+	if out.Keyring != nil {
+		d.keyring = out.Keyring
+	}
+	if out.Save != nil {
+		d.state = *out.Save
+	}
+	if out.Keep != nil {
+		d.state = *out.Keep
+	}
+	if out.Table {
+		d.table = h.m.Table()
+	}
+	if h.dies == afterSave && (out.Save != nil || out.Table) {
+		h.dies = never
+		h.kill()
+		return
+	}
+	if out.View != nil {
+		h.look(out.View)
+	}
+	for _, raw := range out.Broadcast {
+		h.spread(raw)
+	}
+	for _, hash := range out.Want {
+		h.fetch(hash)
+	}
+	if out.Ask != 0 {
+		ask := out.Ask
+		h.soon(200*time.Millisecond, func() {
+			for range 2 {
+				if o := h.somebody(); o != nil {
+					h.exchange(o)
+				}
+			}
+			if h.runs() {
+				h.m.Asked(ask)
+				h.step()
+			}
+		})
+	}
+	if out.Clone {
+		h.c.say("%s ends: a clone of it goes on", h)
+		h.out = true
+		h.kill()
+		h.c.revokeAgain()
+		return
+	}
+	if at, ok := h.m.Next(); ok {
+		h.spins(at)
+		h.soon(max(at.Sub(h.clock()), time.Millisecond), func() {
+			if next, ok := h.m.Next(); ok && !next.After(h.clock()) {
+				h.step()
+			}
+		})
+	}
+}
+
+// maxInVain is how often in a row a machine may have more to do at once.
+const maxInVain = 200
+
+// spins judges a machine that asks for the next step at once, each time.
+func (h *machine) spins(next time.Time) {
+	if next.After(h.clock()) {
+		h.inVain = 0
+		return
+	}
+	if h.inVain++; h.inVain > maxInVain {
+		h.c.violate("I6", "%s spins: Next is %s ago after each step", h, h.clock().Sub(next))
+		h.inVain = 0
+	}
+}
+
+// sleep suspends the host.
+func (h *machine) sleep() {
+	if h.runs() {
+		h.asleep = h.c.now
+	}
+}
+
+// wake ends that.
+func (h *machine) wake() {
+	if h.m == nil || h.asleep.IsZero() {
+		return
+	}
+	d := h.c.now.Sub(h.asleep)
+	h.asleep, h.skew = time.Time{}, h.skew-d
+	if d > crowdTTL*9/10 {
+		h.excuse = "was suspended for long"
+	}
+	h.wasAway(d)
+	h.m.Slept(h.clock(), d)
+	h.step()
+}
