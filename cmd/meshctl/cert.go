@@ -98,53 +98,42 @@ func (k *known) revokedRows(now time.Time) []certRow {
 const shownRevoked = 10
 
 func (c *cli) certShow() *cobra.Command {
-	var o output
 	var all bool
 	cmd := &cobra.Command{
 		Use: "show [NODE]", Short: "Show the certificates", Args: atMostOne,
-		Long:    "Show the newest certificate of a node, or of all nodes: those that end first at the\ntop, and below them nodes that were revoked, the last one first.",
-		Example: "  meshctl cert show\n  meshctl cert show beta\n  meshctl cert show -f '{{range .}}{{.node}} {{.not_after}} {{end}}'",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := o.check(); err != nil {
-				return err
-			}
-			k, err := c.openKnown(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer k.release()
-			now, rows := time.Now(), []certRow{}
-			nodes, revoked := k.members(), k.revokedRows(now)
-			if len(args) > 0 {
-				one, err := k.find(args[0])
-				gone, was := revokedAs(revoked, args[0])
-				switch {
-				case err == nil:
-					nodes, revoked = []registry.Member{one}, nil
-				case was:
-					nodes, revoked = nil, []certRow{gone}
-				default:
-					return err
-				}
-			}
-			for _, m := range nodes {
-				row := certRowOf(k.certificate(m), now)
-				row.InUse = m.Record != nil && m.Record.Certificate == k.certificate(m).Hash
-				rows = append(rows, row)
-			}
-			slices.SortStableFunc(rows, func(a, b certRow) int { return a.NotAfter.Compare(*b.NotAfter) })
-			if left := len(revoked) - shownRevoked; left > 0 && !all && o.isText() {
-				revoked = revoked[:shownRevoked]
-				fmt.Fprintf(c.stderr, "Note: %d more were revoked before: --all shows them\n", left)
-			}
-			rows = append(rows, revoked...)
-			return o.print(c.stdout, rows, func(w io.Writer, wide bool) error { return writeCerts(w, rows, wide, now) })
-		},
+		Long:              "Show the newest certificate of a node, or of all nodes: those that end first at the\ntop, and below them nodes that were revoked, the last one first.",
+		Example:           "  meshctl cert show\n  meshctl cert show beta\n  meshctl cert show -f '{{range .}}{{.node}} {{.not_after}} {{end}}'",
 		ValidArgsFunction: c.completeNodes,
 	}
-	o.addFlags(cmd, "{{range .}}{{.node}} {{.not_after}} {{end}}")
 	cmd.Flags().BoolVar(&all, "all", false, "show all nodes that were revoked, however many")
-	return cmd
+	return c.lists(cmd, "{{range .}}{{.node}} {{.not_after}} {{end}}", func(_ context.Context, k *known, o *output, args []string) error {
+		now, rows := time.Now(), []certRow{}
+		nodes, revoked := k.members(), k.revokedRows(now)
+		if len(args) > 0 {
+			one, err := k.find(args[0])
+			gone, was := revokedAs(revoked, args[0])
+			switch {
+			case err == nil:
+				nodes, revoked = []registry.Member{one}, nil
+			case was:
+				nodes, revoked = nil, []certRow{gone}
+			default:
+				return err
+			}
+		}
+		for _, m := range nodes {
+			row := certRowOf(k.certificate(m), now)
+			row.InUse = m.Record != nil && m.Record.Certificate == k.certificate(m).Hash
+			rows = append(rows, row)
+		}
+		slices.SortStableFunc(rows, func(a, b certRow) int { return a.NotAfter.Compare(*b.NotAfter) })
+		if left := len(revoked) - shownRevoked; left > 0 && !all && o.isText() {
+			revoked = revoked[:shownRevoked]
+			fmt.Fprintf(c.stderr, "Note: %d more were revoked before: --all shows them\n", left)
+		}
+		rows = append(rows, revoked...)
+		return o.print(c.stdout, rows, func(w io.Writer, wide bool) error { return writeCerts(w, rows, wide, now) })
+	})
 }
 
 // revokedAs finds a node that was revoked by its ID, the first 8 characters of it, or

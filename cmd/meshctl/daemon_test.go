@@ -411,20 +411,20 @@ func TestNoPermission(t *testing.T) {
 	}
 }
 
-// charters is a daemon's charter.
+// charters is what a daemon believes: a charter.
 type charters struct {
 	mu   sync.Mutex // guards all below
 	raw  []byte
 	fail error
 }
 
-func (c *charters) Charter() []byte {
+func (c *charters) Objects(context.Context) ([][]byte, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.raw
+	return [][]byte{c.raw}, nil
 }
 
-func (c *charters) SetCharter(_ context.Context, raw []byte) error {
+func (c *charters) Submit(_ context.Context, raw []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.fail != nil {
@@ -451,9 +451,9 @@ func TestNetworkOfADaemon(t *testing.T) {
 	endpoint := netip.MustParseAddrPort("10.188.3.3:51880")
 	d.doc.Peers[0].Endpoint = &endpoint
 	d.doc.Peers[0].Leases = []status.Lease{{Network: "web", State: "held", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.187.1.0/24")}}}
-	socket := serveWith(t, status.Options{Daemon: d, Settings: d, Charters: kept})
+	socket := serveWith(t, status.Options{Daemon: d, Settings: d, Objects: kept})
 	networks := func() string {
-		c, err := trust.ParseCharter(kept.Charter(), mesh.ID{})
+		c, err := trust.ParseCharter(kept.raw, mesh.ID{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -472,7 +472,7 @@ func TestNetworkOfADaemon(t *testing.T) {
 		become string
 	}{
 		{"over a member", []string{"create", "lan", "--ipv4", "10.188.0.0/16"}, nil, 78, "overlaps the node beta at 10.188.3.3:51880", "1 [default]"},
-		{"meanwhile another", []string{"create", "web", "--ipv4", "10.187.0.0/16"}, fmt.Errorf("%w: another came", status.ErrCharter), 1, "another came: run this again", "1 [default]"},
+		{"meanwhile another", []string{"create", "web", "--ipv4", "10.187.0.0/16"}, fmt.Errorf("%w: another came", status.ErrNotNext), 1, "another came: run this again", "1 [default]"},
 		{"made", []string{"create", "web", "--ipv4", "10.187.0.0/16"}, nil, 0, "hear of it within seconds", "2 [default web]"},
 		{"in use", []string{"delete", "web"}, nil, 1, "the network web has subnets on beta: disconnect what is attached to it there and remove Docker's networks of it,", "2 [default web]"},
 		{"by force", []string{"delete", "web", "--force"}, nil, 0, "Deleted the network web", "3 [default]"},

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/spf13/cobra"
+
 	"meshd/cmd/internal/exit"
 	"meshd/mesh"
 	"meshd/mesh/registry"
@@ -59,6 +61,27 @@ func (c *cli) openKnown(ctx context.Context) (*known, error) {
 	return k, nil
 }
 
+// lists makes a command show what this host knows of its mesh, in any form of output.
+func (c *cli) lists(cmd *cobra.Command, example string, show func(ctx context.Context, k *known, o *output, args []string) error) *cobra.Command {
+	var o output
+	o.addFlags(cmd, example)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := o.check(); err != nil {
+			return err
+		}
+		k, err := c.openKnown(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer k.release()
+		if k.daemon == nil {
+			fmt.Fprintln(c.stderr, "Note: no daemon runs; this is what the state says")
+		}
+		return show(cmd.Context(), k, &o, args)
+	}
+	return cmd
+}
+
 func lockKnown(cfg *config.Config) (*known, error) {
 	if _, _, err := readMembership(cfg.StateDir); err != nil {
 		return nil, err // before the lock, which would make a directory
@@ -98,9 +121,11 @@ func readKnown(path string) (*known, error) {
 		k.gossip = append(k.gossip, status.GossipKey{Generation: key.Generation, ID: trust.KeyIDOf(key.Key).String()})
 	}
 	k.submit = func(_ context.Context, raw []byte) error {
+		if _, err := trust.ParseCharter(raw, charter.ID()); err == nil {
+			return dir.SaveCharter(raw)
+		}
 		if cert, err := trust.ParseCertificate(raw, charter.CA); err == nil && cert.ID() == k.self {
-			m.Certificate = raw
-			if err := dir.SaveMembership(m); err != nil {
+			if err := dir.SaveCertificate(raw); err != nil {
 				return err
 			}
 		}

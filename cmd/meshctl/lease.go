@@ -47,29 +47,15 @@ type leaseRow struct {
 const stateReserved = "reserved"
 
 func (c *cli) leaseList() *cobra.Command {
-	var o output
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the leases of all nodes", Args: exactly(),
 		Long:    "List the leases of all nodes, by network and subnet, and the subnets that are\nreserved. RENEWED is when this node last heard of the lease, ENDS when it is free for\nothers if it is not heard of again; one that is expired or forgotten is free.",
 		Example: "  meshctl lease list\n  meshctl lease list -f '{{range .}}{{.node}} {{index .prefixes 0}} {{end}}'",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := o.check(); err != nil {
-				return err
-			}
-			k, err := c.openKnown(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer k.release()
-			if k.daemon == nil {
-				fmt.Fprintln(c.stderr, "Note: no daemon runs; this is what the state says")
-			}
-			rows, now := k.leases(), time.Now()
-			return o.print(c.stdout, rows, func(w io.Writer, wide bool) error { return writeLeases(w, rows, wide, now) })
-		},
 	}
-	o.addFlags(cmd, "{{range .}}{{.node}} {{index .prefixes 0}} {{end}}")
-	return cmd
+	return c.lists(cmd, "{{range .}}{{.node}} {{index .prefixes 0}} {{end}}", func(_ context.Context, k *known, o *output, _ []string) error {
+		rows, now := k.leases(), time.Now()
+		return o.print(c.stdout, rows, func(w io.Writer, wide bool) error { return writeLeases(w, rows, wide, now) })
+	})
 }
 
 // leases lists all that are not released, and what is reserved.
@@ -305,23 +291,23 @@ func (c *cli) leaseReserve() *cobra.Command {
 }
 
 func (c *cli) runLeaseReserve(ctx context.Context, args []string, ca string, remove bool) error {
-	place, err := c.openCharter(ctx)
+	k, err := c.openKnown(ctx)
 	if err != nil {
 		return err
 	}
-	defer place.release()
-	next := place.charter.Next(time.Now(), slices.Clone(place.charter.Networks))
+	defer k.release()
+	next := k.charter.Next(time.Now(), slices.Clone(k.charter.Networks))
 	var named []netip.Prefix
 	for _, arg := range args {
 		p, err := netip.ParsePrefix(arg)
 		if err != nil {
 			return usage("SUBNET %s: expected a prefix such as 10.86.17.0/24", arg)
 		}
-		network, slot := slotOf(place.charter, p)
+		network, slot := slotOf(k.charter, p)
 		if network == "" {
 			return usage("%s is not one node's subnet: see `%s`", p, c.again("network list"))
 		}
-		has := place.charter.IsReserved(slot)
+		has := k.charter.IsReserved(slot)
 		switch {
 		case has && !remove:
 			fmt.Fprintf(c.stderr, "Note: %s is reserved already\n", p)
@@ -333,7 +319,7 @@ func (c *cli) runLeaseReserve(ctx context.Context, args []string, ca string, rem
 		case !slices.Contains(next.Reserved, slot[0]):
 			next.Reserved = append(next.Reserved, slot[0])
 		}
-		if holder := holderOf(place.doc, slot); holder != "" && !remove {
+		if holder := holderOf(k.doc, slot); holder != "" && !remove {
 			fmt.Fprintf(c.stderr, "Note: %s has %s, and keeps it until it gives it back\n", holder, p)
 		}
 		named = append(named, slot[0])
@@ -342,26 +328,23 @@ func (c *cli) runLeaseReserve(ctx context.Context, args []string, ca string, rem
 		fmt.Fprintln(c.stdout, "Nothing is changed.")
 		return nil
 	}
-	if err := c.giveCharter(ctx, place, ca, next); err != nil {
+	if err := c.changeCharter(ctx, k, ca, next); err != nil {
 		return err
 	}
 	what := "Reserved"
 	if remove {
 		what = "No longer reserved:"
 	}
-	fmt.Fprintf(c.stdout, "%s %s.\n%s", what, prefixes(named), place.afterwards())
+	fmt.Fprintf(c.stdout, "%s %s.\n%s", what, prefixes(named), k.afterwards())
 	return nil
 }
 
-// holderOf names the node that has a subnet; doc may be nil.
+// holderOf names the node that has a subnet.
 func holderOf(doc *status.Document, slot []netip.Prefix) string {
 	has := func(leases []status.Lease) bool {
 		return slices.ContainsFunc(leases, func(l status.Lease) bool {
 			return l.State != mesh.Released.String() && slices.Contains(l.Prefixes, slot[0])
 		})
-	}
-	if doc == nil {
-		return ""
 	}
 	if has(doc.Node.Leases) {
 		return doc.Node.Name

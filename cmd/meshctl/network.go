@@ -16,9 +16,7 @@ import (
 
 	"meshd/cmd/internal/exit"
 	"meshd/mesh"
-	"meshd/mesh/statedir"
 	"meshd/mesh/trust"
-	"meshd/overlay/config"
 	"meshd/overlay/plan"
 	"meshd/overlay/status"
 	"meshd/tun"
@@ -50,37 +48,15 @@ type networkRow struct {
 }
 
 func (c *cli) networkList() *cobra.Command {
-	var o output
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the networks", Args: exactly(),
 		Long:    "List the networks, this node's subnet in each, and how many nodes have one.\nWithout a daemon it shows what the state says.",
 		Example: "  meshctl network list\n  meshctl network list -f '{{range .}}{{.name}} {{end}}'",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := o.check(); err != nil {
-				return err
-			}
-			client, cfg, err := c.client()
-			if err != nil {
-				return err
-			}
-			doc, err := client.Status(cmd.Context())
-			known := err == nil
-			if errors.Is(err, status.ErrNoDaemon) {
-				doc = withoutDaemon(cfg)
-				if len(doc.Networks) > 0 {
-					err = nil
-					fmt.Fprintln(c.stderr, "Note: no daemon runs; this is what the state says")
-				}
-			}
-			if err != nil {
-				return noDaemon(err, fmt.Sprintf("start it with `%s`", c.daemonCommand()))
-			}
-			rows := networkRows(doc, known)
-			return o.print(c.stdout, rows, func(w io.Writer, _ bool) error { return writeNetworks(w, rows) })
-		},
 	}
-	o.addFlags(cmd, "{{range .}}{{.name}} {{end}}")
-	return cmd
+	return c.lists(cmd, "{{range .}}{{.name}} {{end}}", func(_ context.Context, k *known, o *output, _ []string) error {
+		rows := networkRows(k.doc, k.daemon != nil)
+		return o.print(c.stdout, rows, func(w io.Writer, _ bool) error { return writeNetworks(w, rows) })
+	})
 }
 
 func networkRows(doc *status.Document, known bool) []networkRow {
@@ -170,26 +146,26 @@ func (c *cli) runNetworkCreate(ctx context.Context, name string, f rangeFlags, c
 	if err := checkName("NAME", name); err != nil {
 		return err
 	}
-	place, err := c.openCharter(ctx)
+	k, err := c.openKnown(ctx)
 	if err != nil {
 		return err
 	}
-	defer place.release()
-	if n, ok := place.charter.Network(name); ok {
+	defer k.release()
+	if n, ok := k.charter.Network(name); ok {
 		return exit.With(exit.BadData, fmt.Errorf("the mesh has that network already (%s)", networkText(n)))
 	}
 	all, err := uses(ctx, candidates(f)...)
 	if err != nil {
 		return err
 	}
-	network, err := chooseNetwork(name, f, randomIPv6(), append(all, place.uses()...))
+	network, err := chooseNetwork(name, f, randomIPv6(), append(all, k.uses()...))
 	if err != nil {
 		return err
 	}
-	if err := c.changeCharter(ctx, place, ca, append(slices.Clone(place.charter.Networks), network)); err != nil {
+	if err := c.changeCharter(ctx, k, ca, k.charter.Next(time.Now(), append(slices.Clone(k.charter.Networks), network))); err != nil {
 		return err
 	}
-	fmt.Fprintf(c.stdout, "Made the network %s.\n%s", networkText(network), place.afterwards())
+	fmt.Fprintf(c.stdout, "Made the network %s.\n%s", networkText(network), k.afterwards())
 	return nil
 }
 
@@ -228,27 +204,27 @@ func (c *cli) runNetworkDelete(ctx context.Context, name, ca string, force bool)
 	if err := checkName("NAME", name); err != nil {
 		return err
 	}
-	place, err := c.openCharter(ctx)
+	k, err := c.openKnown(ctx)
 	if err != nil {
 		return err
 	}
-	defer place.release()
-	rest := slices.DeleteFunc(slices.Clone(place.charter.Networks), func(n mesh.Network) bool { return n.Name == name })
-	if len(rest) == len(place.charter.Networks) {
+	defer k.release()
+	rest := slices.DeleteFunc(slices.Clone(k.charter.Networks), func(n mesh.Network) bool { return n.Name == name })
+	if len(rest) == len(k.charter.Networks) {
 		return exit.With(exit.BadData, fmt.Errorf("the mesh has no network %s: see `%s`", name, c.again("network list")))
 	}
 	if !force {
-		if place.doc == nil {
+		if k.daemon == nil {
 			return exit.With(exit.NotReady, errors.New("no daemon runs that knows who has subnets there: start it, or use --force"))
 		}
-		if names := holders(place.doc, name); len(names) > 0 {
+		if names := holders(k.doc, name); len(names) > 0 {
 			return exit.With(exit.Failed, fmt.Errorf("the network %s has subnets on %s: disconnect what is attached to it there and remove Docker's networks of it, or delete it all the same with --force", name, someOf(names)))
 		}
 	}
-	if err := c.changeCharter(ctx, place, ca, rest); err != nil {
+	if err := c.changeCharter(ctx, k, ca, k.charter.Next(time.Now(), rest)); err != nil {
 		return err
 	}
-	fmt.Fprintf(c.stdout, "Deleted the network %s.\n%s", name, place.afterwards())
+	fmt.Fprintf(c.stdout, "Deleted the network %s.\n%s", name, k.afterwards())
 	return nil
 }
 
@@ -261,77 +237,15 @@ func someOf(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// charterPlace is where the newest charter is, and where the next one goes.
-type charterPlace struct {
-	charter *trust.Charter
-	doc     *status.Document // what the daemon knows; nil: there is none
-	give    func(ctx context.Context, raw []byte) error
-	release func()
-}
-
-// openCharter asks the daemon, or else reads the state and locks it.
-func (c *cli) openCharter(ctx context.Context) (*charterPlace, error) {
-	client, cfg, err := c.client()
-	if err != nil {
-		return nil, err
-	}
-	raw, err := client.Charter(ctx)
-	if errors.Is(err, status.ErrNoDaemon) && cfg != nil {
-		return lockCharter(cfg)
-	}
-	if err != nil {
-		return nil, noDaemon(err, fmt.Sprintf("start it with `%s`", c.daemonCommand()))
-	}
-	p := &charterPlace{give: client.SetCharter, release: func() {}}
-	if p.charter, err = trust.ParseCharter(raw, mesh.ID{}); err != nil {
-		return nil, fmt.Errorf("read the daemon's answer: %w", err)
-	}
-	p.doc, err = client.Status(ctx)
-	return p, err
-}
-
-func lockCharter(cfg *config.Config) (*charterPlace, error) {
-	if _, _, err := readMembership(cfg.StateDir); err != nil {
-		return nil, err // before the lock, which would make a directory
-	}
-	release, err := statedir.Lock(cfg.StateDir)
-	if err != nil {
-		return nil, err
-	}
-	p, err := readCharter(cfg.StateDir)
-	if err != nil {
-		release()
-		return nil, err
-	}
-	p.release = release
-	return p, nil
-}
-
-// readCharter reads the state, which is locked.
-func readCharter(path string) (*charterPlace, error) {
-	_, charter, err := readMembership(path)
-	if err != nil {
-		return nil, err
-	}
-	dir, err := statedir.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	return &charterPlace{charter: charter, give: func(_ context.Context, raw []byte) error { return dir.SaveCharter(raw) }}, nil
-}
-
 // uses is what the mesh has in its own ranges and where its members are.
-func (p *charterPlace) uses() []tun.Use {
-	all := []tun.Use{{Prefix: p.charter.Control(), What: "the mesh's control addresses"}}
-	for _, n := range p.charter.Networks {
+func (k *known) uses() []tun.Use {
+	all := []tun.Use{{Prefix: k.charter.Control(), What: "the mesh's control addresses"}}
+	for _, n := range k.charter.Networks {
 		for _, r := range n.Ranges() {
 			all = append(all, tun.Use{Prefix: r, What: "the network " + n.Name + " of the mesh"})
 		}
 	}
-	if p.doc == nil {
-		return all
-	}
-	for _, peer := range p.doc.Peers {
+	for _, peer := range k.doc.Peers {
 		if peer.Endpoint != nil && peer.State != status.PeerLeft {
 			all = append(all, plan.Named("the node "+peer.Name+" at", peer.Endpoint.String())...)
 		}
@@ -339,14 +253,9 @@ func (p *charterPlace) uses() []tun.Use {
 	return all
 }
 
-// changeCharter signs the next charter, with other networks, and gives it away.
-func (c *cli) changeCharter(ctx context.Context, p *charterPlace, ca string, networks []mesh.Network) error {
-	return c.giveCharter(ctx, p, ca, p.charter.Next(time.Now(), networks))
-}
-
-// giveCharter signs a charter and gives it away.
-func (c *cli) giveCharter(ctx context.Context, p *charterPlace, ca string, next *trust.Charter) error {
-	key, err := c.loadCA(ca, p.charter)
+// changeCharter signs the charter that follows, and hands it in.
+func (c *cli) changeCharter(ctx context.Context, k *known, ca string, next *trust.Charter) error {
+	key, err := k.loadCA(c, ca)
 	if err != nil {
 		return err
 	}
@@ -354,18 +263,10 @@ func (c *cli) giveCharter(ctx context.Context, p *charterPlace, ca string, next 
 	if err != nil {
 		return usage("%w", err)
 	}
-	if err := p.give(ctx, raw); errors.Is(err, status.ErrCharter) {
+	if err := k.submit(ctx, raw); errors.Is(err, status.ErrNotNext) {
 		return fmt.Errorf("%w: run this again", err)
 	} else if err != nil {
 		return err
 	}
 	return nil
-}
-
-// afterwards tells who knows of the change.
-func (p *charterPlace) afterwards() string {
-	if p.doc == nil {
-		return "No daemon runs: it tells the other nodes when it is started.\n"
-	}
-	return "The other nodes hear of it within seconds.\n"
 }

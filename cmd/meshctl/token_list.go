@@ -66,28 +66,17 @@ a day after a rotation or at once with --now, the token is outdated: nobody join
 it any more.`
 
 func (c *cli) tokenList() *cobra.Command {
-	var o output
 	var ca string
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the tokens", Long: tokenListHelp, Args: exactly(),
 		Example: "  meshctl token list\n  meshctl token list -f '{{range .}}{{.id}} {{.state}} {{end}}'",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := o.check(); err != nil {
-				return err
-			}
-			k, err := c.openKnown(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer k.release()
-			now := time.Now()
-			rows := k.tokens(cmd.Context(), c, ca, now)
-			return o.print(c.stdout, rows, func(w io.Writer, wide bool) error { return writeTokens(w, rows, wide, now) })
-		},
 	}
-	o.addFlags(cmd, "{{range .}}{{.id}} {{end}}")
 	caFlag(cmd, &ca)
-	return cmd
+	return c.lists(cmd, "{{range .}}{{.id}} {{end}}", func(ctx context.Context, k *known, o *output, _ []string) error {
+		now := time.Now()
+		rows := k.tokens(ctx, c, ca, now)
+		return o.print(c.stdout, rows, func(w io.Writer, wide bool) error { return writeTokens(w, rows, wide, now) })
+	})
 }
 
 // tokens lists what is known, those that end last at the top.

@@ -24,7 +24,7 @@ var said = []struct{ core, api error }{
 	{member.ErrInUse, status.ErrLeaseInUse},
 	{member.ErrNotAllowed, status.ErrNotAllowed},
 	{member.ErrRefused, status.ErrRefused},
-	{trust.ErrNotNext, status.ErrRefused},
+	{trust.ErrNotNext, status.ErrNotNext},
 	{trust.ErrForbidden, status.ErrRefused},
 	{trust.ErrMalformed, status.ErrRefused},
 	{trust.ErrSignature, status.ErrRefused},

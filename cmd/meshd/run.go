@@ -111,7 +111,7 @@ func serve(ctx context.Context, cfg *config.Config, path string, stderr io.Write
 
 	settings, door := newSettings(path, cfg, log), newDockerDoor(cfg, parts, log)
 	server := status.NewServer(status.Options{
-		Control: cfg.Control, HTTP: httpAddress(cfg), Daemon: served{node, settings, parts.dir, door}, Settings: settings, Charters: parts,
+		Control: cfg.Control, HTTP: httpAddress(cfg), Daemon: served{node, settings, parts.dir, door}, Settings: settings,
 		Objects: parts, Leases: parts, Keys: parts, Attachments: parts.containers, Log: log,
 	})
 	settings.check, settings.apply = parts.check, parts.appliers(server, logs)

@@ -177,26 +177,6 @@ func (p *parts) change(ctx context.Context, change func(now time.Time) error) er
 	return err
 }
 
-// Charter implements [status.Charters].
-func (p *parts) Charter() []byte { return p.dir.Membership().Charter }
-
-// SetCharter implements [status.Charters].
-func (p *parts) SetCharter(ctx context.Context, raw []byte) error {
-	err := p.change(ctx, func(time.Time) error {
-		if err := p.dir.Check(); err != nil {
-			return err
-		}
-		if err := p.core.SetCharter(raw); err != nil {
-			return fmt.Errorf("%w: %w", status.ErrCharter, err)
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	return p.gossip.Saved(ctx)
-}
-
 func openState(path string) (*statedir.Dir, error) {
 	dir, err := statedir.Open(path)
 	if err != nil {

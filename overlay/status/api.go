@@ -21,8 +21,6 @@ import (
 //	POST /v1/ping      PingRequest; answers a PingReply per line
 //	GET  /v1/config    a ConfigReply
 //	POST /v1/reload    a ReloadReply; 422 if the file is bad, and nothing changed
-//	GET  /v1/charter   a CharterReply
-//	POST /v1/charter   CharterRequest; {} when it is saved; 412 if it is not the next one
 //	POST /v1/leave     {} when the node has left and cleaned up
 //	POST /v1/down      {} when the host is clean
 //
@@ -63,16 +61,6 @@ type ConfigReply struct {
 	Config string `json:"config"` // as such a file
 }
 
-// CharterReply is the newest charter of the mesh.
-type CharterReply struct {
-	Charter []byte `json:"charter"` // as signed, in base64
-}
-
-// CharterRequest gives the daemon the charter that follows it.
-type CharterRequest struct {
-	Charter []byte `json:"charter"` // as signed, in base64
-}
-
 // ReloadReply is what became of each key that the file has otherwise than what
 // is in force.
 type ReloadReply struct {
@@ -90,9 +78,6 @@ type Change struct {
 	New   string `json:"new"` // in the file
 	Error string `json:"error,omitempty"`
 }
-
-// ErrCharter says that a charter is not the one that follows the newest.
-var ErrCharter = errors.New("charter refused")
 
 // Reasons for which a reload changes nothing.
 var (
@@ -118,7 +103,7 @@ type versionReply struct {
 
 // controlHandler serves the control API; streams end with stop.
 func controlHandler(stop context.Context, opt Options) http.Handler {
-	d, s, c := opt.Daemon, opt.Settings, opt.Charters
+	d, s := opt.Daemon, opt.Settings
 	mux := http.NewServeMux()
 	handle := func(methods, path string, serve http.HandlerFunc) {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
@@ -142,9 +127,6 @@ func controlHandler(stop context.Context, opt Options) http.Handler {
 	if s != nil {
 		handle(http.MethodGet, "/v1/config", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, s.Config()) })
 		handle(http.MethodPost, "/v1/reload", func(w http.ResponseWriter, r *http.Request) { serveReload(s, w, r) })
-	}
-	if c != nil {
-		handle("GET, POST", charterPath, func(w http.ResponseWriter, r *http.Request) { serveCharter(c, w, r) })
 	}
 	if a := opt.Attachments; a != nil {
 		handle("GET, POST", attachmentsPath, func(w http.ResponseWriter, r *http.Request) { serveAttachments(a, w, r) })
@@ -217,27 +199,6 @@ func serveReload(s Settings, w http.ResponseWriter, r *http.Request) {
 			*list = notNil(*list)
 		}
 		reply(w, http.StatusOK, answer)
-	}
-}
-
-func serveCharter(c Charters, w http.ResponseWriter, r *http.Request) {
-	if r.Method == http.MethodGet {
-		reply(w, http.StatusOK, CharterReply{c.Charter()})
-		return
-	}
-	var req CharterRequest
-	if !decode(w, r, &req) {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changeTimeout)
-	defer cancel()
-	switch err := c.SetCharter(ctx, req.Charter); {
-	case errors.Is(err, ErrCharter):
-		replyError(w, http.StatusPreconditionFailed, err.Error())
-	case err != nil:
-		replyError(w, http.StatusInternalServerError, err.Error())
-	default:
-		reply(w, http.StatusOK, struct{}{})
 	}
 }
 

@@ -78,21 +78,6 @@ func (c *Client) Reload(ctx context.Context) (ReloadReply, error) {
 	return r, c.call(ctx, http.MethodPost, "/v1/reload", struct{}{}, &r)
 }
 
-// Charter fetches the newest charter of the mesh, as signed.
-func (c *Client) Charter(ctx context.Context) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
-	var r CharterReply
-	return r.Charter, c.call(ctx, http.MethodGet, charterPath, nil, &r)
-}
-
-// SetCharter gives the daemon the charter that follows; see [Charters].
-func (c *Client) SetCharter(ctx context.Context, raw []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout+writeTimeout)
-	defer cancel()
-	return c.call(ctx, http.MethodPost, charterPath, CharterRequest{raw}, &struct{}{})
-}
-
 // Leave makes the node sign that it leaves, clean the host and end.
 func (c *Client) Leave(ctx context.Context) error { return c.change(ctx, "/v1/leave") }
 
@@ -179,8 +164,6 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 	switch response.StatusCode {
 	case http.StatusUnprocessableEntity:
 		return nil, refusal{strings.Join(cleaned(strings.Split(e.Error, "\n")), "\n"), ErrBadConfig}
-	case http.StatusPreconditionFailed:
-		return nil, refusal{clean(e.Error), ErrCharter}
 	case http.StatusForbidden:
 		return nil, refusal{clean(e.Error), ErrUnreadable}
 	}

@@ -27,6 +27,7 @@ var codes = []struct {
 	{"unknown_node", http.StatusNotFound, ErrUnknownNode},
 	{"ambiguous_node", http.StatusConflict, ErrAmbiguousNode},
 	{"refused", http.StatusUnprocessableEntity, ErrRefused},
+	{"not_next", http.StatusPreconditionFailed, ErrNotNext},
 	{"lease_in_use", http.StatusConflict, ErrLeaseInUse},
 	{"not_now", http.StatusConflict, ErrNotNow},
 	{"not_allowed", http.StatusForbidden, ErrNotAllowed},

@@ -17,8 +17,9 @@ import (
 type Objects interface {
 	// Objects lists them, the charter first. Whoever gets them verifies them.
 	Objects(ctx context.Context) ([][]byte, error)
-	// Submit takes one that the CA signed: a revocation, a tombstone, a
-	// certificate. It fails with [ErrRefused] if it is anything else; one that is
+	// Submit takes one that the CA signed: a charter, a revocation, a tombstone, a
+	// certificate. It fails with [ErrRefused] if it is anything else, and with
+	// [ErrNotNext] if it is a charter and another has come meanwhile; one that is
 	// known already is fine.
 	Submit(ctx context.Context, raw []byte) error
 }
@@ -51,6 +52,7 @@ type Keys interface {
 // Reasons for which a change is not made.
 var (
 	ErrRefused    = errors.New("object refused")
+	ErrNotNext    = errors.New("it does not follow the newest charter")
 	ErrLeaseInUse = errors.New("the subnet is in use")
 	ErrNotNow     = errors.New("not now")
 	ErrNotAllowed = errors.New("this node may not do that")

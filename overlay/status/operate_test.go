@@ -97,12 +97,19 @@ func TestOperate(t *testing.T) {
 	if code, body := raw(t, path, "GET", "/v1/keys", ""); code != 200 || string(body) != `{"tunnel":"abc","gossip":[]}`+"\n" {
 		t.Errorf("keys: %d %s", code, body)
 	}
+	if err := client.Submit(t.Context(), make([]byte, trust.MaxObject)); err != nil {
+		t.Errorf("the largest object: %v", err)
+	}
+	o.fail = fmt.Errorf("%w \x1b[2J", status.ErrNotNext)
+	if err := client.Submit(t.Context(), nil); err == nil || strings.Contains(err.Error(), "\x1b") {
+		t.Errorf("what is no text reaches the terminal: %q", err)
+	}
 }
 
 // What the daemon gives as a reason, the client has as one.
 func TestOperateReasons(t *testing.T) {
 	for _, reason := range []error{
-		status.ErrRefused, status.ErrLeaseInUse, status.ErrNotNow, status.ErrNotAllowed, status.ErrUnknownNode, status.ErrAmbiguousNode,
+		status.ErrRefused, status.ErrNotNext, status.ErrLeaseInUse, status.ErrNotNow, status.ErrNotAllowed, status.ErrUnknownNode, status.ErrAmbiguousNode,
 	} {
 		o := &operator{fail: fmt.Errorf("do it: %w: because", reason)}
 		client, _ := startOperator(t, o)

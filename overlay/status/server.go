@@ -46,23 +46,12 @@ type Settings interface {
 	Reload(ctx context.Context) (ReloadReply, error)
 }
 
-// Charters is where the charter of the mesh is. Its methods are called from many
-// goroutines.
-type Charters interface {
-	// Charter gives the newest one, as signed.
-	Charter() []byte
-	// SetCharter takes the one that follows it, and returns when it is saved. It
-	// fails with [ErrCharter] if it is not that.
-	SetCharter(ctx context.Context, raw []byte) error
-}
-
 // Options of a [Server].
 type Options struct {
 	Control     string // path of the unix socket
 	HTTP        string // host:port of /metrics, /healthz and /readyz, until SetHTTP; empty: none
 	Daemon      Daemon
 	Settings    Settings    // nil: nobody can ask for the configuration
-	Charters    Charters    // nil: nobody can ask for the charter
 	Objects     Objects     // nil: nobody can ask for signed objects, nor give any
 	Leases      Leases      // nil: nobody can change leases
 	Keys        Keys        // nil: nobody can ask for keys, nor rotate them
@@ -102,8 +91,6 @@ const (
 	maxHeader     = 8 << 10
 	maxBody       = 16 << 10 // the largest signed object (8 KiB) in base64, and some
 )
-
-const charterPath = "/v1/charter"
 
 // Run listens and serves until ctx ends, then lets running answers finish for a
 // moment. It fails with [ErrInUse] when somebody else listens there.

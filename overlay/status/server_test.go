@@ -214,58 +214,6 @@ func TestRefusals(t *testing.T) {
 	})
 }
 
-// charters keeps a charter; it refuses what is empty.
-type charters struct {
-	mu  sync.Mutex
-	raw []byte
-}
-
-func (c *charters) Charter() []byte {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.raw
-}
-
-func (c *charters) SetCharter(_ context.Context, raw []byte) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(raw) == 0 {
-		return fmt.Errorf("%w: it is empty \x1b[2J", status.ErrCharter)
-	}
-	c.raw = raw
-	return nil
-}
-
-func TestCharter(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s")
-	serve(t, status.Options{Control: path, Daemon: &daemon{}, Charters: &charters{raw: []byte{1}}})
-	client := status.NewClient(path)
-	if got, err := client.Charter(t.Context()); err != nil || !bytes.Equal(got, []byte{1}) {
-		t.Errorf("charter %v, %v", got, err)
-	}
-	largest := bytes.Repeat([]byte{7}, 8192)
-	if err := client.SetCharter(t.Context(), largest); err != nil {
-		t.Error(err)
-	}
-	if err := client.SetCharter(t.Context(), nil); !errors.Is(err, status.ErrCharter) || err.Error() != "charter refused: it is empty \\x1b[2J" {
-		t.Errorf("an empty one: %v", err)
-	}
-	for body, want := range map[string]int{
-		"": 400, "{": 400, `{"charter":"*"}`: 400, `{"charter":7}`: 400, `{"network":"web"}`: 400,
-		`{"charter":"` + strings.Repeat("A", 10<<20) + `"}`: 400, `{"charter":""}`: 412,
-	} {
-		if code, answer := raw(t, path, "POST", "/v1/charter", body); code != want {
-			t.Errorf("%.40q: %d %s, want %d", body, code, answer, want)
-		}
-	}
-	if code, _ := raw(t, path, "DELETE", "/v1/charter", ""); code != 405 {
-		t.Errorf("DELETE: %d", code)
-	}
-	if got, err := client.Charter(t.Context()); err != nil || !bytes.Equal(got, largest) {
-		t.Errorf("charter of %d bytes, %v", len(got), err)
-	}
-}
-
 func TestReload(t *testing.T) {
 	want := status.ReloadReply{
 		File: "/etc/c.yaml", Applied: []status.Change{{Key: "log.level", Old: "info", New: "debug"}}, Restart: []status.Change{},
