@@ -13,10 +13,6 @@ import (
 	"meshd/overlay/status"
 )
 
-// grace is for how long a gossip key is kept after the next one, since there are
-// tokens with it: as long as a token lasts by default.
-const grace = 24 * time.Hour
-
 // said are the core's reasons not to do something, in the words of the control API.
 var said = []struct{ core, api error }{
 	{member.ErrUnknownNode, status.ErrUnknownNode},
@@ -125,7 +121,7 @@ func known(t time.Time) *time.Time {
 func (p *parts) RotateGossip(ctx context.Context, now bool) error {
 	key := make([]byte, trust.GossipKeySize)
 	_, _ = rand.Read(key) // never fails since Go 1.24
-	keep := grace
+	keep := member.RotateGrace
 	if now {
 		keep = 0
 	}

@@ -13,6 +13,10 @@ import (
 	"meshd/mesh/trust"
 )
 
+// RotateGrace is how long gossip keys are kept after a rotation that is not urgent:
+// tokens with them last a day by default.
+const RotateGrace = 24 * time.Hour
+
 const (
 	// freshFor is how many renewals a member may be late with before its word on keys
 	// counts no more: one may be lost.
@@ -23,9 +27,6 @@ const (
 	// rotateNow is how close the end of a key is when newcomers who have it are not
 	// gathered any more.
 	rotateNow = waitForUse + handOverAfter
-	// rotateGrace is how long keys are kept after a rotation that nobody asked for:
-	// tokens with them last a day by default.
-	rotateGrace = 24 * time.Hour
 	// rotateTurn keeps those who may rotate from doing it at the same time.
 	rotateTurn = time.Hour
 	// maxAhead is how far a new key's generation may be above the newest one that counts:
@@ -377,5 +378,5 @@ func (m *Member) rotateByItself(now time.Time) {
 	}
 	key := make([]byte, trust.GossipKeySize)
 	_, _ = rand.Read(key)                     // never fails since Go 1.24
-	_ = m.RotateGossip(now, key, rotateGrace) // else it is tried again at the next look
+	_ = m.RotateGossip(now, key, RotateGrace) // else it is tried again at the next look
 }
