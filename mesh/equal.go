@@ -9,6 +9,7 @@ import (
 func (v *View) Equal(o *View) bool {
 	return v.Mesh == o.Mesh && v.MeshName == o.MeshName && v.Control == o.Control && v.TTL == o.TTL &&
 		v.Revocations == o.Revocations && v.Self == o.Self && v.Epoch == o.Epoch && v.State == o.State &&
+		v.Withheld == o.Withheld && v.Contested == o.Contested &&
 		slices.Equal(v.Networks, o.Networks) && slices.Equal(v.Reserved, o.Reserved) && slices.Equal(v.Health, o.Health) &&
 		slices.EqualFunc(v.Nodes, o.Nodes, Node.Equal)
 }

@@ -213,6 +213,13 @@ type View struct {
 	State       State
 	Nodes       []Node // members, this node included, sorted by ID
 	Health      []Finding
+
+	// Withheld: this daemon may run on a copy of another one's state. It has no tunnels
+	// until it is known that it does not.
+	Withheld bool
+	// Contested grows whenever another daemon was found to speak with this node's
+	// identity, and when that one is gone: peers may have taken its tunnels for ours.
+	Contested uint64
 }
 
 // Node finds a member by its ID.

@@ -1,27 +1,49 @@
 package member
 
 import (
+	"net/netip"
+	"slices"
 	"time"
 
+	"meshd/mesh"
 	"meshd/mesh/trust"
 )
 
-// outbidEvery limits how often a node answers to foreign records of its identity.
-const outbidEvery = 3 * time.Second
+const (
+	// outbidEvery limits how often a node answers to foreign records of its identity.
+	outbidEvery = 3 * time.Second
+	// answerWithin is how long after our word a twin that lives is heard: it may have
+	// answered to another a moment before, and records take a second or two to come round.
+	answerWithin = outbidEvery + 2*time.Second
+	// undecided is how often two outbid each other again before the nonces alone
+	// decide: what each one hears of the other's age is some seconds old, so of two
+	// that started together both may take themselves for the older one.
+	undecided = 3
+)
 
 // twin is somebody else who speaks with this node's identity: a daemon on a copy
 // of its state, or its own past before a backup was restored. The record is the
 // challenge: it is outbid once, and only a daemon that lives answers to that.
+//
+// Peers believe whoever shook hands with them last, and send where the newest record
+// says. So of two daemons the one that is younger, or runs where its last run did not,
+// has no tunnels and says no endpoints until it is known that it is alone; and the
+// other one makes its tunnels anew.
 type twin struct {
-	nonce uint64
-	epoch uint64 // in which we outbid it
-	times int    // how often we outbid it again
-}
+	nonce    uint64
+	epoch    uint64 // in which we outbid it
+	times    int    // how often we outbid it again
+	version  mesh.Version
+	heard    time.Time // last
+	outbidAt time.Time // last
+	near     bool      // it was heard, and is not known to be gone
+	elder    bool      // then, it has run for longer
+	contests uint64    // how often it was found to speak, or to be gone
 
-// undecided is how often two outbid each other again before the nonces alone
-// decide: what each one hears of the other's age is some seconds old, so of two
-// that started together both may take themselves for the older one.
-const undecided = 3
+	was   []netip.Addr // at which the last run was reached; empty: not known
+	spoke time.Time    // when this run did first; zero: it has not
+	alone bool         // known since: nobody has answered
+}
 
 // meetTwin answers to a record of our own identity that we did not sign and that
 // is not older than ours. It reports that a twin lives which has run for longer.
@@ -39,21 +61,25 @@ func (m *Member) meetTwin(now time.Time) (clone bool) {
 		m.raise(rec.Version.Epoch + 1)
 		return false
 	}
-	m.twinAt = now
-	if !m.outbidAt.IsZero() && now.Sub(m.outbidAt) < outbidEvery {
-		m.wakeAt(m.outbidAt.Add(outbidEvery))
+	t := &m.twin
+	t.heard, t.near, t.elder = now, true, m.youngerThan(rec, now)
+	if t.version != rec.Version && !t.elder {
+		t.contests++
+	}
+	t.version = rec.Version
+	if !t.outbidAt.IsZero() && now.Sub(t.outbidAt) < outbidEvery {
+		m.wakeAt(t.outbidAt.Add(outbidEvery))
 		return false
 	}
 	times := 0
-	if m.twin.nonce == rec.Nonce && rec.Version.Epoch > m.twin.epoch {
-		if m.youngerThan(rec, now) || m.twin.times >= undecided && m.cfg.Nonce > rec.Nonce {
+	if t.nonce == rec.Nonce && rec.Version.Epoch > t.epoch {
+		if t.elder || t.times >= undecided && m.cfg.Nonce > rec.Nonce {
 			return true
 		}
-		times = m.twin.times + 1
+		times = t.times + 1
 	}
-	m.outbidAt = now
 	m.raise(rec.Version.Epoch + 1)
-	m.twin = twin{nonce: rec.Nonce, epoch: m.state.Epoch, times: times}
+	t.nonce, t.epoch, t.times, t.outbidAt = rec.Nonce, m.state.Epoch, times, now
 	return false
 }
 
@@ -70,4 +96,57 @@ func (m *Member) youngerThan(rec *trust.Record, now time.Time) bool {
 // uptime is how long this daemon has run, in seconds as records tell it.
 func (m *Member) uptime(now time.Time) time.Duration {
 	return max(0, now.Sub(m.started)+m.slept).Truncate(time.Second)
+}
+
+// doubtItself notes when nobody has answered for as long as a twin would take.
+func (m *Member) doubtItself(now time.Time) {
+	t := &m.twin
+	if t.spoke.IsZero() || t.alone && !t.near {
+		return
+	}
+	at := latest(t.spoke, t.heard).Add(answerWithin)
+	if now.Before(at) {
+		m.wakeAt(at)
+		return
+	}
+	if t.near {
+		t.contests++
+	}
+	t.alone, t.near, t.elder = true, false, false
+}
+
+// withheld tells whether this daemon may be the copy of one that runs. A restart on the
+// same host is none: it costs no traffic.
+func (m *Member) withheld() bool {
+	return m.twin.near && m.twin.elder || !m.twin.alone && m.isElsewhere() && m.expectsOthers()
+}
+
+// isElsewhere tells whether this host has none of the addresses of the last run.
+func (m *Member) isElsewhere() bool {
+	same := func(e netip.AddrPort) bool { return slices.Contains(m.twin.was, e.Addr()) }
+	return len(m.twin.was) > 0 && len(m.endpoints) > 0 && !slices.ContainsFunc(m.endpoints, same)
+}
+
+// told are the endpoints that others are told.
+func (m *Member) told() []netip.AddrPort {
+	if m.withheld() {
+		return nil
+	}
+	return m.endpoints
+}
+
+// noteSpoken remembers when this run spoke first, and where the next one is to expect
+// itself.
+func (m *Member) noteSpoken(now time.Time) {
+	if m.twin.spoke.IsZero() {
+		m.twin.spoke = now
+		m.wakeAt(now.Add(answerWithin))
+	}
+	if m.withheld() || len(m.endpoints) == 0 {
+		return
+	}
+	m.state.Addresses = nil
+	for _, e := range m.endpoints {
+		m.state.Addresses = append(m.state.Addresses, e.Addr())
+	}
 }

@@ -210,7 +210,7 @@ func (m *Member) accusers(now time.Time) []string {
 // nobody has taken this node for gone: what members say later of the epochs before,
 // of which it has seen the end, is of no lease then that it holds. Since stays.
 func (m *Member) redate() {
-	if !m.exchanged || m.off || !m.twinAt.IsZero() || len(m.reg.Tombstones(m.id)) > 0 {
+	if !m.exchanged || m.off || !m.twin.heard.IsZero() || len(m.reg.Tombstones(m.id)) > 0 {
 		return
 	}
 	for _, h := range m.holdings {

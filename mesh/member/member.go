@@ -55,7 +55,8 @@ type State struct {
 	Leases []mesh.Lease // held ones, to be held again after a restart, and quarantined ones
 	Left   bool         // the node has left the mesh
 
-	Renewed time.Time // when a record was last published; zero: never, or not known
+	Renewed   time.Time    // when a record was last published; zero: never, or not known
+	Addresses []netip.Addr // at which the tunnel was reached then; empty: not known
 }
 
 // Output is what one Step asks its owner to do.
@@ -127,8 +128,6 @@ type Member struct {
 	since    uint64    // the epoch in which this run began
 	accused  map[trust.Hash]accused
 	twin     twin
-	twinAt   time.Time // when it was heard last
-	outbidAt time.Time // when it was outbid last
 
 	seen     uint64 // registry changes that the last Step has seen
 	dirty    bool   // something other than the registry changed
@@ -160,7 +159,7 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 	m := &Member{
 		cfg: cfg, id: cert.ID(), cert: cert, state: state, saved: state, reg: registry.New(charter), charter: charter.Hash,
 		guests: guests{map[trust.Hash]time.Time{}, map[trust.Hash]refusal{}}, started: now, since: state.Epoch,
-		watch:  watch{heard: map[mesh.NodeID]hearing{}, lots: map[mesh.NodeID]time.Time{}},
+		watch: watch{heard: map[mesh.NodeID]hearing{}, lots: map[mesh.NodeID]time.Time{}}, twin: twin{was: state.Addresses},
 		synced: cfg.Founder, dirty: true, tickAt: now.Add(complainAfter), quietUntil: now.Add(quietFor),
 	}
 	if m.cfg.TTL <= 0 {
@@ -359,6 +358,7 @@ func (m *Member) Step(now time.Time) Output {
 	m.listen(now)
 	if !m.revoked() {
 		out.Clone = m.meetTwin(now)
+		m.doubtItself(now)
 		m.isAlone(now)
 		m.rise(now)
 		m.witness(now)
@@ -383,7 +383,7 @@ func (m *Member) Step(now time.Time) Output {
 // too late, and a disk that is full for a day is not to cost the lease.
 func (m *Member) save() (save, keep *State) {
 	state, before := m.state, m.saved
-	if state.Renewed.Equal(before.Renewed) && sameState(state, before) {
+	if state.Renewed.Equal(before.Renewed) && slices.Equal(state.Addresses, before.Addresses) && sameState(state, before) {
 		return nil, nil
 	}
 	m.saved = state
@@ -442,6 +442,7 @@ func (m *Member) publish(now time.Time) {
 	}
 	m.seq++
 	m.published, m.again = &rec, false
+	m.noteSpoken(now)
 	m.renewed, m.renewAt, m.asleep = now, now.Add(m.renewEvery()), 0
 	m.state.Renewed = now.Round(0).UTC().Truncate(time.Second)
 	_ = m.reg.AddOwn(signed)
@@ -452,7 +453,7 @@ func (m *Member) publish(now time.Time) {
 func (m *Member) newRecord() trust.Record {
 	return trust.Record{
 		Version: mesh.Version{Epoch: m.state.Epoch, Seq: m.seq + 1}, Certificate: m.cert.Hash,
-		Nonce: m.cfg.Nonce, Key: m.cfg.TunnelKey, Possession: m.cfg.Possession, Endpoints: m.endpoints,
+		Nonce: m.cfg.Nonce, Key: m.cfg.TunnelKey, Possession: m.cfg.Possession, Endpoints: m.told(),
 		Labels: m.cfg.Labels, Suites: m.cfg.Suites, Left: m.state.Left,
 		Keys: trust.Generations{Newest: m.cfg.Keyring.Newest(), Sends: m.cfg.Keyring.Send},
 	}

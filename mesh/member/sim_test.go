@@ -80,6 +80,7 @@ type host struct {
 	boot    time.Duration // by how much its BOOTTIME is ahead, from suspends
 	inUse   []string      // networks, from the start on
 	from    *host         // whose state this is a copy of; nil: none's
+	place   byte          // of its address; 0: one of its own
 
 	m      *Member // nil: not running
 	nonce  uint64
@@ -279,11 +280,18 @@ func (s *sim) start(h, seed *host) {
 	}
 	h.m, h.view, h.seed = m, nil, seed
 	m.SetInUse(h.inUse)
-	m.SetEndpoints([]netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(slices.Index(s.hosts, h) + 1)}), 51820)})
+	if h.place == 0 {
+		h.place = byte(slices.Index(s.hosts, h) + 1)
+	}
+	m.SetEndpoints([]netip.AddrPort{h.endpoint()})
 	if seed != nil {
 		s.after(s.delay, func() { s.exchange(m, h, seed) })
 	}
 	s.step(h)
+}
+
+func (h *host) endpoint() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, h.place}), 51820)
 }
 
 // stop kills the daemon.

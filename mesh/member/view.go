@@ -23,7 +23,8 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 		// That of the home network, which every node has from its start on: a node
 		// that waits for a lease in another one is no less ready for all else. The
 		// others' states are those of their leases.
-		State: m.holdings[0].alloc.State(),
+		State:    m.holdings[0].alloc.State(),
+		Withheld: m.withheld(), Contested: m.twin.contests,
 	}
 	if m.revoked() {
 		return m.outcast(view)
@@ -31,6 +32,9 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 	admitted, _ := m.ownCertificate()
 	if !admitted && view.State == mesh.Ready {
 		view.State = mesh.WaitingForSeed // holds a lease from before, but cannot prove its admission yet
+	}
+	if view.Withheld && view.State == mesh.Ready {
+		view.State = mesh.Probing // whether its lease is another daemon's
 	}
 	members := slices.Clone(m.members(now))
 	for i := range members {
@@ -196,7 +200,10 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 	if m.reg.Forked() {
 		find("error", "charter_fork", "the CA key has signed two charters of version %d, and all nodes follow one of them: see `meshctl network list`, and make what is missing again", m.reg.Charter().Version)
 	}
-	if !m.twinAt.IsZero() && now.Sub(m.twinAt) < time.Minute {
+	if m.withheld() {
+		find("warning", "withheld", "this node starts where it was not before, or another one speaks as it: its tunnels wait for some seconds, in case its state is a copy of one that is in use")
+	}
+	if !m.twin.heard.IsZero() && now.Sub(m.twin.heard) < time.Minute {
 		find("warning", "identity_in_use", "records with this node's identity came from elsewhere: a clone runs, or this state was restored from a backup")
 	}
 	if by := m.accusers(now); len(by) > 0 {

@@ -111,7 +111,8 @@ type nodeFile struct {
 	Leases []leaseFile `json:"leases,omitempty"`
 	Left   bool        `json:"left,omitempty"`
 
-	Renewed time.Time `json:"renewed,omitzero"`
+	Renewed   time.Time    `json:"renewed,omitzero"`
+	Addresses []netip.Addr `json:"addresses,omitempty"`
 
 	// Neither was there from the first day on.
 	Node    string `json:"node,omitempty"`    // ID; the files of two nodes do not mix
@@ -127,7 +128,7 @@ type leaseFile struct {
 }
 
 func nodeFileOf(s member.State) nodeFile {
-	f := nodeFile{Epoch: s.Epoch, Left: s.Left, Renewed: s.Renewed}
+	f := nodeFile{Epoch: s.Epoch, Left: s.Left, Renewed: s.Renewed, Addresses: s.Addresses}
 	for _, l := range s.Leases {
 		f.Leases = append(f.Leases, leaseFile{l.Network, l.Prefixes, l.State.String(), l.Since, l.ClaimEpoch})
 	}
@@ -135,7 +136,7 @@ func nodeFileOf(s member.State) nodeFile {
 }
 
 func (f nodeFile) state() (member.State, error) {
-	s := member.State{Epoch: f.Epoch, Left: f.Left, Renewed: f.Renewed}
+	s := member.State{Epoch: f.Epoch, Left: f.Left, Renewed: f.Renewed, Addresses: f.Addresses}
 	for _, l := range f.Leases {
 		state := mesh.Pending
 		for state <= mesh.Released && state.String() != l.State {

@@ -125,7 +125,7 @@ func createAt(t *testing.T, path string) (string, Keys, error) {
 var testStamp = time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 
 func testState() member.State {
-	return member.State{Epoch: 7, Renewed: time.Date(2026, 1, 2, 4, 4, 5, 0, time.UTC), Leases: []mesh.Lease{{
+	return member.State{Epoch: 7, Renewed: time.Date(2026, 1, 2, 4, 4, 5, 0, time.UTC), Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Leases: []mesh.Lease{{
 		Network: "default", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.86.3.0/24")}, State: mesh.Held,
 		Since: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), ClaimEpoch: 5,
 	}}}

@@ -88,7 +88,10 @@ func Build(view *mesh.View, opt Options) Plan {
 				p.addLease(view, l)
 			}
 		}
-		p.addPeers(view, self)
+		p.Tunnel.Renewal = view.Contested
+		if !view.Withheld {
+			p.addPeers(view, self)
+		}
 	}
 	p.Host.Bridges, p.Host.LANs = bridges(view, self, opt), lans(view, self, opt)
 	p.Rules = rules(view, self, opt)

@@ -41,6 +41,10 @@ type Config struct {
 	// would come back to the TUN for ever: such endpoints of peers are skipped,
 	// and datagrams that come from there are dropped unread.
 	Inside []netip.Prefix
+	// Renewal, when it is another number than before, has all sessions made anew at
+	// once: somebody else may have made some with our key. Those that are good carry on
+	// until then.
+	Renewal uint64
 }
 
 // PrivateKey is an X25519 key. Printing or logging it prints a placeholder.

@@ -47,6 +47,7 @@ type control struct {
 	// owned by run
 	byKey    map[mesh.Key]*peer
 	unusable map[mesh.Key]bool // complained of
+	renewal  uint64            // of the last configuration
 	loadEnds time.Time         // zero: we are not under load
 	slept    time.Duration     // of the host since its start, as the machine knows
 	room     []byte
@@ -299,6 +300,10 @@ func (c *control) apply(want tunnel.Config) error {
 	c.routes.Store(newRoutes(want, peers))
 	c.show(peers)
 	c.do(actions)
+	if want.Renewal != c.renewal {
+		c.renewal = want.Renewal
+		c.do(c.machine.Renew(time.Now()))
+	}
 	return errors.Join(errs...)
 }
 

@@ -76,6 +76,7 @@ func Contract(t *testing.T, factory Factory) {
 		{"prefix moves from peer to peer", movedPrefix},
 		{"own prefixes change", ownChanges},
 		{"applying again keeps sessions", applyAgain},
+		{"sessions are made anew when asked for", renews},
 		{"learned endpoint survives applying again", learnedEndpoint},
 		{"second endpoint is used when the first is dead", secondEndpoint},
 		{"no endpoint lies inside the mesh", endpointInside},
@@ -235,6 +236,37 @@ func applyAgain(t *testing.T, l *lab) {
 	}
 	if after.Endpoint != before.Endpoint || after.RxBytes <= before.RxBytes {
 		t.Errorf("applying again reset the peer: %+v, before %+v", after, before)
+	}
+}
+
+// renews asks for it a few times: an engine may leave out a handshake that comes too
+// soon after another.
+func renews(t *testing.T, l *lab) {
+	a, b := l.pair(t)
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	passes(t, b, a, marker(b.v4(), a.v4()))
+	first := a.Stats().Peers[b.id].LastHandshake
+	shaken := func() bool { return a.Stats().Peers[b.id].LastHandshake.After(first) }
+	for renewal := uint64(1); !shaken(); renewal++ {
+		if renewal > 10 {
+			t.Fatalf("the session is still that of %s", first)
+		}
+		a.configure(t, tunnel.Config{Own: a.own, Peers: a.config.Peers, Renewal: renewal})
+		for range 20 { // of which none is lost
+			if shaken() {
+				break
+			}
+			passes(t, a, b, marker(a.v4(), b.v4()))
+			passes(t, b, a, marker(b.v4(), a.v4()))
+			pause(t, 50*time.Millisecond)
+		}
+	}
+	second := a.Stats().Peers[b.id].LastHandshake
+	a.configure(t, a.config)
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	pause(t, 200*time.Millisecond)
+	if third := a.Stats().Peers[b.id].LastHandshake; !third.Equal(second) {
+		t.Errorf("applying again led to another handshake: %v, before %v", third, second)
 	}
 }
 

@@ -391,6 +391,16 @@ func (m *Machine) Want(now time.Time, key mesh.Key) []Action {
 	return m.flush()
 }
 
+// Renew makes sessions with all peers anew: a copy of this end may have made some,
+// and peers speak with that one. The present ones go on until then.
+func (m *Machine) Renew(now time.Time) []Action {
+	m.stamps.overtake(now)
+	for _, p := range m.order {
+		p.tryFor(now)
+	}
+	return m.flush()
+}
+
 // Step does what is due.
 func (m *Machine) Step(now time.Time) []Action {
 	if !now.Before(m.formerEnds) {

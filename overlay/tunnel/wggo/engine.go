@@ -75,9 +75,10 @@ type Engine struct {
 
 	hurry chan struct{} // capacity 1: a key is changing
 
-	mu    sync.Mutex // guards all below, and configuration of the device
-	own   ownKey
-	peers map[mesh.Key]*peer
+	mu      sync.Mutex // guards all below, and configuration of the device
+	own     ownKey
+	peers   map[mesh.Key]*peer
+	renewal uint64 // of the last configuration
 }
 
 // New builds an engine; it does nothing before [Engine.Run].
@@ -246,6 +247,14 @@ func (e *Engine) Apply(ctx context.Context, want tunnel.Config) error {
 		}
 	}
 	e.peers = next
+	if want.Renewal != e.renewal {
+		e.renewal = want.Renewal
+		for key, p := range next {
+			if d := e.device.LookupPeer(device.NoisePublicKey(p.carrier(key))); d != nil {
+				_ = d.SendHandshakeInitiation(false) // the device itself retries, and logs
+			}
+		}
+	}
 	return errors.Join(bad, e.planKeys(want.Key))
 }
 

@@ -1,0 +1,99 @@
+package member
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"meshd/mesh"
+)
+
+// TestCloneIsWithheld: a copy on another host has no tunnels before it ends, and nobody
+// is told to look for it there. One at the same address has none once it has heard of
+// the other, which makes its tunnels anew meanwhile and after it.
+func TestCloneIsWithheld(t *testing.T) {
+	for name, elsewhere := range map[string]bool{"elsewhere": true, "at the same address": false} {
+		t.Run(name, func(t *testing.T) {
+			s, a, b, c := trio(t)
+			s.run(time.Minute)
+			contested := c.view.Contested
+			copied := s.clone("copy", c)
+			if !elsewhere {
+				copied.place = c.place
+			}
+			s.start(copied, a)
+			begin, open := s.now, time.Duration(0)
+			for ; !copied.ended && s.now.Sub(begin) < time.Minute; s.run(50 * time.Millisecond) {
+				if !copied.view.Withheld {
+					open += 50 * time.Millisecond
+				}
+				if copied.view.Withheld && (copied.view.State != mesh.Probing || !copied.has("withheld")) {
+					t.Fatalf("the copy is withheld, %s, and says %v", copied.view.State, copied.view.Health)
+				}
+				if c.view.Withheld {
+					t.Fatal("the one that it is a copy of is withheld")
+				}
+				for _, h := range []*host{a, b} {
+					if at := h.sees(c).Endpoints; slices.Contains(at, copied.endpoint()) && elsewhere {
+						t.Fatalf("%s looks for it at %s", h.name, at)
+					}
+				}
+			}
+			t.Logf("the copy ended after %s, and had tunnels for %s", s.now.Sub(begin), open)
+			if !copied.ended || elsewhere && open > 0 || open > time.Second {
+				t.Errorf("the copy has ended: %v; it had tunnels for %s", copied.ended, open)
+			}
+			if c.view.Contested == contested {
+				t.Error("c has not made its tunnels anew")
+			}
+			contested = c.view.Contested
+			s.run(2 * answerWithin)
+			if c.view.Contested != contested+1 || c.view.Withheld {
+				t.Errorf("after the copy is gone c is at %d after %d", c.view.Contested, contested)
+			}
+			if at := a.sees(c).Endpoints; !slices.Equal(at, c.sees(c).Endpoints) || len(at) != 1 {
+				t.Errorf("a looks for it at %s", at)
+			}
+		})
+	}
+}
+
+// TestStartElsewhere: whoever has moved while it was off waits until a twin would have
+// spoken, once; a restart where it was costs nothing, and neither does a first start.
+func TestStartElsewhere(t *testing.T) {
+	s, a, b, c := trio(t)
+	start := func(what string) time.Duration {
+		t.Helper()
+		c.stop()
+		s.start(c, a)
+		begin := s.now
+		for s.run(50 * time.Millisecond); c.view.Withheld; s.run(50 * time.Millisecond) {
+			if s.now.Sub(begin) > time.Minute {
+				t.Fatalf("%s: still withheld", what)
+			}
+		}
+		took := s.now.Sub(begin)
+		s.run(time.Minute)
+		if c.view.State != mesh.Ready || c.view.Withheld || c.view.Contested != 0 {
+			t.Errorf("%s: it is %s, withheld %v", what, c.view.State, c.view.Withheld)
+		}
+		if at := b.sees(c).Endpoints; !slices.Contains(at, c.endpoint()) && c.side == b.side {
+			t.Errorf("%s: b looks for it at %s", what, at)
+		}
+		return took
+	}
+	if took := start("where it was"); took > 50*time.Millisecond {
+		t.Errorf("withheld for %s where it was", took)
+	}
+	c.place = 77
+	if took := start("elsewhere"); took < answerWithin || took > answerWithin+quietFor {
+		t.Errorf("withheld for %s elsewhere, want %s", took, answerWithin)
+	}
+	if took := start("there again"); took > 50*time.Millisecond {
+		t.Errorf("withheld for %s where it was by now", took)
+	}
+	c.place, c.side = 78, 1 // where it reaches nobody
+	if took := start("alone"); took > answerWithin+quietFor+50*time.Millisecond {
+		t.Errorf("withheld for %s where nobody can answer", took)
+	}
+}
