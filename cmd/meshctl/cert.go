@@ -100,7 +100,13 @@ const shownRevoked = 10
 func (c *cli) certShow() *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
-		Use: "show [NODE]", Short: "Show the certificates", Args: atMostOne,
+		Use: "show [NODE]", Short: "Show the certificates",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if all && len(args) > 0 {
+				return usage("--all does not go with a NODE")
+			}
+			return atMostOne(cmd, args)
+		},
 		Long:              "Show the newest certificate of a node, or of all nodes: those that end first at the\ntop, and below them nodes that were revoked, the last one first.",
 		Example:           "  meshctl cert show\n  meshctl cert show beta\n  meshctl cert show -f '{{range .}}{{.node}} {{.not_after}} {{end}}'",
 		ValidArgsFunction: c.completeNodes,

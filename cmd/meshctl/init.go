@@ -47,9 +47,11 @@ type initFlags struct {
 type rangeFlags struct {
 	ipv4, ipv6 string
 	ipv4Len    int
+	given      func(flag string) bool // on the command line
 }
 
 func (f *rangeFlags) addFlags(cmd *cobra.Command) {
+	f.given = cmd.Flags().Changed
 	cmd.Flags().StringVar(&f.ipv4, "ipv4", "auto", "IPv4 range: auto, none or a `PREFIX`")
 	cmd.Flags().IntVar(&f.ipv4Len, "ipv4-subnet-len", 24, "`LENGTH` of each node's IPv4 subnet")
 	cmd.Flags().StringVar(&f.ipv6, "ipv6", "auto", "IPv6 range: auto, none or a `PREFIX`")
@@ -140,6 +142,9 @@ func checkName(flag, name string) error {
 // chooseNetwork makes a network; autoIPv6 is what auto stands for.
 func chooseNetwork(name string, f rangeFlags, autoIPv6 netip.Prefix, all []tun.Use) (mesh.Network, error) {
 	n := mesh.Network{Name: name}
+	if f.ipv4 == "none" && f.given("ipv4-subnet-len") {
+		return n, usage("--ipv4-subnet-len does not go with --ipv4 none")
+	}
 	var err error
 	if n.IPv4, err = chooseIPv4(f.ipv4, all); err != nil {
 		return n, err

@@ -171,10 +171,12 @@ func (c *cli) leaseRenumber() *cobra.Command {
 	return cmd
 }
 
-const leaseReleaseHelp = `Give this node's subnet in a network back, until the network is used again.
+const leaseReleaseHelp = `Give this node's subnet in a network back.
 
-The subnet in the network "default" cannot be given back but by ` + "`meshctl leave`" + `. It
-refuses while containers have addresses in the network.`
+The node takes one there again when something is attached to the network, and when its
+daemon is started again while Docker has a network on it. It refuses while containers
+have addresses there. The subnet in the network "default" cannot be given back but by
+` + "`meshctl leave`."
 
 func (c *cli) leaseRelease() *cobra.Command {
 	return &cobra.Command{

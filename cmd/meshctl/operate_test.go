@@ -234,6 +234,11 @@ func TestTokensOfADroppedKey(t *testing.T) {
 	o.keys = []status.KeysReply{{Gossip: []status.GossipKey{{Generation: 2, ID: "cccc", Sends: true}, {Generation: 1, ID: "bbbb"}}}}
 	want(t, run("token", "list", "--ca", filepath.Join(dir, "ca.key"), "-f", "{{range .}}{{slice .id 0 2}} {{.state}};{{end}}"), 0,
 		"01 outdated;", "02 open;", "03 open;", "04 open;", "05 open;")
+	const unknown = "tokens that nobody used are not known"
+	want(t, run("token", "list"), 0, "tokens.jsonl: no such file or directory: "+unknown)
+	if got := run("token", "list", "--ca", filepath.Join(dir, "ca.key")); strings.Contains(got.stderr, unknown) {
+		t.Errorf("it has read the notes, and says %s", got.stderr)
+	}
 }
 
 // A rotation is watched until all that can be reached send with the new key.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"meshd/overlay/config"
 )
@@ -19,12 +20,14 @@ type output struct {
 	format   string
 	template string
 	parsed   *template.Template
+	flags    *pflag.FlagSet
 }
 
 var formats = []string{"table", "wide", "json", "yaml"}
 
 // addFlags adds flags whose help has an example of a template.
 func (o *output) addFlags(cmd *cobra.Command, example string) {
+	o.flags = cmd.Flags()
 	cmd.Flags().StringVarP(&o.format, "output", "o", "table", "`FORM`: "+strings.Join(formats, ", "))
 	cmd.Flags().StringVarP(&o.template, "format", "f", "", "Go `TEMPLATE` over the names of -o json, such as '"+example+"'")
 	// Only a flag that does not exist is refused.
@@ -36,8 +39,8 @@ func (o *output) check() (err error) {
 	if !slices.Contains(formats, o.format) {
 		return usage("-o %s: there are %s", o.format, strings.Join(formats, ", "))
 	}
-	if o.template == "" {
-		return nil
+	if err := apart(o.flags, "output", "format"); err != nil || o.template == "" {
+		return err
 	}
 	if o.parsed, err = template.New("-f").Option("missingkey=error").Parse(o.template); err != nil {
 		return usage("read template: %w", err)

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"meshd/cmd/internal/exit"
 	"meshd/cmd/internal/setup"
@@ -115,6 +116,15 @@ func exactly(names ...string) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+// apart refuses flags that do not go together.
+func apart(flags *pflag.FlagSet, names ...string) error {
+	names = slices.DeleteFunc(names, func(name string) bool { return !flags.Changed(name) })
+	if len(names) > 1 {
+		return usage("--%s do not go together", strings.Join(names, " and --"))
+	}
+	return nil
 }
 
 // errQuiet ends the program with its exit code and no message.

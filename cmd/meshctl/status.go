@@ -52,6 +52,11 @@ func (c *cli) status() *cobra.Command {
 			if check != "" && !slices.Contains(checks, check) {
 				return usage("--check %s: there are %s", check, strings.Join(checks, ", "))
 			}
+			for _, form := range []string{"output", "format", "watch"} {
+				if err := apart(cmd.Flags(), "check", form); err != nil {
+					return err
+				}
+			}
 			if check != "" {
 				return c.checkStatus(cmd.Context(), check)
 			}
