@@ -72,18 +72,6 @@ func (c *cli) init() *cobra.Command {
 	return cmd
 }
 
-func caFlag(cmd *cobra.Command, to *string) {
-	cmd.Flags().StringVar(to, "ca", "", "`FILE` of the CA key (default: ca.key beside the config file)")
-}
-
-// caPath is the CA key's file.
-func (c *cli) caPath(flag string) string {
-	if flag != "" {
-		return absolute(flag)
-	}
-	return filepath.Join(filepath.Dir(absolute(c.configPath)), "ca.key")
-}
-
 // runInit checks all it can before it writes. The state comes last: while there
 // is none, init may be tried again.
 func (c *cli) runInit(ctx context.Context, f initFlags) error {

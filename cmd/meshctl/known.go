@@ -279,3 +279,28 @@ func (c *cli) confirm(yes bool, what string) error {
 	}
 	return exit.With(exit.Failed, errors.New("nothing is changed"))
 }
+
+// readMembership reads what this node knows of its mesh.
+func readMembership(path string) (statedir.Membership, *trust.Charter, error) {
+	var none statedir.Membership
+	dir, err := statedir.Open(path)
+	if err != nil {
+		return none, nil, err
+	}
+	state, err := dir.State()
+	if err != nil {
+		return none, nil, err
+	}
+	if state.Left {
+		return none, nil, exit.With(exit.BadData, fmt.Errorf("%s: this node has left its mesh: ask on a member", path))
+	}
+	m := dir.Membership()
+	charter, err := trust.ParseCharter(m.Charter, mesh.ID{})
+	if err == nil && len(m.Keyring.Sending().Key) != trust.GossipKeySize {
+		err = errors.New("no gossip key")
+	}
+	if err != nil {
+		return none, nil, fmt.Errorf("%w: %s: %w", statedir.ErrDamaged, path, err)
+	}
+	return m, charter, nil
+}

@@ -106,3 +106,19 @@ func (o *output) execute(w io.Writer, v any) error {
 	_, err = fmt.Fprintln(w)
 	return err
 }
+
+// remaining is how long something lasts, in its largest unit.
+func remaining(now, end time.Time) string {
+	switch d := end.Sub(now); {
+	case d <= 0:
+		return "over"
+	case d >= 48*time.Hour:
+		return fmt.Sprintf("%dd", d/(24*time.Hour))
+	case d >= 2*time.Hour:
+		return fmt.Sprintf("%dh", d/time.Hour)
+	case d >= 2*time.Minute:
+		return fmt.Sprintf("%dm", d/time.Minute)
+	default:
+		return fmt.Sprintf("%ds", d/time.Second)
+	}
+}

@@ -211,3 +211,11 @@ func noDaemon(err error, advice string) error {
 	}
 	return err
 }
+
+// atMostOne takes a NODE or nothing.
+func atMostOne(cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return usage("unexpected argument %q: see `%s --help`", args[1], cmd.CommandPath())
+	}
+	return nil
+}

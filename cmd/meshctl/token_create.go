@@ -5,19 +5,14 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
-	"io/fs"
-	"math"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"meshd/cmd/internal/exit"
 	"meshd/mesh"
-	"meshd/mesh/statedir"
 	"meshd/mesh/trust"
 	"meshd/overlay/config"
 	"meshd/tun/hostnet"
@@ -74,43 +69,6 @@ func (c *cli) tokenCreate() *cobra.Command {
 	cmd.Flags().Var((*life)(&f.certLife), "cert-life", "`TIME` for which the nodes' certificates are valid")
 	caFlag(cmd, &f.ca)
 	return cmd
-}
-
-// life is a flag that takes days as well.
-type life time.Duration
-
-const maxDays = 100 * 365 // what a certificate takes
-
-// String implements [pflag.Value].
-func (l *life) String() string {
-	if d := time.Duration(*l); d%(24*time.Hour) != 0 {
-		return d.String()
-	}
-	return fmt.Sprintf("%dd", time.Duration(*l)/(24*time.Hour))
-}
-
-// Type implements [pflag.Value].
-func (*life) Type() string { return "time" }
-
-// Set implements [pflag.Value].
-func (l *life) Set(text string) error {
-	d, err := time.ParseDuration(text)
-	if days, ok := strings.CutSuffix(text, "d"); ok {
-		var n int64
-		n, err = strconv.ParseInt(days, 10, 64)
-		if errors.Is(err, strconv.ErrRange) && !strings.HasPrefix(days, "-") {
-			n, err = math.MaxInt64, nil
-		}
-		d = time.Duration(min(n, maxDays+1)) * 24 * time.Hour
-	}
-	switch {
-	case err != nil:
-		return errors.New("expected a time such as 30m, 24h or 7d")
-	case d > maxDays*24*time.Hour:
-		return fmt.Errorf("at most %dd", maxDays)
-	}
-	*l = life(d)
-	return nil
 }
 
 func (c *cli) runTokenCreate(ctx context.Context, f tokenFlags) error {
@@ -202,53 +160,6 @@ func (c *cli) warnOfRivals(ctx context.Context, ca string, token *trust.Token) {
 	if len(others) > 0 {
 		fmt.Fprintf(c.stderr, "Warning: who joins first gets %s: it is pinned by other open tokens, too (%s); `%s` ends one\n", pins[0], someOf(others), c.again("token revoke ID"))
 	}
-}
-
-// readMembership reads what this node knows of its mesh.
-func readMembership(path string) (statedir.Membership, *trust.Charter, error) {
-	var none statedir.Membership
-	dir, err := statedir.Open(path)
-	if err != nil {
-		return none, nil, err
-	}
-	state, err := dir.State()
-	if err != nil {
-		return none, nil, err
-	}
-	if state.Left {
-		return none, nil, exit.With(exit.BadData, fmt.Errorf("%s: this node has left its mesh: ask on a member", path))
-	}
-	m := dir.Membership()
-	charter, err := trust.ParseCharter(m.Charter, mesh.ID{})
-	if err == nil && len(m.Keyring.Sending().Key) != trust.GossipKeySize {
-		err = errors.New("no gossip key")
-	}
-	if err != nil {
-		return none, nil, fmt.Errorf("%w: %s: %w", statedir.ErrDamaged, path, err)
-	}
-	return m, charter, nil
-}
-
-// loadCA reads the CA key that signs for a mesh.
-func (c *cli) loadCA(flag string, charter *trust.Charter) (ed25519.PrivateKey, error) {
-	key, err := c.openCA(flag)
-	if err != nil {
-		return nil, err
-	}
-	if !charter.CA.Equal(key.Public()) {
-		return nil, exit.With(exit.BadData, fmt.Errorf("CA key %s is that of another mesh (%s), not of %s (%s): name the right one with --ca",
-			c.caPath(flag), trust.IdentityOf(key.Public().(ed25519.PublicKey)), charter.Name, charter.ID()))
-	}
-	return key, nil
-}
-
-// openCA reads a CA key, of whatever mesh.
-func (c *cli) openCA(flag string) (ed25519.PrivateKey, error) {
-	key, err := statedir.LoadCAKey(c.caPath(flag))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, exit.With(exit.NoInput, err)
-	}
-	return key, err
 }
 
 func newToken(f tokenFlags, rights trust.Rights, charter *trust.Charter, ca ed25519.PrivateKey) (*trust.Token, error) {
