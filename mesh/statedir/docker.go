@@ -19,15 +19,8 @@ func (d *Dir) LoadDocker() ([]byte, error) {
 // JSON. Unlike others it may be called from any goroutine, by one at a time. It
 // outlasts the membership, as Docker's networks do.
 func (d *Dir) SaveDocker(document []byte) error {
-	var err error
 	if !json.Valid(document) {
-		err = errors.New("they are no JSON")
+		return errors.New("save networks of Docker: they are no JSON")
 	}
-	if err == nil {
-		err = writeFile(d.path, fileDocker, fileDocker, json.RawMessage(document))
-	}
-	if err != nil {
-		return fmt.Errorf("save networks of Docker: %w", err)
-	}
-	return nil
+	return d.save(fileDocker, "networks of Docker", json.RawMessage(document))
 }

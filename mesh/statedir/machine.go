@@ -58,22 +58,23 @@ func checkMachine(path, machine string) error {
 // whether that changed anything. Where the machine has no ID it binds it to none.
 // The caller holds [Lock].
 func Adopt(path string) (d *Dir, changed bool, err error) {
-	if err := complete(path); err != nil {
+	if d, changed, err = adopt(path); err != nil {
 		return nil, false, fmt.Errorf("adopt state: %w", err)
-	}
-	d, err = load(path)
-	if err != nil {
-		return nil, false, fmt.Errorf("adopt state: %w", err)
-	}
-	state, err := d.State()
-	if err != nil {
-		return nil, false, fmt.Errorf("adopt state: %w", err)
-	}
-	if here := thisMachine(); d.machine != here {
-		d.machine, changed = here, true
-		if err := d.SaveState(state); err != nil {
-			return nil, false, fmt.Errorf("adopt state: %w", err)
-		}
 	}
 	return d, changed, nil
+}
+
+func adopt(path string) (d *Dir, changed bool, err error) {
+	if err := complete(path); err != nil {
+		return nil, false, err
+	}
+	if d, err = load(path); err != nil {
+		return nil, false, err
+	}
+	state, err := d.State()
+	if err == nil && d.machine != thisMachine() {
+		d.machine, changed = thisMachine(), true
+		err = d.SaveState(state)
+	}
+	return d, changed, err
 }
