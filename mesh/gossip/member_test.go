@@ -159,7 +159,8 @@ func TestMemberKeepsItsLease(t *testing.T) {
 		hosts[2].stop()
 		hosts[2].at = address(77)
 		hosts[2].start(t, net)
-		within(t, 3*time.Second, "back at another address, with the same subnet", func() bool {
+		// It waits until a twin would have objected, and says then where it is.
+		within(t, 8*time.Second, "back at another address, with the same subnet", func() bool {
 			n, ok := hosts[0].sees().Node(hosts[2].keys.ID())
 			return ok && n.Version.Epoch == 2 && len(n.Endpoints) == 1 && n.Endpoints[0].Addr() == hosts[2].at.Addr()
 		})

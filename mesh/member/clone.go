@@ -42,7 +42,7 @@ type twin struct {
 
 	was   []netip.Addr // at which the last run was reached; empty: not known
 	spoke time.Time    // when this run did first; zero: it has not
-	alone bool         // known since: nobody has answered
+	sure  bool         // that it is no copy: it was where the last run was, or nobody has answered
 }
 
 // meetTwin answers to a record of our own identity that we did not sign and that
@@ -101,7 +101,8 @@ func (m *Member) uptime(now time.Time) time.Duration {
 // doubtItself notes when nobody has answered for as long as a twin would take.
 func (m *Member) doubtItself(now time.Time) {
 	t := &m.twin
-	if t.spoke.IsZero() || t.alone && !t.near {
+	t.sure = t.sure || len(m.endpoints) > 0 && !m.isElsewhere()
+	if t.spoke.IsZero() || t.sure && !t.near {
 		return
 	}
 	at := latest(t.spoke, t.heard).Add(answerWithin)
@@ -112,13 +113,13 @@ func (m *Member) doubtItself(now time.Time) {
 	if t.near {
 		t.contests++
 	}
-	t.alone, t.near, t.elder = true, false, false
+	t.sure, t.near, t.elder = true, false, false
 }
 
 // withheld tells whether this daemon may be the copy of one that runs. A restart on the
 // same host is none: it costs no traffic.
 func (m *Member) withheld() bool {
-	return m.twin.near && m.twin.elder || !m.twin.alone && m.isElsewhere() && m.expectsOthers()
+	return m.twin.near && m.twin.elder || !m.twin.sure && m.isElsewhere() && m.expectsOthers()
 }
 
 // isElsewhere tells whether this host has none of the addresses of the last run.

@@ -212,7 +212,11 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 	names := map[string][]string{}
 	for _, n := range view.Nodes {
 		if !n.Left && n.Expired == mesh.NotExpired {
-			names[n.Name] = append(names[n.Name], n.ID.Short())
+			id := n.ID.Short()
+			if len(n.Leases) > 0 { // by which a person tells them apart
+				id += " with " + n.Leases[0].Prefixes[0].String()
+			}
+			names[n.Name] = append(names[n.Name], id)
 		}
 	}
 	for _, n := range view.Nodes {
