@@ -51,6 +51,9 @@ type parts struct {
 // raises the epoch, so each call is a new start.
 func assemble(ctx context.Context, cfg *config.Config, log *slog.Logger) (*parts, error) {
 	tuneRuntime(cfg)
+	if err := calmMonitor(); err != nil {
+		log.Debug("idle takes more CPU than it could", "err", err)
+	}
 	dir, err := openState(cfg.StateDir)
 	if err != nil {
 		return nil, err
