@@ -31,6 +31,7 @@ type crowd struct {
 	begin time.Time
 	mesh  *meshtest.Mesh
 	token *trust.Token
+	brief *trust.Token // for certificates that end by a clock that is a day ahead; nil: nobody gets one
 
 	parsed registry.Parsed // by any host
 
@@ -46,6 +47,7 @@ type crowd struct {
 	claims      []claim              // of all, in the order in which they became known
 	buried      map[mesh.NodeID]bool // of whom somebody has said that they are gone
 	revoked     map[mesh.NodeID]bool
+	purge       bool               // somebody was revoked, or is being so
 	revocations []trust.Revocation // that were handed in
 	story       []line
 	wrong       []string
@@ -86,15 +88,18 @@ func newCrowd(t *testing.T, s *crowdSchedule) *crowd {
 		cut: map[[2]int]bool{}, buried: map[mesh.NodeID]bool{}, revoked: map[mesh.NodeID]bool{},
 	}
 	c.token = c.mesh.Token(t, nil)
+	if s.Short != nil {
+		c.brief = c.mesh.Token(t, func(c *trust.Credential) { c.MaxCertLife = day / 2 })
+	}
 	for i, skew := range s.Skews {
-		c.add(fmt.Sprintf("n%d", i), statedir.NewKeys(), skew)
+		c.add(fmt.Sprintf("n%d", i), statedir.NewKeys(), skew).short = s.Short != nil && s.Short[i]
 	}
 	c.saveTables()
 	return c
 }
 
 func (c *crowd) add(name string, keys statedir.Keys, skew time.Duration) *machine {
-	h := &machine{c: c, number: len(c.hosts), name: name, keys: keys, id: idOf(keys.Identity), skew: skew}
+	h := &machine{c: c, number: len(c.hosts), name: name, keys: keys, id: idOf(keys.Identity), clock: clock{skew: skew}}
 	c.hosts = append(c.hosts, h)
 	return h
 }

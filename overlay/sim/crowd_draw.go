@@ -18,6 +18,7 @@ type crowdSchedule struct {
 	Seed    uint64
 	Network mesh.Network
 	Skews   []time.Duration // of the hosts' clocks
+	Short   []bool          // whose certificates are for half a day; nil: nobody's
 	Steps   []crowdStep
 	End     time.Duration
 }
@@ -55,6 +56,11 @@ func drawCrowd(seed uint64) *crowdSchedule {
 		}
 		d.Skews = append(d.Skews, skew)
 	}
+	if d.chance(0.5) {
+		for range d.Skews {
+			d.Short = append(d.Short, d.chance(0.5))
+		}
+	}
 	for range 2 + d.IntN(2) {
 		d.join()
 		d.at += d.between(0, 4*time.Second)
@@ -64,7 +70,7 @@ func drawCrowd(seed uint64) *crowdSchedule {
 		d.at += d.between(0, 15*time.Second)
 		faults := []func(){
 			d.join, d.crash, d.crash, d.crashInSave, d.restart, d.partition, d.partition, d.oneWay, d.flap, d.lossy, d.doubles,
-			d.forever, d.suspend, d.suspend, d.off, d.backup, d.copied, d.leave, d.forget, d.revoke, d.renumber,
+			d.forever, d.suspend, d.suspend, d.off, d.backup, d.copied, d.leave, d.forget, d.revoke, d.renumber, d.setClock, d.setClock, d.setClock,
 		}
 		faults[d.IntN(len(faults))]()
 	}
@@ -113,7 +119,11 @@ func (d *crowdDrawer) length() time.Duration {
 func (d *crowdDrawer) join() {
 	if n := d.next; n < len(d.Skews) {
 		d.next++
-		d.add(0, func(c *crowd) { c.hosts[n].join() }, "n%d joins%s", n, clockText(d.Skews[n]))
+		life := ""
+		if d.Short != nil && d.Short[n] {
+			life = ", for half a day"
+		}
+		d.add(0, func(c *crowd) { c.hosts[n].join() }, "n%d joins%s%s", n, clockText(d.Skews[n]), life)
 	}
 }
 
@@ -263,7 +273,8 @@ func (c *crowd) clone(n int) {
 	if !h.runs() || h.twin != nil || h.out || c.revoked[h.id] || h.disk.state.Epoch == 0 {
 		return
 	}
-	h.twin = c.add(h.name+"'", h.keys, h.skew)
+	h.twin = c.add(h.name+"'", h.keys, 0)
+	h.twin.clock = h.clock
 	h.twin.card, h.twin.cert, h.twin.disk, h.twin.twin = h.card, h.cert, h.disk.clone(), h
 	h.excuse, h.twin.excuse = "it was cloned", "it is a clone"
 	h.twin.again()
@@ -276,7 +287,7 @@ func (d *crowdDrawer) leave() {
 		if !h.runs() || h.twin != nil {
 			return
 		}
-		h.m.Leave(h.clock())
+		h.m.Leave(h.now())
 		h.step()
 		h.out = true
 		h.kill()
@@ -347,6 +358,7 @@ func (c *crowd) revoke(n int) {
 	if h.card == nil || h.out || c.operator() == nil || c.operator().id == h.id {
 		return
 	}
+	c.purge = true
 	r := trust.Revocation{Node: h.id, At: c.now}
 	if c.submit(r.Sign) {
 		c.revoked[h.id] = true
@@ -375,7 +387,7 @@ func (d *crowdDrawer) renumber() {
 	n := d.host()
 	d.add(0, func(c *crowd) {
 		if h := c.hosts[n]; h.runs() {
-			if err := h.m.Renumber(h.clock(), "default", false); err == nil {
+			if err := h.m.Renumber(h.now(), "default", false); err == nil {
 				h.excuse = "it was renumbered"
 				h.step()
 			}

@@ -65,6 +65,9 @@ func (h *machine) look(v *mesh.View) {
 	if before == nil || !renewed(before, v) {
 		h.route(v)
 	}
+	if before != nil {
+		h.keeps(before, v)
+	}
 	if before == nil || before.State != v.State {
 		c.say("      %s is %s", h, v.State)
 	}
@@ -74,6 +77,19 @@ func (h *machine) look(v *mesh.View) {
 	}
 	if !self.Left && !c.revoked[h.id] {
 		h.note(self.Leases)
+	}
+}
+
+// keeps judges whom a daemon no longer takes for a member: nobody's certificate ends,
+// whatever its clock shows.
+func (h *machine) keeps(before, v *mesh.View) {
+	if h.c.purge {
+		return // perhaps it was revoked who has admitted somebody
+	}
+	for _, n := range before.Nodes {
+		if _, still := v.Node(n.ID); !still && !n.Left {
+			h.c.violate("clock", "%s drops %s", h, n.Name)
+		}
 	}
 }
 
@@ -101,7 +117,7 @@ func (h *machine) note(leases []mesh.Lease) {
 	if now.State != mesh.Held {
 		return
 	}
-	if now.Since.Before(h.back.Add(-time.Second)) {
+	if slices.ContainsFunc(c.claims[:h.void], func(o claim) bool { return o.owner == h.id && o.same(&claimed) }) {
 		c.violate("lease", "%s was away for longer than a lease lasts, and goes on to hold %s", h, now.Prefixes[0])
 	}
 	if h.first.State == 0 {
@@ -129,12 +145,17 @@ func (c *crowd) end(id mesh.NodeID) {
 	}
 }
 
-// wasAway says that a host was off or asleep. After longer than a lease lasts all
-// that it had is void.
-func (h *machine) wasAway(d time.Duration) {
+// wasAway says that a host was off or asleep, and for how long as far as it can tell.
+// After longer than a lease lasts all that it had is void.
+func (h *machine) wasAway(d, shown time.Duration) {
+	if max(d, shown) > crowdTTL*9/10 {
+		h.excuse = "was away for long"
+	}
 	if d > crowdTTL {
-		h.back = h.clock()
 		h.c.end(h.id)
+	}
+	if min(d, shown) > crowdTTL {
+		h.void = len(h.c.claims)
 	}
 }
 
@@ -228,6 +249,9 @@ func (c *crowd) settle() (took time.Duration, err error) {
 	for _, h := range c.hosts {
 		h.dies = never
 		h.wake()
+		if c.brief != nil { // else they stay as they are: it is no fault that others notice
+			h.setClock(right)
+		}
 		if !h.out {
 			h.again()
 		}

@@ -20,7 +20,8 @@ type machine struct {
 	id     mesh.NodeID
 	card   *statedir.Membership // nil: not joined yet
 	cert   *trust.Certificate   // in it
-	skew   time.Duration
+	short  bool                 // it is for half a day
+	clock  clock
 
 	disk   record // what is saved
 	backup record // of some time ago
@@ -29,11 +30,12 @@ type machine struct {
 	view   *mesh.View
 	wanted bool // the daemon should run
 	asleep time.Time
-	down   time.Time // since when it is off or asleep
-	out    bool      // for good: it has left, or a clone of it goes on
-	back   time.Time // when it came back after longer than a lease lasts, by its clock
-	first  claim     // the last one that it held
-	excuse string    // why it may have another subnet than first
+	down   time.Time     // since when it is off or asleep
+	out    bool          // for good: it has left, or a clone of it goes on
+	void   int           // so many claims were known when it came back after longer than a lease lasts
+	told   time.Duration // what the daemon knows of clock.set
+	first  claim         // the last one that it held
+	excuse string        // why it may have another subnet than first
 	nonces uint64
 	dies   death
 	inVain int      // steps in a row after which the next was due at once
@@ -63,9 +65,8 @@ func (r record) clone() record {
 	return r
 }
 
-// clock is what the host's says. A host that was suspended has one that stood still
-// meanwhile: a machine goes by how much time passes, and is told of the rest.
-func (h *machine) clock() time.Time { return h.c.now.Add(h.skew) }
+// now is what time.Now gives the daemon.
+func (h *machine) now() time.Time { return h.clock.now(h.c.now) }
 
 func (h *machine) runs() bool { return h.m != nil && h.asleep.IsZero() }
 
@@ -75,10 +76,14 @@ func (h *machine) join() {
 		return
 	}
 	var card statedir.Membership
+	token := h.c.token
+	if h.short {
+		token = h.c.brief
+	}
 	if h.number == 0 {
 		card = h.c.mesh.Found(h.c.t, h.keys, h.name)
 	} else {
-		card = h.c.mesh.Join(h.c.t, h.c.token, h.keys, h.name, h.clock())
+		card = h.c.mesh.Join(h.c.t, token, h.keys, h.name, h.now())
 	}
 	cert, err := trust.ParseCertificate(card.Certificate, h.c.mesh.Charter.CA)
 	if err != nil {
@@ -93,13 +98,10 @@ func (h *machine) boot() {
 	if h.m != nil || !h.wanted || h.card == nil || h.out {
 		return
 	}
-	if !h.down.IsZero() && h.c.now.Sub(h.down) > crowdTTL*9/10 {
-		h.excuse = "was off for long"
-	}
 	if !h.down.IsZero() {
-		h.wasAway(h.c.now.Sub(h.down))
+		h.wasAway(h.c.now.Sub(h.down), h.clock.wall(h.c.now).Sub(h.disk.state.Renewed))
 	}
-	h.down = time.Time{}
+	h.down, h.told = time.Time{}, h.clock.set
 	h.disk.state.Epoch++
 	h.nonces++
 	cfg := h.card.Member(h.keys, uint64(h.number+1)<<32|h.nonces)
@@ -113,7 +115,7 @@ func (h *machine) boot() {
 	if h.disk.keyring != nil {
 		cfg.Keyring = *h.disk.keyring
 	}
-	m, err := member.New(h.clock(), cfg, h.disk.state, slices.Clone(h.disk.table))
+	m, err := member.New(h.now(), cfg, h.disk.state, slices.Clone(h.disk.table))
 	if err != nil {
 		h.c.violate("I6", "%s does not start: %v", h, err)
 		return
@@ -158,7 +160,7 @@ func (h *machine) soon(d time.Duration, do func()) {
 
 // step has the machine do what is due.
 func (h *machine) step() {
-	out := h.m.Step(h.clock())
+	out := h.m.Step(h.now())
 	if h.dies == beforeSave && out.Save != nil {
 		h.dies = never
 		h.kill()
@@ -220,8 +222,8 @@ func (h *machine) step() {
 	}
 	if at, ok := h.m.Next(); ok {
 		h.spins(at)
-		h.soon(max(at.Sub(h.clock()), time.Millisecond), func() {
-			if next, ok := h.m.Next(); ok && !next.After(h.clock()) {
+		h.soon(max(at.Sub(h.now()), time.Millisecond), func() {
+			if next, ok := h.m.Next(); ok && !next.After(h.now()) {
 				h.step()
 			}
 		})
@@ -233,12 +235,12 @@ const maxInVain = 200
 
 // spins judges a machine that asks for the next step at once, each time.
 func (h *machine) spins(next time.Time) {
-	if next.After(h.clock()) {
+	if next.After(h.now()) {
 		h.inVain = 0
 		return
 	}
 	if h.inVain++; h.inVain > maxInVain {
-		h.c.violate("I6", "%s spins: Next is %s ago after each step", h, h.clock().Sub(next))
+		h.c.violate("I6", "%s spins: Next is %s ago after each step", h, h.now().Sub(next))
 		h.inVain = 0
 	}
 }
@@ -256,11 +258,10 @@ func (h *machine) wake() {
 		return
 	}
 	d := h.c.now.Sub(h.asleep)
-	h.asleep, h.skew = time.Time{}, h.skew-d
-	if d > crowdTTL*9/10 {
-		h.excuse = "was suspended for long"
-	}
-	h.wasAway(d)
-	h.m.Slept(h.clock(), d)
+	h.asleep = time.Time{}
+	h.clock.still += d
+	h.wasAway(d, d)
+	h.m.Slept(h.now(), d)
+	h.lookAtClock()
 	h.step()
 }
