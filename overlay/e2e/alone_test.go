@@ -76,6 +76,7 @@ func TestGossipBlocked(t *testing.T) {
 // minute: the others lose nothing, and the mesh is calm soon after. With
 // MESHD_CHURN=10m it goes on as long as that.
 func TestChurn(t *testing.T) {
+	t.Parallel()
 	c := newMesh(t, 10)
 	steady := c.Nodes[:7]
 	var flows []*lab.Pings

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 // A short run of what `make chaos` runs for as long as you like; MESHD_CHAOS has
 // more of its arguments.
 func TestChaos(t *testing.T) {
+	t.Parallel()
 	bin := filepath.Dir(cluster.Programs(t).Meshd)
 	path, out := filepath.Join(t.TempDir(), "chaos"), filepath.Join(t.TempDir(), "report.json")
 	if text, err := exec.CommandContext(t.Context(), "go", "build", "-o", path, "meshd/overlay/e2e/chaos").CombinedOutput(); err != nil {
@@ -27,13 +27,14 @@ func TestChaos(t *testing.T) {
 		dir := t.TempDir()
 		cmd := exec.CommandContext(t.Context(), path, append([]string{"-bin", bin}, args...)...)
 		cmd.Env = append(os.Environ(), "TMPDIR="+dir)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		endsWithUs(cmd)
 		var text strings.Builder
 		cmd.Stdout, cmd.Stderr = &text, &text
 		return cmd, &text, dir
 	}
 
 	t.Run("faults", func(t *testing.T) {
+		t.Parallel()
 		cmd, text, dir := start(append([]string{"-nodes", "5", "-duration", "45s", "-out", out}, strings.Fields(os.Getenv("MESHD_CHAOS"))...)...)
 		err := cmd.Run()
 		t.Log(text)
@@ -55,6 +56,7 @@ func TestChaos(t *testing.T) {
 		checkGone(t, dir)
 	})
 	t.Run("interrupted", func(t *testing.T) {
+		t.Parallel()
 		cmd, text, dir := start("-nodes", "3")
 		must(t, cmd.Start())
 		pause(t.Context(), 2*time.Second)
@@ -66,6 +68,7 @@ func TestChaos(t *testing.T) {
 		checkGone(t, dir)
 	})
 	t.Run("a fault that stays is a violation", func(t *testing.T) {
+		t.Parallel()
 		cmd, text, dir := start("-nodes", "3", "-seed", "1", "-step", "1", "-limit", "1ns")
 		_ = cmd.Run()
 		if code := cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(text.String(), "SEED=1 STEP=1") {

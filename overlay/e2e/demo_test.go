@@ -4,10 +4,13 @@ package e2e
 
 import (
 	"bytes"
-	"context"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,14 +34,23 @@ func buildDemo(t *testing.T) func(args ...string) (*exec.Cmd, *bytes.Buffer, str
 		cmd.Env = append(os.Environ(), "TMPDIR="+dir)
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		endsWithUs(cmd)
 		return cmd, &out, dir
 	}
 }
 
+// endsWithUs has a command, which this goroutine is to start, be killed when this
+// program ends. What the kernel looks at is the thread, so it is not shared.
+func endsWithUs(cmd *exec.Cmd) {
+	runtime.LockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+}
+
 func TestDemo(t *testing.T) {
+	t.Parallel()
 	run := buildDemo(t)
 	t.Run("to its end", func(t *testing.T) {
+		t.Parallel()
 		cmd, out, dir := run("-load", "500ms")
 		start := time.Now()
 		if err := cmd.Run(); err != nil {
@@ -54,6 +66,7 @@ func TestDemo(t *testing.T) {
 	})
 	for _, after := range []time.Duration{50 * time.Millisecond, 300 * time.Millisecond, 1500 * time.Millisecond, 4 * time.Second} {
 		t.Run("interrupted after "+after.String(), func(t *testing.T) {
+			t.Parallel()
 			cmd, out, dir := run("-load", "10s")
 			must(t, cmd.Start())
 			<-time.After(after)
@@ -68,6 +81,7 @@ func TestDemo(t *testing.T) {
 		})
 	}
 	t.Run("nobody reads on", func(t *testing.T) {
+		t.Parallel()
 		cmd, _, dir := run("-load", "10s")
 		r, w, err := os.Pipe()
 		must(t, err)
@@ -84,24 +98,23 @@ func TestDemo(t *testing.T) {
 		checkGone(t, dir)
 	})
 	t.Run("killed", func(t *testing.T) { // it cannot clean up, but nothing may run on
+		t.Parallel()
 		cmd, _, dir := run("-load", "10s")
 		must(t, cmd.Start())
-		<-time.After(3 * time.Second)
-		if len(runningBelow(t, dir)) == 0 {
-			t.Fatal("no daemon runs: there is nothing to end")
-		}
+		must(t, cluster.Poll(bounded(t), func() (bool, error) {
+			daemon := func(p string) bool { return strings.Contains(p, "/meshd --config") }
+			return slices.ContainsFunc(runningBelow(t, dir), daemon), errors.New("no daemon runs: there is nothing to end")
+		}))
+		pause(t.Context(), time.Second)
 		must(t, cmd.Process.Kill())
 		_ = cmd.Wait()
-		ctx, cancel := context.WithTimeout(t.Context(), soon)
-		defer cancel()
-		for len(runningBelow(t, dir)) > 0 && ctx.Err() == nil {
-			<-time.After(20 * time.Millisecond)
-		}
-		if left := runningBelow(t, dir); len(left) > 0 {
-			t.Errorf("still running: %v", left)
-		}
+		must(t, cluster.Poll(bounded(t), func() (bool, error) {
+			left := runningBelow(t, dir)
+			return len(left) == 0, fmt.Errorf("still running: %v", left)
+		}))
 	})
 	t.Run("not root", func(t *testing.T) {
+		t.Parallel()
 		cmd, out, _ := run()
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody}
 		cmd.Path = forAll(t, cmd.Path)

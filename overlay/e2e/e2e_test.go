@@ -18,7 +18,7 @@ import (
 // together is how many of the tests that may run beside others do so: most wait
 // for timers most of the time. Those that measure, or load the machine, run alone
 // before them.
-const together = "4"
+const together = "8"
 
 func TestMain(m *testing.M) {
 	if err := flag.Set("test.parallel", together); err != nil {

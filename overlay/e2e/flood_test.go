@@ -50,26 +50,19 @@ func TestFloodByInsider(t *testing.T) {
 		return all
 	}
 
+	// Made first, since they are of use only when their token has expired.
+	late := shortToken(t, s.alpha, s.token, 10*time.Second) // 1 000 signatures are made in that, on a slow machine too
+	var unwitnessed [][]byte
+	for range 500 {
+		certificate, record := unadmitted(t, late)
+		unwitnessed = append(unwitnessed, userStream(objectsMessage(certificate)), userPacket(objectsMessage(record)))
+	}
+
 	t.Run("junk objects", func(t *testing.T) {
 		s.attack(t, 0, send(t, messages(10_000, func() []byte { return userPacket(objectsMessage(randomBytes(900))) }), packet))
 	})
 	t.Run("records without a certificate", func(t *testing.T) {
 		s.attack(t, 0, send(t, messages(10_000, func() []byte { return userPacket(objectsMessage(orphanRecord(t))) }), packet))
-	})
-	t.Run("certificates that nobody admits", func(t *testing.T) {
-		var all [][]byte
-		late := shortToken(t, s.alpha, s.token, 10*time.Second) // 1 000 signatures are made in that, on a slow machine too
-		for range 500 {
-			certificate, record := unadmitted(t, late)
-			all = append(all, userStream(objectsMessage(certificate)), userPacket(objectsMessage(record)))
-		}
-		pause(t.Context(), time.Until(late.Credential.NotAfter.Add(1500*time.Millisecond)))
-		s.attack(t, 0, send(t, all, func(i *insider, m []byte) error {
-			if len(m) > 1300 || m[1] == 0x81 {
-				return i.stream(t.Context(), m)
-			}
-			return i.packet(m)
-		}))
 	})
 	t.Run("whole tables of junk", func(t *testing.T) {
 		table := pushPull(nil, stateMessage(instanceName(), junkObjects(2000, 1000)...))
@@ -104,6 +97,15 @@ func TestFloodByInsider(t *testing.T) {
 		}
 		s.attack(t, 0, send(t, all, stream))
 		s.attack(t, 0, send(t, all, packet))
+	})
+	t.Run("certificates that nobody admits", func(t *testing.T) {
+		pause(t.Context(), time.Until(late.Credential.NotAfter.Add(1500*time.Millisecond)))
+		s.attack(t, 0, send(t, unwitnessed, func(i *insider, m []byte) error {
+			if len(m) > 1300 || m[1] == 0x81 {
+				return i.stream(t.Context(), m)
+			}
+			return i.packet(m)
+		}))
 	})
 	t.Run("versions that nobody speaks", func(t *testing.T) {
 		at := netip.AddrPortFrom(netip.MustParseAddr("198.18.0.250"), gossipPort)

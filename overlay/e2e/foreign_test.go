@@ -14,6 +14,7 @@ import (
 
 // State and tokens of another mesh do not fit.
 func TestForeignStateAndToken(t *testing.T) {
+	t.Parallel()
 	c := hosts(t, 3)
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	for _, n := range []*cluster.Node{alpha, beta} {

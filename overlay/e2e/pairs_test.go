@@ -12,6 +12,7 @@ import (
 )
 
 func TestAllPairs(t *testing.T) {
+	t.Parallel()
 	c := hosts(t, 3)
 	t.Logf("3 nodes: all pairs after %.2f s", formMesh(t, c).Seconds())
 	for _, from := range c.Nodes {
@@ -68,6 +69,7 @@ func checkStatus(t *testing.T, n *cluster.Node, peers int) {
 // Ten nodes start at the same moment: each gets a subnet of its own. And an idle
 // daemon among them is small.
 func TestManyNodes(t *testing.T) {
+	t.Parallel()
 	c := hosts(t, 10)
 	t.Logf("10 nodes: all pairs after %.2f s", formMesh(t, c).Seconds())
 	owner := map[string]string{}

@@ -41,13 +41,13 @@ func TestRepairUnderChurn(t *testing.T) {
 		t.Run(churn.name, func(t *testing.T) {
 			whole := ourNetwork(t, alpha.Host)
 			within(t, "the CPU time for "+churnFor.String()+" of churn was there", cpuOfChurn, func() time.Duration {
-				used, turns := churned(t, alpha, churnFor, churn.turn, func() {})
+				used, turns := churned(t, alpha, churn.turn, func() { pause(t.Context(), churnFor) })
 				t.Logf("%d turns in %s cost the daemon %s", turns, churnFor, used)
 				return used
 			})
 			within(t, "repaired", repairWithin, func() (took time.Duration) {
-				churned(t, alpha, 4*time.Second, churn.turn, func() {
-					time.Sleep(2 * time.Second) // until looks are as rare as they get
+				churned(t, alpha, churn.turn, func() {
+					pause(t.Context(), 2*time.Second) // until looks are as rare as they get
 					must(t, alpha.Host.Do(func() error {
 						l, err := netlink.LinkByName(meshLink)
 						if err != nil {
@@ -68,13 +68,12 @@ func TestRepairUnderChurn(t *testing.T) {
 	}
 }
 
-// churned lets a host churn for a time, while do runs, and tells what that cost
-// its daemon.
-func churned(t *testing.T, n *cluster.Node, d time.Duration, turn func(int) error, do func()) (cpu time.Duration, turns int) {
+// churned lets a host churn while do runs, and tells what that cost its daemon.
+func churned(t *testing.T, n *cluster.Node, turn func(int) error, do func()) (cpu time.Duration, turns int) {
 	t.Helper()
 	before, err := n.Usage()
 	must(t, err)
-	ctx, stop := context.WithTimeout(t.Context(), d)
+	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	ended := make(chan error, 1)
 	go func() {
@@ -89,6 +88,7 @@ func churned(t *testing.T, n *cluster.Node, d time.Duration, turn func(int) erro
 		ended <- nil
 	}()
 	do()
+	stop()
 	must(t, <-ended)
 	after, err := n.Usage()
 	must(t, err)

@@ -17,6 +17,7 @@ import (
 // Whatever somebody does to our part of a host's network, the daemon repairs,
 // and meanwhile nothing leaves in clear text.
 func TestRepair(t *testing.T) {
+	t.Parallel()
 	c := newMesh(t, 2)
 	alpha, beta := c.Nodes[0], c.Nodes[1]
 	onLink := func(do func(netlink.Link) error) func() error {

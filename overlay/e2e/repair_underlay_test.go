@@ -40,6 +40,7 @@ type fault struct {
 // Whatever happens to the network below the mesh, the same daemon carries
 // traffic soon after it is over, and nothing leaves in clear text meanwhile.
 func TestRepairUnderlay(t *testing.T) {
+	t.Parallel()
 	c := newMesh(t, 2)
 	alpha, beta := c.Nodes[0], c.Nodes[1]
 	h := alpha.Host
@@ -78,6 +79,7 @@ func TestRepairWithoutIPv6Underlay(t *testing.T) {
 
 // The host moves to another address while traffic flows.
 func TestRepairNewAddress(t *testing.T) {
+	t.Parallel()
 	c := newMesh(t, 2)
 	h := c.Nodes[0].Host
 	survive(t, c, fault{"another address", func() error {

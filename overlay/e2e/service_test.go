@@ -116,18 +116,18 @@ func TestService(t *testing.T) {
 	t.Run("restart", func(t *testing.T) {
 		before := document(t, beta)
 		systemd := listenNotify(t, beta)
-		var times []time.Duration
-		for range 5 {
-			must(t, beta.Stop(bounded(t)))
-			start := time.Now()
-			must(t, beta.Start())
-			times = append(times, systemd.ready(t).Sub(start))
-		}
-		slices.Sort(times)
-		t.Logf("from start to READY=1: median %d ms, at most %d ms", times[2].Milliseconds(), times[4].Milliseconds())
-		if times[0] > 500*time.Millisecond {
-			t.Errorf("not even one restart of five is ready in 500 ms: %v", times)
-		}
+		within(t, "the quickest of five restarts was ready", upWithin, func() time.Duration {
+			var times []time.Duration
+			for range 5 {
+				must(t, beta.Stop(bounded(t)))
+				start := time.Now()
+				must(t, beta.Start())
+				times = append(times, systemd.ready(t).Sub(start))
+			}
+			slices.Sort(times)
+			t.Logf("from start to READY=1: median %d ms, at most %d ms", times[2].Milliseconds(), times[4].Milliseconds())
+			return times[0]
+		})
 		if out := preflightPasses(t, beta); out != "nothing to change\n" {
 			t.Errorf("a second preflight, while the daemon runs: %s", out)
 		}

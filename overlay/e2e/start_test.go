@@ -166,6 +166,7 @@ func jailed(t *testing.T, n *cluster.Node) *exec.Cmd {
 
 // Whoever cannot join is told why, and nothing is changed.
 func TestBadJoin(t *testing.T) {
+	t.Parallel()
 	c := hosts(t, 2)
 	alpha, beta := c.Nodes[0], c.Nodes[1]
 	_, err := alpha.Meshctl(t.Context(), "init", "--name", "lab")

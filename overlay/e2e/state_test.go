@@ -208,6 +208,7 @@ func checkStarts(t *testing.T, n *cluster.Node, id, leases string) {
 
 // A state that comes from another machine is not used before somebody says so.
 func TestCopiedState(t *testing.T) {
+	t.Parallel()
 	if id, err := os.ReadFile("/etc/machine-id"); err != nil || len(id) < 32 {
 		t.Skip("this machine has no ID to replace")
 	}
@@ -278,6 +279,7 @@ func TestStateUnsaved(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			c := hosts(t, 2)
 			alpha, beta := c.Nodes[0], c.Nodes[1]
 			ownMounts(t, alpha.Host)
@@ -345,6 +347,7 @@ func TestStateUnsaved(t *testing.T) {
 
 // A start needs a disk to write on.
 func TestStateReadOnly(t *testing.T) {
+	t.Parallel()
 	c := hosts(t, 1)
 	alpha := c.Nodes[0]
 	ownMounts(t, alpha.Host)

@@ -79,6 +79,7 @@ TimeoutStartSec=60
 // The unit under a real systemd, in namespaces of its own on a host of the lab.
 // It runs where that can be.
 func TestSystemd(t *testing.T) {
+	t.Parallel()
 	c := hosts(t, 2)
 	alpha, beta := c.Nodes[0], c.Nodes[1]
 	_, err := beta.Meshctl(t.Context(), "init", "--name", "lab")

@@ -85,6 +85,7 @@ func TestPinnedSubnet(t *testing.T) {
 
 // Daemons that look for data races find none.
 func TestRaces(t *testing.T) {
+	t.Parallel()
 	cluster.Programs(t) // or skip
 	if _, err := exec.LookPath("gcc"); err != nil {
 		t.Skip("the race detector needs gcc: ", err)
@@ -108,7 +109,7 @@ func TestRaces(t *testing.T) {
 }
 
 // When a mesh is closed, nothing of it is left on this machine.
-func TestNoLeftovers(t *testing.T) {
+func TestNoLeftovers(t *testing.T) { // alone: numbers of namespaces are used again
 	c, err := cluster.New(t.Context(), cluster.Programs(t), hostNames(3))
 	must(t, err)
 	closed := false

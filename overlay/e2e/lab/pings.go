@@ -156,9 +156,10 @@ func (p *Pings) Flows(ctx context.Context, after time.Time) (time.Duration, erro
 func (p *Pings) flows(after time.Time) (time.Duration, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for i, at := range p.sent {
-		if p.answered[i] && at.After(after) {
-			return at.Sub(after), true
+	first, _ := slices.BinarySearchFunc(p.sent, after, time.Time.Compare)
+	for i := first; i < len(p.sent); i++ {
+		if p.answered[i] && p.sent[i].After(after) {
+			return p.sent[i].Sub(after), true
 		}
 	}
 	return 0, false
