@@ -249,7 +249,7 @@ func (c *cli) attachError(err error) error {
 	case errors.Is(err, attach.ErrInUse):
 		err = fmt.Errorf("%w: detach it first", err)
 	}
-	return noDaemon(attachCode(err), fmt.Sprintf("start it with `%s`", c.daemonCommand()))
+	return c.unanswered(attachCode(err))
 }
 
 // attachCode gives errors of attaching their exit codes.

@@ -74,7 +74,7 @@ func (c *cli) keysList() *cobra.Command {
 			}
 			doc, err := readKeys(cmd.Context(), client)
 			if err != nil {
-				return noDaemon(err, fmt.Sprintf("start it with `%s`", c.daemonCommand()))
+				return c.unanswered(err)
 			}
 			return o.print(c.stdout, doc, doc.writeText)
 		},
@@ -175,7 +175,7 @@ func (c *cli) rotateGossip() *cobra.Command {
 				return fmt.Errorf("%w: do it on a node that may (`%s` shows which), or give this one the right with `%s` and the CA key",
 					err, c.again("cert show"), c.again("cert renew NODE --rotate"))
 			case err != nil:
-				return noDaemon(err, fmt.Sprintf("start it with `%s`", c.daemonCommand()))
+				return c.unanswered(err)
 			case noWait:
 				fmt.Fprintf(c.stdout, "The new key is made, and on its way to the members: see `%s`.\n", c.again("keys list"))
 				return nil
@@ -275,7 +275,7 @@ func (c *cli) rotateTunnel() *cobra.Command {
 				err = client.RotateTunnel(cmd.Context())
 			}
 			if err != nil {
-				return noDaemon(err, fmt.Sprintf("start it with `%s`", c.daemonCommand()))
+				return c.unanswered(err)
 			}
 			keys, err := client.Keys(cmd.Context())
 			if err != nil {

@@ -48,7 +48,7 @@ func (c *cli) openKnown(ctx context.Context) (*known, error) {
 		return lockKnown(cfg)
 	}
 	if err != nil {
-		return nil, noDaemon(err, fmt.Sprintf("start it with `%s`", c.daemonCommand()))
+		return nil, c.unanswered(err)
 	}
 	k := &known{daemon: client, submit: client.Submit, release: func() {}}
 	if err := k.read(raw); err != nil {

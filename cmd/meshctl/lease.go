@@ -230,7 +230,7 @@ func (c *cli) changeLease(ctx context.Context, network string, outcome func(netw
 	}
 	before, err := client.Status(ctx)
 	if err != nil {
-		return noDaemon(err, fmt.Sprintf("start it with `%s`", c.daemonCommand()))
+		return c.unanswered(err)
 	}
 	switch {
 	case before.State == mesh.Revoked:

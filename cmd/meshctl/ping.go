@@ -70,7 +70,7 @@ func (c *cli) runPing(ctx context.Context, client *status.Client, req status.Pin
 		fmt.Fprintf(c.stdout, "%s: seq=%d time=%.2f ms\n", from, r.Seq, ms)
 	})
 	if err != nil && ctx.Err() == nil {
-		return noDaemon(err, fmt.Sprintf("start it with `%s`", c.daemonCommand()))
+		return c.unanswered(err)
 	}
 	if sent == 0 {
 		return quiet(exit.Failed)

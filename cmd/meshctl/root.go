@@ -200,6 +200,11 @@ func absolute(path string) string {
 	return path
 }
 
+// unanswered is noDaemon with what is to be done nearly everywhere.
+func (c *cli) unanswered(err error) error {
+	return noDaemon(err, "start it with `"+c.daemonCommand()+"`")
+}
+
 // noDaemon adds to an error what to do when nobody answers or the socket is
 // closed to us.
 func noDaemon(err error, advice string) error {
