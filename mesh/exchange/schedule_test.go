@@ -1,0 +1,70 @@
+package exchange
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"meshd/mesh"
+)
+
+// scheduled is a schedule with as many others, by their numbers.
+func scheduled(now time.Time, count int) (*schedule, []*peer) {
+	others := map[mesh.NodeID]netip.Addr{}
+	for i := range count {
+		id := mesh.NodeID{byte(i)}
+		others[id] = mesh.ControlAddr(mesh.ID{1}, id)
+	}
+	s := &schedule{}
+	s.set(now, others)
+	var all []*peer
+	for i := range count {
+		all = append(all, s.peers[mesh.NodeID{byte(i)}])
+	}
+	return s, all
+}
+
+// Who was cut off holds nobody for away once somebody answers; who only failed with
+// some leaves those alone.
+func TestCutOff(t *testing.T) {
+	for failures, away := range map[int]bool{lonely - 1: true, lonely: false} {
+		now := time.Now()
+		s, all := scheduled(now, lonely+1)
+		for _, p := range all[:failures] {
+			s.failed(now, p, true)
+		}
+		s.met(now, all[lonely], false)
+		for _, p := range all[:failures] {
+			if is := now.Before(p.awayTo); is != away {
+				t.Errorf("after %d failures and a success one that failed is away: %t, want %t", failures, is, away)
+			}
+		}
+		if hurries := s.news > 0; hurries == away {
+			t.Errorf("after %d failures and a success it hurries: %t", failures, hurries)
+		}
+	}
+}
+
+// Who meets nobody tries often, for some time; also who has lost everybody.
+func TestEager(t *testing.T) {
+	now := time.Now()
+	s, all := scheduled(now, lonely)
+	pause := func(now time.Time) time.Duration { s.asked(now, nil); return s.at.Sub(now) }
+	often := func(what string, now time.Time, want bool) {
+		t.Helper()
+		if d := pause(now); d < every/2 != want {
+			t.Errorf("%s the next exchange is after %s", what, d)
+		}
+	}
+	often("at the start", now, true)
+	often("after long without company", now.Add(eager), false)
+	s.met(now, all[0], false)
+	often("in company", now, false)
+	for range lonely - 1 {
+		s.failed(now, all[0], false)
+	}
+	often("after some failures", now, false)
+	s.failed(now, all[0], false)
+	often("when nobody answers any more", now, true)
+	often("when nobody has answered for long", now.Add(eager), false)
+}
