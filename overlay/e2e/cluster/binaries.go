@@ -15,11 +15,12 @@ import (
 // Binaries are the programs of a mesh.
 type Binaries struct {
 	Meshd, Meshctl, MeshCNI string // paths
+	clocks                  bool   // by WithClocks
 }
 
 // Find looks for the programs in a directory.
 func Find(dir string) (Binaries, error) {
-	b := Binaries{filepath.Join(dir, "meshd"), filepath.Join(dir, "meshctl"), filepath.Join(dir, "mesh-cni")}
+	b := Binaries{Meshd: filepath.Join(dir, "meshd"), Meshctl: filepath.Join(dir, "meshctl"), MeshCNI: filepath.Join(dir, "mesh-cni")}
 	for _, p := range []string{b.Meshd, b.Meshctl, b.MeshCNI} {
 		if _, err := exec.LookPath(p); err != nil {
 			return Binaries{}, fmt.Errorf("find programs: %w: `make build` makes it", err)

@@ -109,6 +109,9 @@ func (n *Node) Start() error {
 	defer f.Close()
 	cmd := exec.Command(n.bin.Meshd, "--config", n.ConfigFile())
 	cmd.Stdout, cmd.Stderr = f, f
+	if n.bin.clocks {
+		cmd.Env = append(os.Environ(), clockEnv+"="+n.clockFile())
+	}
 	if n.Wrap != nil {
 		if err := n.Wrap(cmd); err != nil {
 			return err
