@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -395,6 +397,20 @@ func TestCompletionOffersNodes(t *testing.T) {
 	if got := meshctl(t.Context(), "__complete", "--socket", socket, "ping", ""); !strings.HasPrefix(got.stdout, "beta\n") {
 		t.Errorf("got %+v", got)
 	}
+}
+
+// A daemon that gives no version is not none.
+func TestVersionSaysWhy(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := http.Server{Handler: http.NotFoundHandler(), ReadHeaderTimeout: time.Minute}
+	t.Cleanup(func() { _ = server.Close() })
+	go func() { _ = server.Serve(l) }()
+	want(t, meshctl(t.Context(), "--socket", path, "version"), 0, "it answers 404")
+	want(t, meshctl(t.Context(), "--socket", path+"none", "version"), 0, "no daemon answers")
 }
 
 func TestNoPermission(t *testing.T) {

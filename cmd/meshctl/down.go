@@ -22,7 +22,7 @@ func (c *cli) down() *cobra.Command {
 				return err
 			}
 			if err := client.Down(cmd.Context()); err != nil {
-				return noDaemon(err, "there is nothing to stop; `meshd --cleanup` removes what a daemon left on this host's network")
+				return noDaemon(err, fmt.Sprintf("there is nothing to stop; `%s` removes what a daemon left on this host's network", c.line("meshd", "--cleanup")))
 			}
 			fmt.Fprintf(c.stdout, "The host's network is clean, and the daemon is stopping. To bring it back: `%s`.\n", c.daemonCommand())
 			return nil

@@ -172,8 +172,7 @@ func (c *cli) rotateGossip() *cobra.Command {
 			err = client.RotateGossip(cmd.Context(), now)
 			switch {
 			case errors.Is(err, status.ErrNotAllowed):
-				return fmt.Errorf("%w: do it on a node that may (`%s` shows which), or give this one the right with `%s` and the CA key",
-					err, c.again("cert show"), c.again("cert renew NODE --rotate"))
+				return fmt.Errorf("%w; with the CA key, `%s` gives a node the right", err, c.again("cert renew NODE --rotate"))
 			case err != nil:
 				return c.unanswered(err)
 			case noWait:

@@ -301,9 +301,9 @@ func (c *cli) runLeaseReserve(ctx context.Context, args []string, ca string, rem
 	next := k.charter.Next(time.Now(), slices.Clone(k.charter.Networks))
 	var named []netip.Prefix
 	for _, arg := range args {
-		p, err := netip.ParsePrefix(arg)
+		p, err := parseSubnet("SUBNET", arg)
 		if err != nil {
-			return usage("SUBNET %s: expected a prefix such as 10.86.17.0/24", arg)
+			return err
 		}
 		network, slot := slotOf(k.charter, p)
 		if network == "" {

@@ -135,6 +135,18 @@ func chooseIPv6(flag string, auto netip.Prefix, all []tun.Use) (netip.Prefix, er
 	return p, err
 }
 
+// parseSubnet reads the prefix of a subnet.
+func parseSubnet(name, value string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(value)
+	switch {
+	case err != nil:
+		return p, usage("%s %s: expected a prefix such as 10.86.17.0/24", name, value)
+	case p != p.Masked():
+		return p, usage("%s %s has host bits: did you mean %s?", name, value, p.Masked())
+	}
+	return p, nil
+}
+
 // parsePrefix reads a prefix of IP version 4 or 6 that must overlap nothing.
 func parsePrefix(name, value string, ip int, all []tun.Use) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(value)

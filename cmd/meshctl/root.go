@@ -174,23 +174,23 @@ func (c *cli) clientQuietly() (*status.Client, *config.Config, error) {
 // daemonCommand is how to start the daemon with this config: as a service, if one
 // is installed for it.
 func (c *cli) daemonCommand() string {
-	if c.configPath != config.DefaultPath {
-		return "meshd --config " + absolute(c.configPath)
-	}
 	for _, dir := range []string{"/etc/systemd/system", "/lib/systemd/system", "/usr/lib/systemd/system"} {
-		if _, err := os.Stat(filepath.Join(dir, "meshd.service")); err == nil {
+		if _, err := os.Stat(filepath.Join(dir, "meshd.service")); c.configPath == config.DefaultPath && err == nil {
 			return "systemctl enable --now meshd"
 		}
 	}
-	return "meshd"
+	return c.line("meshd")
 }
 
 // again gives a command line that uses the same config.
-func (c *cli) again(command string) string {
-	if c.configPath == config.DefaultPath {
-		return "meshctl " + command
+func (c *cli) again(command string) string { return c.line("meshctl", command) }
+
+// line is the same for any program of ours.
+func (c *cli) line(words ...string) string {
+	if c.configPath != config.DefaultPath {
+		words = slices.Insert(words, 1, "--config", absolute(c.configPath))
 	}
-	return "meshctl --config " + absolute(c.configPath) + " " + command
+	return strings.Join(words, " ")
 }
 
 func absolute(path string) string {

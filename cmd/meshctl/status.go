@@ -102,7 +102,7 @@ func (c *cli) showStatus(ctx context.Context, client *status.Client, cfg *config
 		if err := o.print(c.stdout, doc, textOf(doc)); err != nil {
 			return err
 		}
-		return noDaemon(err, c.howToStart(doc))
+		return noDaemon(err, c.howToStart(cfg, doc))
 	}
 	if err != nil {
 		return noDaemon(err, "")
@@ -114,7 +114,12 @@ func (c *cli) showStatus(ctx context.Context, client *status.Client, cfg *config
 }
 
 // howToStart says what to do where no daemon runs.
-func (c *cli) howToStart(doc *status.Document) string {
+func (c *cli) howToStart(cfg *config.Config, doc *status.Document) string {
+	if cfg != nil {
+		if _, err := statedir.Open(cfg.StateDir); errors.Is(err, statedir.ErrNoState) {
+			return "this host is not a member yet: make a mesh with `meshctl init`, or join one with `meshctl join -`"
+		}
+	}
 	if slices.ContainsFunc(doc.Health, func(f status.Finding) bool { return f.Code == "left" }) {
 		return "this node has left its mesh: join one with `meshctl join -` and a new token"
 	}
@@ -192,6 +197,7 @@ func withoutDaemon(cfg *config.Config) *status.Document {
 		doc.Node.Epoch = state.Epoch
 		if state.Left {
 			doc.Health = append(doc.Health, status.Finding{Level: "error", Code: "left", Message: "this node has left its mesh"})
+			state.Leases = nil // also if it could not give them back
 		}
 		for _, l := range state.Leases {
 			doc.Node.Leases = append(doc.Node.Leases, status.NewLease(l))

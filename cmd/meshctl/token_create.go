@@ -216,12 +216,9 @@ const maxPrefixes = 4 // of a kind in a certificate
 
 // rightFor reads one --subnet; network is that of a pin.
 func rightFor(subnet string, charter *trust.Charter) (r trust.Rights, network string, err error) {
-	p, err := netip.ParsePrefix(subnet)
+	p, err := parseSubnet("--subnet", subnet)
 	if err != nil {
-		return r, "", usage("--subnet %s: expected a prefix such as 10.86.17.0/24", subnet)
-	}
-	if p != p.Masked() {
-		return r, "", usage("--subnet %s has host bits: did you mean %s?", subnet, p.Masked())
+		return r, "", err
 	}
 	for _, n := range charter.Networks {
 		if slot, err := n.SlotOf(p); err == nil {

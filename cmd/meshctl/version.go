@@ -1,15 +1,19 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
+
+	"meshd/overlay/status"
 )
 
 type versionDocument struct {
 	Client string  `json:"client"`
 	Daemon *string `json:"daemon"` // null: none answers
+	why    string  // it is null
 }
 
 func (c *cli) version() *cobra.Command {
@@ -21,10 +25,13 @@ func (c *cli) version() *cobra.Command {
 			if err := o.check(); err != nil {
 				return err
 			}
-			doc := versionDocument{Client: version}
+			doc := versionDocument{Client: version, why: "no daemon answers"}
 			if client, _, err := c.clientQuietly(); err == nil {
-				if v, err := client.Version(cmd.Context()); err == nil {
+				switch v, err := client.Version(cmd.Context()); {
+				case err == nil:
 					doc.Daemon = &v
+				case !errors.Is(err, status.ErrNoDaemon):
+					doc.why = err.Error()
 				}
 			}
 			return o.print(c.stdout, doc, doc.writeText)
@@ -35,7 +42,7 @@ func (c *cli) version() *cobra.Command {
 }
 
 func (d versionDocument) writeText(w io.Writer, _ bool) error {
-	daemon := "no daemon answers"
+	daemon := d.why
 	if d.Daemon != nil {
 		daemon = *d.Daemon
 	}
