@@ -247,7 +247,7 @@ func (l *Loop) round(ctx context.Context) time.Duration {
 	next := again
 	for _, a := range l.adapters {
 		l.mu.Lock()
-		fresh := a.applied != version && a.err == nil
+		fresh := a.applied < version && a.err == nil // Set may have found the next one the same
 		l.mu.Unlock()
 		if now := time.Now(); !fresh && now.Before(a.due) {
 			next = min(next, a.due.Sub(now))
@@ -257,18 +257,21 @@ func (l *Loop) round(ctx context.Context) time.Duration {
 		if ctx.Err() != nil {
 			return again
 		}
-		next = min(next, l.note(a, version, err))
+		next = min(next, l.note(a, want, version, err))
 	}
 	return next
 }
 
 // note records the outcome and says when the adapter is due again.
-func (l *Loop) note(a *adapter, version uint64, err error) time.Duration {
+func (l *Loop) note(a *adapter, want *plan.Plan, version uint64, err error) time.Duration {
 	l.mu.Lock()
 	before := a.err
 	a.err, a.tried = err, version
 	if err == nil {
 		a.applied = max(a.applied, version) // Set may have found the next one the same
+		if a.applied < l.version && reflect.DeepEqual(a.part(l.want), a.part(want)) {
+			a.applied = l.version // it came meanwhile
+		}
 	}
 	close(l.noted)
 	l.noted = make(chan struct{})

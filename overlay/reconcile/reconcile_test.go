@@ -19,6 +19,8 @@ import (
 
 // fake counts what it is asked and fails as often as it is told to.
 type fake[W any] struct {
+	takes time.Duration // each call; fixed at construction
+
 	mu    sync.Mutex
 	fails int
 	calls []time.Time
@@ -26,6 +28,7 @@ type fake[W any] struct {
 }
 
 func (f *fake[W]) Apply(_ context.Context, want W) error {
+	time.Sleep(f.takes)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.calls = append(f.calls, time.Now())
@@ -81,6 +84,26 @@ func TestAppliesTheNewestPlan(t *testing.T) {
 		if !l.Settled() || host.last.Link != "c" || host.count() != 1 || tunnels.count() != 1 {
 			t.Errorf("settled %v, link %q, %d host and %d tunnel calls; want the last plan, applied once",
 				l.Settled(), host.last.Link, host.count(), tunnels.count())
+		}
+	})
+}
+
+// A plan that comes while another is applied, and differs in peers alone, leaves the
+// kernel alone.
+func TestPlanForThePeersComesMeanwhile(t *testing.T) {
+	run(t, 0, 0, func(l *reconcile.Loop, tunnels *fake[tunnel.Config], host *fake[tun.HostState]) {
+		tunnels.takes = time.Second
+		for i := range 3 {
+			p := planFor("mesh0")
+			p.Tunnel.Peers = make([]tunnel.Peer, i)
+			l.Set(p)
+			time.Sleep(900 * time.Millisecond)
+		}
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if !l.Settled() || tunnels.count() != 3 || host.count() != 1 {
+			t.Errorf("settled %v, %d tunnel and %d host calls; want each plan for the tunnel, and one for the host",
+				l.Settled(), tunnels.count(), host.count())
 		}
 	})
 }
