@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"meshd/mesh"
 	"meshd/overlay/tunnel"
 )
 
@@ -168,4 +169,37 @@ func (f *flow) check(t *testing.T) {
 	if f.gap > keyGap || len(f.arrived) == 0 {
 		t.Errorf("host %d to %d: nothing arrived for %s, want at most %s", f.from.number, f.to.number, f.gap, keyGap)
 	}
+}
+
+func wrongKey(t *testing.T, l *lab) {
+	a, b := l.start(t), l.start(t)
+	_, other := newKey(t)
+	wrong := b.peer()
+	wrong.ID, wrong.PublicKey = mesh.NodeID{99}, other // what waits for one peer is not another's
+	a.apply(t, wrong)
+	b.apply(t, a.peer())
+	a.pipe.Send(marker(a.v4(), b.v4()))
+	b.pipe.Send(marker(b.v4(), a.v4()))
+	silence(t, a)
+	silence(t, b)
+	for _, h := range []*host{a, b} {
+		for id, s := range h.Stats().Peers {
+			if !s.LastHandshake.IsZero() || s.RxBytes != 0 {
+				t.Errorf("host %d has heard of peer %s: %+v", h.number, id.Short(), s)
+			}
+		}
+	}
+	a.apply(t, b.peer())
+	passes(t, a, b, marker(a.v4(), b.v4()))
+}
+
+// noKey has a peer with a point of small order for a key, which any member can
+// put into its record.
+func noKey(t *testing.T, l *lab) {
+	a, b := l.pair(t)
+	bad := b.silentPeer()
+	bad.ID, bad.PublicKey, bad.AllowedIPs = mesh.NodeID{99}, mesh.Key{1}, []netip.Prefix{netip.MustParsePrefix("10.99.99.0/24")}
+	a.apply(t, b.peer(), bad)
+	passes(t, a, b, marker(a.v4(), b.v4()))
+	passes(t, b, a, marker(b.v4(), a.v4()))
 }
