@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"sync"
+	"net/netip"
 	"testing"
 	"time"
 
