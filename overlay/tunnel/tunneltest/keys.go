@@ -3,8 +3,8 @@ package tunneltest
 import (
 	"context"
 	"encoding/binary"
-	"sync"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
