@@ -90,7 +90,7 @@ func TestRotateTunnelEngines(t *testing.T) {
 			must(t, err)
 			lost, sent := p.Between(begin, end)
 			gap, all, of = max(gap, p.Gap()), all+lost, of+sent
-			if p.Gap() > time.Second {
+			if lost > 0 && p.Gap() > time.Second { // else it was not asked for so long, on a busy host
 				t.Errorf("%s rotates: %s has a gap of %s", n.Name, p, p.Gap())
 			}
 			p.Stop()
