@@ -4,15 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
-	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"meshd/cmd/internal/exit"
@@ -30,12 +26,10 @@ import (
 	"meshd/overlay/plan"
 	"meshd/overlay/status"
 	"meshd/overlay/subnetenv"
-	"meshd/overlay/tunnel"
 	"meshd/overlay/tunnel/native"
 	"meshd/overlay/tunnel/wggo"
 	"meshd/tun/device"
 	"meshd/tun/hostnet"
-	"meshd/tun/nft"
 )
 
 // parts are those of a node that a reload changes.
@@ -236,164 +230,6 @@ func checkAddresses(cfg *config.Config, seeds []string, rawCharter []byte) error
 // seeds are those of the file, then those of the token.
 func seeds(cfg *config.Config, dir *statedir.Dir) []string {
 	return append(slices.Clone(cfg.Seeds), dir.Membership().Seeds...)
-}
-
-// newEngine opens a TUN device and builds an engine on it.
-func newEngine(cfg *config.Config, dir *statedir.Dir, log *slog.Logger) (overlay.Engine, error) {
-	want := device.Options{Name: cfg.Interface.Name, Offload: device.Mode(cfg.Interface.Offload)}
-	if isNative(cfg) {
-		if want.Offload == device.Off {
-			return nil, errNoOffload
-		}
-		want.Queues, want.USO = queues(), true
-	}
-	dev, err := device.Open(want)
-	if err != nil {
-		return nil, err
-	}
-	key, port := dir.Keys().Tunnel, cfg.Listen.Tunnel.Port()
-	switch {
-	case len(dev.Queues()) > 0:
-		stamp, err := dir.LoadStamp()
-		if err != nil {
-			log.Warn("time of the last handshake not read, going on without", "err", err)
-		}
-		return native.New(native.Options{TUN: dev, PrivateKey: key, Port: port, Stamp: stamp, SaveStamp: dir.SaveStamp, Log: log}), nil
-	case isNative(cfg):
-		return nil, errors.Join(errNoOffload, dev.Close())
-	}
-	return wggo.New(wggo.Options{TUN: dev, PrivateKey: key, Port: port, Log: log}), nil
-}
-
-// firewall is nil where the kernel has none that we can use.
-func firewall(ctx context.Context, log *slog.Logger) overlay.Firewall {
-	f := nft.New(nft.Options{Log: log})
-	if _, err := f.Obstacles(ctx); err != nil {
-		log.Warn("no container can be attached to the mesh on this host: have what is missing, and restart the daemon", "err", err)
-		return nil
-	}
-	return f
-}
-
-// tuneRuntime prepares Go's runtime for the engine, but for what whoever runs us
-// has set, who may know better.
-func tuneRuntime(cfg *config.Config) {
-	if isNative(cfg) && os.Getenv("GOMAXPROCS") == "" {
-		// A worker that waits in the kernel holds a slot of the scheduler for a
-		// moment; with slots to spare, whoever is awake need not wait for one.
-		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + native.WorkersPerQueue*queues())
-	}
-	switch {
-	case os.Getenv("GOGC") != "":
-	case isNative(cfg):
-		// Little is in use, so with Go's 100 it collects after every few MiB, and each
-		// time bothers all those slots: a quarter of a start among 30 nodes. This takes
-		// 4 MiB more, of which it gives most back soon after.
-		debug.SetGCPercent(200)
-	default:
-		// wireguard-go has 24 MiB of buffers that count as in use and are hardly
-		// touched. With Go's 100 an idle node of a mesh of 50 had 55 MiB resident,
-		// with this 33. It reuses its buffers, so there is little to collect under load.
-		debug.SetGCPercent(25)
-	}
-}
-
-// queues is how many the TUN device has: one for each processor that we may use,
-// which a quota may limit, up to where the network is the limit.
-var queues = sync.OnceValue(func() int { return min(runtime.GOMAXPROCS(0), 8) })
-
-var errNoOffload = errors.New("the kernel gives the TUN device no offloads, and the engine native needs them: set engine: wireguard-go")
-
-// isNative tells which engine it is. Peers are told what it speaks, so it is not
-// for the kernel to choose.
-func isNative(cfg *config.Config) bool {
-	return cfg.Engine == config.EngineNative || cfg.Engine == config.EngineAuto && cfg.Interface.Offload != config.OffloadOff
-}
-
-// suites are what this node offers its peers.
-func suites(cfg *config.Config) []string {
-	if isNative(cfg) && cfg.Suite == config.SuiteAuto {
-		return native.Suites()
-	}
-	return []string{tunnel.ChaCha20Poly1305}
-}
-
-// checkStart says whether configuration and state are good for a start, without
-// changing anything. It tries neither ports nor the TUN device: a daemon that
-// runs has them.
-func checkStart(ctx context.Context, cfg *config.Config, path string, stdout io.Writer) error {
-	core, err := dryStart(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(stdout, "%s and the state in %s are good: node %s\n", path, cfg.StateDir, core.Name())
-	return nil
-}
-
-// checkHost refuses a start that would take traffic which this host has already.
-func checkHost(ctx context.Context, dir *statedir.Dir, log *slog.Logger) error {
-	charter, err := trust.ParseCharter(dir.Membership().Charter, mesh.ID{})
-	if err != nil {
-		return withCode(err)
-	}
-	state, err := dir.State()
-	if err != nil {
-		return withCode(err)
-	}
-	own := plan.Own(mesh.ControlAddr(charter.ID(), dir.Keys().ID()), state.Leases)
-	return withCode(overlay.CheckHost(ctx, hostnet.New(hostnet.Options{}), plan.Needed(charter.Control(), charter.Networks), own, log))
-}
-
-// dryStart refuses what a start would, and saves nothing.
-func dryStart(ctx context.Context, cfg *config.Config) (*member.Member, error) {
-	dir, err := openState(cfg.StateDir)
-	if err != nil {
-		return nil, err
-	}
-	state, err := dir.State()
-	if err != nil {
-		return nil, withCode(err)
-	}
-	quiet := slog.New(slog.DiscardHandler)
-	state.Epoch++ // as a start would
-	core, err := newMember(cfg, dir, state, quiet)
-	if err != nil {
-		return nil, err
-	}
-	return core, checkHost(ctx, dir, quiet)
-}
-
-// cleanUp removes what is ours from the host: by way of the daemon if one runs
-// with this configuration, by hand if none runs at all.
-func cleanUp(ctx context.Context, cfg *config.Config, stdout io.Writer) error {
-	switch err := status.NewClient(cfg.Control).Down(ctx); {
-	case err == nil:
-		fmt.Fprintln(stdout, "the daemon has removed everything and ended")
-		return nil
-	case !errors.Is(err, status.ErrNoDaemon):
-		return withCode(err)
-	}
-	removed, err := hostnet.New(hostnet.Options{}).Cleanup(ctx)
-	if err == nil {
-		var rules []string
-		if rules, err = nft.New(nft.Options{}).Remove(ctx); errors.Is(err, nft.ErrNoNFTables) {
-			err = nil
-		}
-		removed = append(removed, rules...)
-	}
-	switch {
-	case errors.Is(err, hostnet.ErrRunning):
-		return exit.With(exit.Unavailable, fmt.Errorf(
-			"clean up host network: %w, and not with this configuration: stop it first, or use `meshd --cleanup --config` with its file", err))
-	case err != nil:
-		return withCode(fmt.Errorf("clean up host network: %w", err))
-	case len(removed) == 0:
-		fmt.Fprintln(stdout, "there is nothing of meshd's in this host's network")
-		return nil
-	}
-	fmt.Fprintln(stdout, strings.Join(removed, "\n"))
-	fmt.Fprintln(stdout, "nothing of meshd's is left in this host's network; IP forwarding stays as it is")
-	return nil
 }
 
 // withCode gives an error of the parts its exit code, and advice where the part
