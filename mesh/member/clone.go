@@ -117,9 +117,10 @@ func (m *Member) doubtItself(now time.Time) {
 }
 
 // withheld tells whether this daemon may be the copy of one that runs. A restart on the
-// same host is none: it costs no traffic.
+// same host is none: it costs no traffic. That it knows of nobody else says nothing: the
+// table of others is a cache.
 func (m *Member) withheld() bool {
-	return m.twin.near && m.twin.elder || !m.twin.sure && m.isElsewhere() && m.expectsOthers()
+	return m.twin.near && m.twin.elder || !m.twin.sure && m.isElsewhere()
 }
 
 // isElsewhere tells whether this host has none of the addresses of the last run.

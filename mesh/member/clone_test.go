@@ -97,3 +97,23 @@ func TestStartElsewhere(t *testing.T) {
 		t.Errorf("withheld for %s where nobody can answer", took)
 	}
 }
+
+// TestCloneThatKnowsNobody has lost the table, which is a cache, and has no seeds: it
+// speaks before it has heard of anybody, and tells no endpoints even so.
+func TestCloneThatKnowsNobody(t *testing.T) {
+	s, a, b, _ := trio(t)
+	s.run(time.Minute)
+	copied := s.clone("copy", a)
+	copied.founder, copied.table = true, nil
+	s.start(copied, nil)
+	s.after(s.delay, func() { s.exchange(copied.m, copied, b) })
+	s.run(time.Minute)
+	if !copied.ended || len(copied.spoken) == 0 {
+		t.Fatalf("the copy has ended: %v, after %d records", copied.ended, len(copied.spoken))
+	}
+	for _, r := range copied.spoken {
+		if len(r.Endpoints) > 0 {
+			t.Errorf("it says to be at %s", r.Endpoints)
+		}
+	}
+}
