@@ -142,6 +142,9 @@ func peerDocument(m mesh.Node, ttl time.Duration, counters tunnel.PeerStats, mea
 	if r.Probes > 0 {
 		p.Loss = &r.Loss
 	}
+	if r.MTU > 0 {
+		p.PathMTU = &r.MTU
+	}
 	if r.RTT > 0 {
 		ms := float64(r.RTT.Microseconds()) / 1000
 		p.RTTms = &ms

@@ -163,7 +163,7 @@ func New(opt Options) *Node {
 	n.data = newDataPlane(opt.NewEngine, opt.Log)
 	n.loop = reconcile.New(n.data, opt.Host, opt.Firewall, opt.Log)
 	n.data.changed = n.loop.Kick
-	n.prober = probe.New(opt.Log, opt.ListenProbe)
+	n.prober = probe.New(opt.Log, opt.ListenProbe, n.change)
 	return n
 }
 
@@ -355,7 +355,8 @@ func (n *Node) replan(ctx context.Context) error {
 		}
 	}
 	under := n.underlay.Load()
-	opt := plan.Options{Link: n.opt.Link, MTU: n.mtu(), NoIPv6: under.NoIPv6, NoMasquerade: n.opt.NoMasquerade, Others: under.Bridges}
+	opt := plan.Options{Link: n.opt.Link, MTU: n.mtu(), NoIPv6: under.NoIPv6, NoMasquerade: n.opt.NoMasquerade, Others: under.Bridges, Paths: n.prober.Paths()}
+	n.prober.SetMTU(opt.MTU)
 	opt.Containers = n.contain(view, opt)
 	p := plan.Build(view, opt)
 	p.Health = slices.Concat(p.Health, left, plan.Stranded(view), n.delegate())

@@ -63,6 +63,9 @@ type Route struct {
 	// Src is the source address that the kernel prefers for this destination;
 	// zero: its own choice. Only for routes to the TUN device.
 	Src netip.Addr
+	// MTU is the longest packet that goes there, in bytes: senders are told, those on
+	// this host and in its containers; 0: as long as the device takes.
+	MTU int
 }
 
 // String prints the route as `ip route` would, with DEV for the TUN device.
@@ -70,10 +73,14 @@ func (r Route) String() string {
 	if r.Unreachable {
 		return "unreachable " + r.Dst.String()
 	}
+	s := r.Dst.String() + " dev DEV"
 	if r.Src.IsValid() {
-		return fmt.Sprintf("%s dev DEV src %s", r.Dst, r.Src)
+		s += " src " + r.Src.String()
 	}
-	return r.Dst.String() + " dev DEV"
+	if r.MTU != 0 {
+		s += fmt.Sprintf(" mtu %d", r.MTU)
+	}
+	return s
 }
 
 // Compare orders routes by destination, reachable ones first.

@@ -36,6 +36,9 @@ type Options struct {
 	Others []string
 	// Containers are those of this host, by the names of their networks.
 	Containers map[string]Containers
+	// Paths says how long packets may be, in bytes, to peers to which the path carries
+	// less than the TUN device sends.
+	Paths map[mesh.NodeID]int
 }
 
 // Containers are what a network has on this host besides the host itself.
@@ -91,6 +94,7 @@ func Build(view *mesh.View, opt Options) Plan {
 		p.Tunnel.Renewal = view.Contested
 		if !view.Withheld {
 			p.addPeers(view, self)
+			p.narrow(opt)
 		}
 	}
 	p.Host.Bridges, p.Host.LANs = bridges(view, self, opt), lans(view, self, opt)
@@ -157,6 +161,30 @@ func (p *Plan) addPeers(view *mesh.View, self mesh.Node) {
 		p.Tunnel.Peers = append(p.Tunnel.Peers, peer(n, suite(self, n)))
 	}
 	slices.SortFunc(p.Tunnel.Peers, func(a, b tunnel.Peer) int { return a.ID.Compare(b.ID) })
+}
+
+// narrow has senders heed the paths on which what is too large gets lost without a
+// word. Routes tell the kernel, and it tells containers; what those do of TCP over
+// IPv6, where nobody is told of less than 1280, is for the engine.
+//
+//	peer's prefix ── dev mesh0, mtu of the path
+func (p *Plan) narrow(opt Options) {
+	wide := p.Host.Routes
+	for i := range p.Tunnel.Peers {
+		to := &p.Tunnel.Peers[i]
+		mtu := opt.Paths[to.ID]
+		if mtu == 0 || mtu >= opt.MTU {
+			continue
+		}
+		to.MTU = mtu
+		for _, prefix := range to.AllowedIPs {
+			for _, r := range wide {
+				if !r.Unreachable && r.Dst.Contains(prefix.Addr()) {
+					p.Host.Routes = append(p.Host.Routes, tun.Route{Dst: prefix, Src: r.Src, MTU: mtu})
+				}
+			}
+		}
+	}
 }
 
 // suite is what two nodes talk in: AES if both offer it, by their signed records,

@@ -74,6 +74,26 @@ func TestBuild(t *testing.T) {
 	}
 }
 
+// Senders heed what a path carries, to the peer alone to which it leads; what the
+// device does not send anyway needs no route.
+func TestNarrowPath(t *testing.T) {
+	v := view(mesh.Ready, node(1, "alpha", 17, mesh.Held), node(2, "beta", 80, mesh.Held), node(3, "gamma", 81, mesh.Held))
+	opt := plan.Options{Link: "mesh0", MTU: 1420, Paths: map[mesh.NodeID]int{{2}: 1200, {3}: 1420, {9}: 1200}}
+	p := plan.Build(v, opt)
+	golden(t, filepath.Join("testdata", "narrow_path.txt"), text(p))
+	for i, want := range []int{1200, 0} {
+		if got := p.Tunnel.Peers[i]; got.MTU != want {
+			t.Errorf("peer %s has MTU %d, want %d", got.ID.Short(), got.MTU, want)
+		}
+	}
+	v.Nodes[0].Leases[0].State = mesh.Quarantined // there are no routes to lease ranges now
+	for _, r := range plan.Build(v, opt).Host.Routes {
+		if r.MTU != 0 && r.Dst != netip.PrefixFrom(v.Nodes[1].Control, 128) {
+			t.Errorf("route %s past the others' unreachable ones", r)
+		}
+	}
+}
+
 // Whoever has proved to have the private half of a tunnel key has it, also where an
 // older member shows it.
 func TestProvenKey(t *testing.T) {

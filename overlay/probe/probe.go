@@ -9,7 +9,8 @@
 //
 // Nothing in a packet is believed but the id: who sent it is known by the source
 // address, which the tunnel has checked. An answer is as long as the question,
-// so there is nothing to amplify.
+// so there is nothing to amplify. Zeros may follow: questions of several sizes show
+// how much the path carries, where nobody tells of what is too large.
 package probe
 
 import (
@@ -22,6 +23,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	"meshd/mesh"
@@ -29,7 +31,8 @@ import (
 
 const (
 	port    = 51882 // UDP, on every node's control address
-	size    = 13
+	size    = 13    // at least
+	maxSize = 9000  // the widest MTU that a TUN device may have
 	magic   = "mshP"
 	ask     = 1
 	respond = 2
@@ -46,15 +49,27 @@ type Conn interface {
 // Listen opens a socket at an address of this host.
 type Listen func(netip.AddrPort) (Conn, error)
 
-// listenUDP opens a socket of the kernel.
+// listenUDP opens a socket of the kernel, which sends what fits into the device,
+// whatever routes say of the path: that is to be measured.
 func listenUDP(at netip.AddrPort) (Conn, error) {
-	return net.ListenUDP("udp6", net.UDPAddrFromAddrPort(at))
+	whole := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		controlErr := c.Control(func(fd uintptr) {
+			err = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_IPV6, syscall.IPV6_MTU_DISCOVER, syscall.IPV6_PMTUDISC_PROBE)
+		})
+		return errors.Join(controlErr, err)
+	}}
+	c, err := whole.ListenPacket(context.Background(), "udp6", at.String())
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.UDPConn), nil
 }
 
 // Prober probes peers and answers their probes.
 type Prober struct {
 	log    *slog.Logger
 	listen Listen
+	paths  func()
 	wake   chan struct{}
 
 	mu       sync.Mutex // guards all below
@@ -73,13 +88,14 @@ type ping struct {
 }
 
 // New builds a prober; it does nothing before Run. listen may be nil: then it
-// uses sockets of the kernel.
-func New(log *slog.Logger, listen Listen) *Prober {
+// uses sockets of the kernel. paths is called, and must not wait, when a path
+// carries less than before, or more: see [Prober.Paths].
+func New(log *slog.Logger, listen Listen, paths func()) *Prober {
 	if listen == nil {
 		listen = listenUDP
 	}
 	return &Prober{
-		log: log, listen: listen, wake: make(chan struct{}, 1), schedule: newSchedule(randomID()), pings: map[uint64]ping{},
+		log: log, listen: listen, paths: paths, wake: make(chan struct{}, 1), schedule: newSchedule(randomID()), pings: map[uint64]ping{},
 	}
 }
 
@@ -93,19 +109,20 @@ func randomID() uint64 {
 func (p *Prober) SetView(view *mesh.View) {
 	var targets []target
 	var self netip.Addr
+	var at []netip.AddrPort
 	names := map[mesh.NodeID]string{}
 	for _, n := range view.Nodes {
 		names[n.ID] = n.Name
 		switch {
 		case n.ID == view.Self:
-			self = n.Control
+			self, at = n.Control, n.Endpoints
 		case !n.Left && !n.Key.IsZero():
-			targets = append(targets, target{n.ID, n.Control})
+			targets = append(targets, target{n.ID, n.Control, n.Endpoints})
 		}
 	}
 	p.mu.Lock()
 	p.self, p.control, p.names = self, view.Control, names
-	p.schedule.set(time.Now(), targets)
+	p.schedule.set(time.Now(), targets, at...)
 	p.mu.Unlock()
 	p.poke()
 }
@@ -122,6 +139,25 @@ func (p *Prober) Results() map[mesh.NodeID]Result {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.schedule.results()
+}
+
+// SetMTU says what the TUN device takes, in bytes. Before that no path is measured.
+func (p *Prober) SetMTU(mtu int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.schedule.setMTU(min(mtu, maxSize))
+}
+
+// Paths lists the peers to which what the device sends is too large, where nobody
+// tells of it, and how large packets may be.
+func (p *Prober) Paths() map[mesh.NodeID]int {
+	out := map[mesh.NodeID]int{}
+	for id, r := range p.Results() {
+		if r.MTU != 0 {
+			out[id] = r.MTU
+		}
+	}
+	return out
 }
 
 // Ping sends one probe and waits for its answer; without one until ctx is done,
@@ -141,7 +177,7 @@ func (p *Prober) Ping(ctx context.Context, to netip.Addr) (time.Duration, error)
 		return 0, errors.New("ping: this node has no address in the mesh yet")
 	}
 	sent := time.Now()
-	if err := send(conn, to, ask, id); err != nil {
+	if err := send(conn, to, ask, id, size); err != nil {
 		return 0, fmt.Errorf("ping: %w", err)
 	}
 	select {
@@ -211,17 +247,25 @@ func (p *Prober) sendDue(ctx context.Context, conn Conn, at netip.Addr) {
 		}
 		now := time.Now()
 		p.mu.Lock()
-		moved := p.self != at
+		elsewhere := p.self != at
 		due := p.schedule.step(now)
 		next, ok := p.schedule.next()
-		p.tellLocked()
+		paths := p.tellLocked()
 		p.mu.Unlock()
-		if moved {
+		if paths {
+			p.paths()
+		}
+		if elsewhere {
 			return
 		}
 		for _, o := range due {
-			// A lost probe and one that could not be sent are the same finding.
-			_ = send(conn, o.Addr, ask, o.ID)
+			// A lost probe and one that could not be sent are the same finding, but about
+			// the path.
+			if err := send(conn, o.Addr, ask, o.ID, o.Size); err != nil {
+				p.mu.Lock()
+				p.schedule.refused(now, o)
+				p.mu.Unlock()
+			}
 		}
 		wait := every
 		if ok {
@@ -231,8 +275,9 @@ func (p *Prober) sendDue(ctx context.Context, conn Conn, at netip.Addr) {
 	}
 }
 
-// tellLocked logs who went down and who came back.
-func (p *Prober) tellLocked() {
+// tellLocked logs who went down and who came back, and what paths carry. It tells
+// whether that is another size for any of them.
+func (p *Prober) tellLocked() (paths bool) {
 	for id, down := range p.schedule.changes() {
 		if down {
 			p.log.Warn("peer does not answer", "node", p.names[id], "id", id.String())
@@ -240,11 +285,20 @@ func (p *Prober) tellLocked() {
 			p.log.Info("peer answers again", "node", p.names[id], "id", id.String())
 		}
 	}
+	for id, mtu := range p.schedule.narrowed() {
+		paths = true
+		if mtu != 0 {
+			p.log.Warn("path carries small packets only, and nobody tells the senders", "node", p.names[id], "id", id.String(), "mtu", mtu)
+		} else {
+			p.log.Info("path carries packets of full size again", "node", p.names[id], "id", id.String())
+		}
+	}
+	return paths
 }
 
 // receive answers questions and takes answers in.
 func (p *Prober) receive(ctx context.Context, conn Conn) {
-	buf := make([]byte, size+1)
+	buf := make([]byte, maxSize)
 	for ctx.Err() == nil {
 		n, from, err := conn.ReadFromUDPAddrPort(buf)
 		now := time.Now()
@@ -265,10 +319,10 @@ func (p *Prober) receive(ctx context.Context, conn Conn) {
 		}
 		switch {
 		case kind == ask && from.Port() == port:
-			_ = send(conn, from.Addr(), respond, id)
+			_ = send(conn, from.Addr(), respond, id, n)
 			p.questioned(now, from.Addr())
 		case kind == respond:
-			p.answered(now, from.Addr(), id)
+			p.answered(now, from.Addr(), id, n)
 		}
 	}
 }
@@ -288,25 +342,27 @@ func (p *Prober) questioned(now time.Time, from netip.Addr) {
 	}
 }
 
-func (p *Prober) answered(now time.Time, from netip.Addr, id uint64) {
+func (p *Prober) answered(now time.Time, from netip.Addr, id uint64, n int) {
 	p.mu.Lock()
 	if w, ok := p.pings[id]; ok && w.from == from {
 		w.at <- now
 		delete(p.pings, id)
 	}
-	p.schedule.answer(now, from, id)
+	p.schedule.answer(now, from, id, n)
 	p.mu.Unlock()
 	p.poke()
 }
 
-func send(conn Conn, to netip.Addr, kind byte, id uint64) error {
-	_, err := conn.WriteToUDPAddrPort(binary.BigEndian.AppendUint64(append([]byte(magic), kind), id), netip.AddrPortFrom(to, port))
+// send sends a packet of n bytes.
+func send(conn Conn, to netip.Addr, kind byte, id uint64, n int) error {
+	packet := binary.BigEndian.AppendUint64(append(append(make([]byte, 0, n), magic...), kind), id)
+	_, err := conn.WriteToUDPAddrPort(packet[:n], netip.AddrPortFrom(to, port))
 	return err
 }
 
 // parse reads one packet.
 func parse(packet []byte) (kind byte, id uint64, ok bool) {
-	if len(packet) != size || string(packet[:4]) != magic || packet[4] != ask && packet[4] != respond {
+	if len(packet) < size || string(packet[:4]) != magic || packet[4] != ask && packet[4] != respond {
 		return 0, 0, false
 	}
 	return packet[4], binary.BigEndian.Uint64(packet[5:]), true

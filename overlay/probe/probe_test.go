@@ -10,7 +10,7 @@ import (
 
 var (
 	start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	beta  = target{mesh.NodeID{2}, netip.MustParseAddr("fd00::2")}
+	beta  = target{mesh.NodeID{2}, netip.MustParseAddr("fd00::2"), nil}
 )
 
 // drive runs a schedule for a while; answer says after how long a probe comes
@@ -21,7 +21,7 @@ func drive(s *schedule, from time.Time, d time.Duration, answer func(at time.Dur
 		for _, o := range s.step(now) {
 			sent++
 			if rtt := answer(now.Sub(start)); rtt >= 0 {
-				s.answer(now.Add(rtt), o.Addr, o.ID)
+				s.answer(now.Add(rtt), o.Addr, o.ID, o.Size)
 			}
 		}
 		next, ok := s.next()
@@ -114,7 +114,7 @@ func TestLargeMesh(t *testing.T) {
 	s := newSchedule(1)
 	var all []target
 	for i := range peers {
-		all = append(all, target{mesh.NodeID{byte(i)}, netip.AddrFrom16([16]byte{15: byte(i)})})
+		all = append(all, target{mesh.NodeID{byte(i)}, netip.AddrFrom16([16]byte{15: byte(i)}), nil})
 	}
 	s.set(start, all)
 	drive(s, start, time.Minute, always(time.Millisecond)) // all are measured
@@ -122,7 +122,7 @@ func TestLargeMesh(t *testing.T) {
 	for now.Before(end) {
 		out := s.step(now)
 		for _, o := range out {
-			s.answer(now.Add(time.Millisecond), o.Addr, o.ID)
+			s.answer(now.Add(time.Millisecond), o.Addr, o.ID, o.Size)
 		}
 		wakes, sent = wakes+1, sent+len(out)
 		now, _ = s.next()
@@ -190,13 +190,13 @@ func TestForeignAnswersCountForNothing(t *testing.T) {
 	s := newSchedule(1)
 	s.set(start, []target{beta})
 	o := s.step(start)[0]
-	s.answer(start, netip.MustParseAddr("fd00::3"), o.ID) // from another node
-	s.answer(start, o.Addr, o.ID+2)                       // to another question
+	s.answer(start, netip.MustParseAddr("fd00::3"), o.ID, size) // from another node
+	s.answer(start, o.Addr, o.ID+2, size)                       // to another question
 	if len(s.results()) != 0 {
 		t.Error("an answer that nobody asked for was counted")
 	}
-	s.answer(start, o.Addr, o.ID)
-	s.answer(start, o.Addr, o.ID) // replayed
+	s.answer(start, o.Addr, o.ID, o.Size)
+	s.answer(start, o.Addr, o.ID, o.Size) // replayed
 	if r := s.results()[beta.ID]; r.Probes != 1 {
 		t.Errorf("%d outcomes, want 1", r.Probes)
 	}
@@ -206,7 +206,7 @@ func TestSetKeepsWhatIsKnown(t *testing.T) {
 	s := newSchedule(1)
 	s.set(start, []target{beta})
 	drive(s, start, time.Second, always(time.Millisecond))
-	gamma := target{mesh.NodeID{3}, netip.MustParseAddr("fd00::3")}
+	gamma := target{mesh.NodeID{3}, netip.MustParseAddr("fd00::3"), nil}
 	s.set(start.Add(time.Second), []target{beta, gamma})
 	if s.results()[beta.ID].Probes == 0 {
 		t.Error("results were lost")
@@ -226,7 +226,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, packet []byte) {
 		kind, _, ok := parse(packet)
-		if ok != (len(packet) == size && string(packet[:4]) == magic && (kind == ask || kind == respond)) {
+		if ok != (len(packet) >= size && string(packet[:4]) == magic && (kind == ask || kind == respond)) {
 			t.Errorf("parse(%x) = %d, %v", packet, kind, ok)
 		}
 	})

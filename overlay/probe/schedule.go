@@ -3,6 +3,7 @@ package probe
 import (
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
 	"meshd/mesh"
@@ -46,6 +47,7 @@ type Result struct {
 	Probes   int           // outcomes so far
 	Answered time.Time     // last answer; zero: never
 	Down     bool          // several probes in a row were lost
+	MTU      int           // of the path, inside of the tunnel, where it is less than that of the device; 0: it is not
 }
 
 // peer is the schedule of one peer.
@@ -60,6 +62,8 @@ type peer struct {
 	warm    bool      // the last probe was answered, so a session stands
 	told    bool      // result.Down, as changes has told it
 	result  Result
+	at      []netip.AddrPort // where it is, as it says
+	path    path
 }
 
 // healthy tells whether the peer has been measured, and answered last.
@@ -68,7 +72,9 @@ func (p *peer) healthy() bool { return p.id == 0 && p.warm && p.result.RTT != 0 
 // schedule decides whom to probe when. It takes the time and gives back work.
 type schedule struct {
 	peers map[mesh.NodeID]*peer
-	newAt time.Time // when the next new peer is due
+	newAt time.Time        // when the next new peer is due
+	mtu   int              // of the TUN device; 0: not known, so no path is measured
+	at    []netip.AddrPort // where we are
 	rand  *rand.Rand
 }
 
@@ -80,12 +86,16 @@ func newSchedule(seed uint64) *schedule {
 type target struct {
 	ID   mesh.NodeID
 	Addr netip.Addr
+	At   []netip.AddrPort // outside of the mesh
 }
 
 // set replaces the peers; what is known of those that stay is kept. New ones are
-// due at once, one after the other, which also makes the first handshake.
-func (s *schedule) set(now time.Time, targets []target) {
+// due at once, one after the other, which also makes the first handshake; so are
+// those to which the path may be another. at is where we are ourselves.
+func (s *schedule) set(now time.Time, targets []target, at ...netip.AddrPort) {
 	old := s.peers
+	moved := !slices.Equal(s.at, at)
+	s.at = at
 	s.peers = make(map[mesh.NodeID]*peer, len(targets))
 	if s.newAt.Before(now) {
 		s.newAt = now
@@ -94,10 +104,29 @@ func (s *schedule) set(now time.Time, targets []target) {
 		t := targets[i]
 		if p := old[t.ID]; p != nil && p.addr == t.Addr {
 			s.peers[t.ID] = p
-			continue
+			if !moved && slices.Equal(p.at, t.At) {
+				continue
+			}
+			p.at, p.path.due = t.At, time.Time{}
+			if !p.healthy() || s.newAt.After(p.due) {
+				continue // tried again soon anyway
+			}
+			p.due = s.newAt
+		} else {
+			s.peers[t.ID] = &peer{addr: t.Addr, at: t.At, due: s.newAt}
 		}
-		s.peers[t.ID] = &peer{addr: t.Addr, due: s.newAt}
 		s.newAt = s.newAt.Add(newEvery)
+	}
+}
+
+// setMTU says what the TUN device takes. With another one, paths are measured anew.
+func (s *schedule) setMTU(mtu int) {
+	if mtu == s.mtu {
+		return
+	}
+	s.mtu = mtu
+	for _, p := range s.peers {
+		p.path.end(p.path.mtu, time.Time{})
 	}
 }
 
@@ -105,6 +134,7 @@ func (s *schedule) set(now time.Time, targets []target) {
 type outgoing struct {
 	Addr netip.Addr
 	ID   uint64
+	Size int // in bytes of UDP
 }
 
 // step expires what was not answered, and lists the probes to send now.
@@ -124,8 +154,9 @@ func (s *schedule) step(now time.Time) []outgoing {
 		}
 		if p.id == 0 && !now.Before(p.due.Add(-early)) {
 			p.id, p.sent = s.rand.Uint64()|1, now
-			out = append(out, outgoing{p.addr, p.id})
+			out = append(out, outgoing{p.addr, p.id, size})
 		}
+		out = append(out, p.path.step(now, p.addr, p.result.RTT, s.jitter())...)
 	}
 	return out
 }
@@ -160,6 +191,9 @@ func (s *schedule) next() (time.Time, bool) {
 		if p.id != 0 {
 			t = p.sent.Add(patience)
 		}
+		if p.path.active && p.path.at.Before(t) {
+			t = p.path.at
+		}
 		if first.IsZero() || t.Before(first) {
 			first = t
 		}
@@ -169,9 +203,13 @@ func (s *schedule) next() (time.Time, bool) {
 
 // answer takes an answer in. One that is late, or that nobody asked for, counts
 // for nothing.
-func (s *schedule) answer(now time.Time, from netip.Addr, id uint64) {
+func (s *schedule) answer(now time.Time, from netip.Addr, id uint64, n int) {
 	for _, p := range s.peers {
-		if p.addr != from || p.id == 0 || p.id != id {
+		if p.addr != from {
+			continue
+		}
+		if p.id == 0 || p.id != id {
+			p.path.answer(now, id, n, s.jitter())
 			continue
 		}
 		if p.warm {
@@ -180,14 +218,32 @@ func (s *schedule) answer(now time.Time, from netip.Addr, id uint64) {
 		if p.result.Answered.IsZero() || p.result.Down {
 			p.history, p.count = 0, 0 // there was no tunnel to lose anything: count afresh
 		}
+		if p.lost > 0 {
+			p.path.due = time.Time{} // it may come by another way
+		}
 		p.outcome(true)
 		p.result.Answered, p.id = now, 0
 		p.due = now.Add(s.after(p))
 		if p.result.RTT == 0 {
 			p.due = now // the first answer waited for the handshake: measure again
+		} else {
+			p.path.begin(now, s.rand.Uint64(), s.mtu)
 		}
 		return
 	}
+}
+
+// refused takes in that a probe could not be sent.
+func (s *schedule) refused(now time.Time, o outgoing) {
+	for _, p := range s.peers {
+		if p.addr == o.Addr {
+			p.path.refused(now, o.ID)
+		}
+	}
+}
+
+func (s *schedule) jitter() time.Duration {
+	return time.Duration(s.rand.Int64N(int64(measureEvery / 5)))
 }
 
 // after is the time to the next probe, with jitter so that nodes which start
@@ -238,12 +294,30 @@ func (s *schedule) changes() map[mesh.NodeID]bool {
 	return out
 }
 
+// narrowed lists the peers to which the path carries another size than at the last
+// call, and how much.
+func (s *schedule) narrowed() map[mesh.NodeID]int {
+	var out map[mesh.NodeID]int
+	for id, p := range s.peers {
+		if p.path.mtu != p.path.told {
+			if out == nil {
+				out = map[mesh.NodeID]int{}
+			}
+			p.path.told = p.path.mtu
+			out[id] = p.path.mtu
+		}
+	}
+	return out
+}
+
 // results lists what is known.
 func (s *schedule) results() map[mesh.NodeID]Result {
 	out := make(map[mesh.NodeID]Result, len(s.peers))
 	for id, p := range s.peers {
 		if p.result.Probes > 0 {
-			out[id] = p.result
+			r := p.result
+			r.MTU = p.path.mtu
+			out[id] = r
 		}
 	}
 	return out

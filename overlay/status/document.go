@@ -177,6 +177,7 @@ type Peer struct {
 	State         PeerState         `json:"state"`
 	Path          string            `json:"path"`
 	Endpoint      *netip.AddrPort   `json:"endpoint"`
+	PathMTU       *int              `json:"path_mtu"` // in bytes, where the path carries less than the engine's MTU
 	Suite         string            `json:"suite"`
 	Leases        []Lease           `json:"leases"`
 	RTTms         *float64          `json:"rtt_ms"` // through the tunnel

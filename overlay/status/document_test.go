@@ -79,7 +79,7 @@ func example() *status.Document {
 			},
 			{
 				ID: mesh.NodeID{3}, Name: "delta", Control: node(3), State: status.PeerDown, Path: status.PathDirect,
-				Endpoint: new(netip.MustParseAddrPort("[2001:db8::4]:51880")), Suite: "chacha20poly1305",
+				Endpoint: new(netip.MustParseAddrPort("[2001:db8::4]:51880")), PathMTU: new(1200), Suite: "chacha20poly1305",
 				Expired: mesh.NotHeard,
 				Leases:  []status.Lease{lease("10.86.4.0/24")}, Loss: new(1.0), RxBytes: new(uint64(0)), TxBytes: new(uint64(1480)),
 			},

@@ -214,7 +214,11 @@ func (p *Peer) pathColumn() string {
 	if p.Endpoint == nil || p.State == PeerLeft {
 		return path
 	}
-	return path + " " + p.Endpoint.String()
+	path += " " + p.Endpoint.String()
+	if p.PathMTU != nil {
+		path += fmt.Sprintf(" mtu %d", *p.PathMTU)
+	}
+	return path
 }
 
 // table aligns columns two spaces apart.

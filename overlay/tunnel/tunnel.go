@@ -65,6 +65,10 @@ type Peer struct {
 	Endpoints  []netip.AddrPort // candidates, best first; an engine may learn another from authenticated packets
 	AllowedIPs []netip.Prefix   // inner addresses that are behind the peer
 	Suite      string
+	// MTU is the longest packet, in bytes, that the path to the peer carries, where
+	// that is less than the device's; 0: it is not. Routes hold senders to it; an
+	// engine that changes TCP's MSS lowers it to what fits.
+	MTU int
 }
 
 // Stats is a snapshot of the engine's counters since it was started.

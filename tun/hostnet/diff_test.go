@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -56,6 +57,11 @@ func TestDiff(t *testing.T) {
 		there = append(there, wantRoute(r, mesh0))
 	}
 	newSrc := wantRoute(tun.Route{Dst: pfx("10.86.0.0/16"), Src: netip.MustParseAddr("10.86.80.1")}, mesh0)
+	small := tun.Route{Dst: pfx("10.86.80.0/24"), Src: netip.MustParseAddr("10.86.17.1"), MTU: 1200}
+	narrow := want
+	narrow.Routes = append(slices.Clone(want.Routes), small)
+	wider := wantRoute(small, mesh0)
+	wider.mtu = 1280
 	foreignTable := wantRoute(tun.Route{Dst: pfx("10.86.0.0/16")}, mesh0)
 	foreignTable.table = 77
 	blackhole := route{key: key{pfx("10.99.0.0/16"), unix.RT_TABLE_MAIN, 5}, kind: unix.RTN_BLACKHOLE}
@@ -120,11 +126,29 @@ func TestDiff(t *testing.T) {
 				ip addr del 10.86.80.1/32 dev mesh0`,
 		},
 		{
+			name: "a path gets narrow",
+			have: state{mesh0, want.Addresses, there, settled, nil, nil, nil, nil},
+			want: narrow,
+			ops:  `ip route add 10.86.80.0/24 dev mesh0 proto 109 metric 50 src 10.86.17.1 mtu 1200`,
+		},
+		{
+			name: "and narrower",
+			have: state{mesh0, want.Addresses, append(slices.Clone(there), wider), settled, nil, nil, nil, nil},
+			want: narrow,
+			ops:  `ip route replace 10.86.80.0/24 dev mesh0 proto 109 metric 50 src 10.86.17.1 mtu 1200`,
+		},
+		{
+			name: "and wide again",
+			have: state{mesh0, want.Addresses, append(slices.Clone(there), wider), settled, nil, nil, nil, nil},
+			want: want,
+			ops:  `ip route del 10.86.80.0/24 dev mesh0 proto 109 metric 50 src 10.86.17.1 mtu 1280`,
+		},
+		{
 			name: "a link on a physical one comes, and another goes after its routes",
 			have: state{
 				link: mesh0, sysctl: settled, parents: map[string]parent{"eth0": {link: link{name: "eth0", index: 3, mtu: 1400}}},
 				lans:   []lan{{link: link{name: "mv-lan-old", index: 8}}},
-				routes: []route{{key{pfx("10.86.17.9/32"), 254, metricLink}, unix.RTN_UNICAST, "mv-lan-old", 8, netip.Addr{}}},
+				routes: []route{{key{pfx("10.86.17.9/32"), 254, metricLink}, unix.RTN_UNICAST, "mv-lan-old", 8, netip.Addr{}, 0}},
 			},
 			want: tun.HostState{Link: "mesh0", LANs: []tun.LAN{
 				{Kind: tun.PortMACVLAN, Name: "mv-lan-gone", Parent: "eth9", Containers: []netip.Addr{netip.MustParseAddr("10.86.17.7")}},

@@ -43,6 +43,7 @@ type route struct {
 	dev   string // zero if unreachable
 	index int    // of dev
 	src   netip.Addr
+	mtu   int // 0: that of dev
 }
 
 // key is what the kernel holds at most one route for.
@@ -70,13 +71,16 @@ func (r route) String() string {
 	if r.src.IsValid() {
 		s += " src " + r.src.String()
 	}
+	if r.mtu != 0 {
+		s += fmt.Sprintf(" mtu %d", r.mtu)
+	}
 	return s
 }
 
 func (r route) netlink() *netlink.Route {
 	n := &netlink.Route{
 		Dst: ipNet(r.dst), Table: r.table, Priority: r.metric, Protocol: RouteProtocol,
-		Type: r.kind, LinkIndex: r.index, Src: r.src.AsSlice(),
+		Type: r.kind, LinkIndex: r.index, Src: r.src.AsSlice(), MTU: r.mtu,
 	}
 	if r.kind == unix.RTN_UNICAST && r.dst.Addr().Is4() {
 		n.Scope = netlink.SCOPE_LINK // there is no gateway
@@ -108,7 +112,7 @@ func wantRoute(r tun.Route, l link) route {
 	}
 	return route{
 		key:  key{r.Dst.Masked(), unix.RT_TABLE_MAIN, metricLink},
-		kind: unix.RTN_UNICAST, dev: l.name, index: l.index, src: r.Src,
+		kind: unix.RTN_UNICAST, dev: l.name, index: l.index, src: r.Src, mtu: r.MTU,
 	}
 }
 
@@ -178,7 +182,7 @@ func (k kernel) nameOf(index int) string {
 }
 
 func fromNetlink(r netlink.Route, names map[int]string) route {
-	out := route{key: key{destination(r), r.Table, r.Priority}, kind: r.Type}
+	out := route{key: key{destination(r), r.Table, r.Priority}, kind: r.Type, mtu: r.MTU}
 	if r.Type == unix.RTN_UNICAST { // the others of IPv6 show lo
 		out.dev, out.index = names[r.LinkIndex], r.LinkIndex
 	}

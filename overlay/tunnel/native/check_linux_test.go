@@ -123,6 +123,34 @@ func TestSegmentSizeIsClamped(t *testing.T) {
 	}
 }
 
+// Where the path to a peer carries less than either device, who knows of it lowers
+// what both announce, and nothing on the way to others.
+func TestSegmentSizeOfPath(t *testing.T) {
+	t.Parallel()
+	a, b, c := newEnd(t, 1, setup{mtu: 1420}), newEnd(t, 2, setup{mtu: 1420}), newEnd(t, 3, setup{mtu: 1420})
+	narrow := b.peer()
+	narrow.MTU = 1200
+	a.know(t, narrow, c.peer())
+	b.know(t, a.peer())
+	c.know(t, a.peer())
+	syn := func(from, to *end, family, mss, want int) {
+		t.Helper()
+		from.send(t, packet.Offload{}, synPacket(from.addr(family), to.addr(family), mss))
+		_, got := to.expect(t)
+		if want := synPacket(from.addr(family), to.addr(family), want); !bytes.Equal(got, want) {
+			t.Errorf("IPv%d SYN with %d from %d:\n got %x\nwant %x", family, mss, from.number, got, want)
+		}
+	}
+	syn(a, b, 6, 1360, 1140)
+	syn(b, a, 6, 1360, 1140)
+	syn(a, b, 4, 1380, 1160)
+	syn(b, a, 4, 1380, 1160)
+	syn(a, c, 6, 1360, 1360)
+	a.know(t, b.peer(), c.peer()) // it carries all again
+	syn(a, b, 6, 1360, 1360)
+	syn(b, a, 6, 1360, 1360)
+}
+
 // A SYN that waits for the handshake is clamped as well.
 func TestSegmentSizeOfFirstPacket(t *testing.T) {
 	t.Parallel()

@@ -23,6 +23,7 @@ type peer struct {
 	// needsSession: a worker wants a handshake.
 	needsSession atomic.Bool
 	suite        atomic.Pointer[string] // its name
+	mtu          atomic.Int32           // of the path to it; 0: at least that of the device
 
 	mu     sync.Mutex
 	staged staged    // guarded by mu; empty while there is a session that is alive
@@ -47,6 +48,7 @@ func (p *peer) configure(want tunnel.Peer, inside []netip.Prefix) {
 	changed := !slices.Equal(p.config.Endpoints, want.Endpoints)
 	p.config = want
 	p.suite.Store(&want.Suite)
+	p.mtu.Store(int32(want.MTU))
 	if contains(inside, p.learned.Addr()) {
 		p.learned = netip.AddrPort{}
 	}
@@ -80,6 +82,15 @@ func (p *peer) came(remote netip.AddrPort, local udp.Source) {
 	if old != nil && old.remote == remote && old.local != local {
 		p.path.CompareAndSwap(old, &path{remote, local})
 	}
+}
+
+// carries gives the longest packet that gets to the peer, or from it, from a device
+// of that MTU.
+func (p *peer) carries(mtu int) int {
+	if m := int(p.mtu.Load()); m != 0 {
+		return min(m, mtu)
+	}
+	return mtu
 }
 
 // endpoint is where the peer is.

@@ -176,7 +176,7 @@ func (r *receiver) deliver(from *peer, routes *routes, inner []byte) {
 			packet.SetECN(inner, mark)
 		}
 	}
-	packet.ClampMSS(inner, int(r.e.mtu.Load()))
+	packet.ClampMSS(inner, from.carries(int(r.e.mtu.Load())))
 	for !r.joiner.Add(inner) {
 		r.drain()
 	}

@@ -128,7 +128,7 @@ func (s *sender) send(to *peer, session *wg.Session, now time.Time, mtu int) {
 			break
 		}
 		if first {
-			packet.ClampMSS(segment, mtu)
+			packet.ClampMSS(segment, to.carries(mtu))
 			ecn = packet.OuterECN(packet.GetECN(segment))
 		}
 		s.put(to, session, counter, segment, mtu, ecn)
@@ -156,7 +156,7 @@ func (s *sender) stage(to *peer, now time.Time, mtu int) {
 		if !more {
 			break
 		}
-		packet.ClampMSS(segment, mtu)
+		packet.ClampMSS(segment, to.carries(mtu))
 		session, dropped, ask := to.stage(segment, now)
 		if ask {
 			s.e.wake(to)
