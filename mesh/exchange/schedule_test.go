@@ -68,3 +68,29 @@ func TestEager(t *testing.T) {
 	often("when nobody answers any more", now, true)
 	often("when nobody has answered for long", now.Add(eager), false)
 }
+
+// Who does not answer in time is left alone, a little longer the second time; one
+// who refuses at once is not.
+func TestAway(t *testing.T) {
+	now := time.Now()
+	s, all := scheduled(now, 2)
+	s.failed(now, all[0], false)
+	if !all[0].awayTo.IsZero() {
+		t.Error("one that refuses is left alone")
+	}
+	for _, want := range []time.Duration{firstAway, lastAway, lastAway} {
+		s.failed(now, all[0], true)
+		if is := all[0].awayTo.Sub(now); is != want {
+			t.Errorf("left alone for %s, want %s", is, want)
+		}
+	}
+	for range 20 {
+		if p := s.pick(); p != all[1] {
+			t.Fatalf("asked is %v, who is left alone", p)
+		}
+	}
+	s.met(now, all[0], false)
+	if !all[0].awayTo.IsZero() {
+		t.Error("one that answers is left alone")
+	}
+}
