@@ -84,6 +84,12 @@ func FuzzParseControl(f *testing.F) {
 	f.Add(appendSource(nil, Source{Addr: netip.MustParseAddr("192.0.2.1")}, false))
 	f.Add(appendSource(nil, Source{Addr: netip.MustParseAddr("2001:db8::1")}, true))
 	f.Add(slices.Concat(appendECN(nil, 1, true), appendMessage(nil, unix.SOL_UDP, unix.UDP_GRO, native.AppendUint32(nil, 1400))))
+	from := func(a netip.Addr, index uint32) Source {
+		if a.IsLinkLocalUnicast() {
+			return Source{a, index}
+		}
+		return Source{Addr: a} // the route decides
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		got := parseControl(b)
 		messages, err := unix.ParseSocketControlMessage(b)
@@ -95,10 +101,10 @@ func FuzzParseControl(f *testing.F) {
 			switch level, kind := m.Header.Level, m.Header.Type; {
 			case level == unix.IPPROTO_IP && kind == unix.IP_PKTINFO && len(m.Data) >= 12:
 				addr, _ := netip.AddrFromSlice(m.Data[4:8])
-				want.local = Source{addr, native.Uint32(m.Data)}
+				want.local = from(addr, native.Uint32(m.Data))
 			case level == unix.IPPROTO_IPV6 && kind == unix.IPV6_PKTINFO && len(m.Data) >= 20:
 				addr, _ := netip.AddrFromSlice(m.Data[:16])
-				want.local = Source{addr, native.Uint32(m.Data[16:])}
+				want.local = from(addr, native.Uint32(m.Data[16:]))
 			case level == unix.IPPROTO_IP && kind == unix.IP_TOS && len(m.Data) > 0:
 				want.ecn = m.Data[0] % 4
 			case level == unix.IPPROTO_IPV6 && kind == unix.IPV6_TCLASS && len(m.Data) >= 4:
