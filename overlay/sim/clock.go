@@ -37,7 +37,7 @@ func (c clock) now(now time.Time) time.Time {
 	return t
 }
 
-// clocks are those of its kernel.
+// clocks are those of the kernel.
 func (c clock) clocks(now time.Time) gossip.Clocks {
 	boot := now.Sub(time.Unix(0, 0))
 	return gossip.Clocks{Boot: boot, Monotonic: c.passed(now), Wall: c.wall(now).Sub(time.Unix(0, 0))}
@@ -62,7 +62,7 @@ var settings = []setting{
 	{"a day back", ahead(-day)},
 	{"ten years ahead", ahead(3652 * day)},
 	{"ten years back", ahead(-3652 * day)},
-	{"to 1970", func(right time.Time) time.Duration { return time.Unix(0, 0).Sub(right) }},
+	{"to 1970", func(right time.Time) time.Duration { return time.Unix(1, 0).Sub(right) }},
 }
 
 var right = setting{"right", ahead(0)}
@@ -70,10 +70,43 @@ var right = setting{"right", ahead(0)}
 // setClock draws that the clock of a host is set, for a while or for good.
 func (d *crowdDrawer) setClock() {
 	n, to := d.host(), settings[d.IntN(len(settings))]
+	if d.Short == nil {
+		n = max(n, 1) // clocks may stay so: then one is right by which newcomers are let in
+	}
 	d.add(0, func(c *crowd) { c.hosts[n].setClock(to) }, "n%d: its clock is set %s", n, to.name)
 	if d.chance(0.7) {
 		d.add(d.length(), func(c *crowd) { c.hosts[n].setClock(right) }, "n%d: its clock is set %s", n, right.name)
 	}
+}
+
+// setClock draws that the clock of a host is set, for a while.
+func (d *drawer) setClock() {
+	n, to := d.host(), settings[d.IntN(len(settings))]
+	d.add(0, func(w *world) { w.hosts[n].setClock(to) }, "n%d: its clock is set %s", n, to.name)
+	d.add(d.between(time.Second, time.Minute), func(w *world) { w.hosts[n].setClock(right) }, "n%d: its clock is set %s", n, right.name)
+}
+
+func (h *host) setClock(to setting) {
+	if h.member == nil {
+		return // it would not be let in with a token of another time
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.clock.set = to.of(time.Now().Add(h.clock.skew))
+}
+
+// shown is the clock as it is now.
+func (h *host) shown() clock {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.clock
+}
+
+// look reads the clock, by which the daemon goes until it looks again: it knows of
+// no other.
+func (l *life) look() gossip.Clocks {
+	l.clock = l.h.shown()
+	return l.clock.clocks(time.Now())
 }
 
 func (h *machine) setClock(to setting) {

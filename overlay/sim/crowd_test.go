@@ -111,6 +111,50 @@ func TestCrowdStories(t *testing.T) {
 			{21 * time.Second, "n1 is suspended", func(c *crowd) { c.hosts[1].sleep() }},
 			{21*time.Second + 2*crowdTTL, "n1 wakes up", func(c *crowd) { c.hosts[1].wake() }},
 		},
+		// By it the certificates of n1 and n3 have ended.
+		"whoever's clock is set ahead drops nobody": {
+			{0, "n0 to n3 join", func(c *crowd) {
+				for _, h := range c.hosts[:4] {
+					h.join()
+				}
+			}},
+			{20 * time.Second, "the clocks of n0 and n1 are set a day ahead", func(c *crowd) {
+				c.hosts[0].setClock(settings[0])
+				c.hosts[1].setClock(settings[0])
+			}},
+			{20*time.Second + crowdTTL, "n3 restarts", func(c *crowd) { c.hosts[3].stop(); c.hosts[3].boot() }},
+		},
+		// Those who started with it believe it: they have dropped n1 and n3 for good reason.
+		"who was dropped for a clock is back when that is right": {
+			{0, "n0 to n3 join", func(c *crowd) {
+				for _, h := range c.hosts[:4] {
+					h.join()
+				}
+			}},
+			{20 * time.Second, "n0 and n2 start with clocks that are a day ahead", func(c *crowd) {
+				for _, h := range []*machine{c.hosts[0], c.hosts[2]} {
+					h.stop()
+					h.setClock(settings[0])
+					h.boot()
+				}
+			}},
+		},
+		"who starts in 1970 has what it had": {
+			{0, "n0 to n3 join", func(c *crowd) {
+				for _, h := range c.hosts[:4] {
+					h.join()
+				}
+			}},
+			{20 * time.Second, "all start with clocks of 1970", func(c *crowd) {
+				for _, h := range c.hosts[:4] {
+					h.stop()
+					h.setClock(settings[4])
+				}
+				for _, h := range c.hosts[:4] {
+					h.boot()
+				}
+			}},
+		},
 		// Nobody else had heard of it: whoever revokes has to look.
 		"a revocation that was lost with a disk is handed in again": {
 			{0, "n0 to n2 join", func(c *crowd) {
@@ -147,7 +191,7 @@ func TestCrowdStories(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cryptotest.SetGlobalRandom(t, 1)
 			synctest.Test(t, func(t *testing.T) {
-				s := &crowdSchedule{Seed: 1, Network: tiny, Skews: make([]time.Duration, 5), Steps: steps, End: steps[len(steps)-1].At + 5*time.Second}
+				s := &crowdSchedule{Seed: 1, Network: tiny, Skews: make([]time.Duration, 5), Short: []bool{1: true, 3: true, 4: false}, Steps: steps, End: steps[len(steps)-1].At + 5*time.Second}
 				c := newCrowd(t, s)
 				c.play(s)
 				if _, err := c.settle(); err != nil || len(c.wrong) > 0 {

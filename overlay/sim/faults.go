@@ -45,7 +45,7 @@ func (h *host) again() { h.wanted = h.member != nil && !h.left }
 func (d *drawer) fault() {
 	faults := []func(){
 		d.joinNext, d.joinNext, d.crash, d.crash, d.restart, d.reboot, d.leave, d.partition, d.partition, d.oneWay, d.flap, d.lossy,
-		d.slow, d.doubles, d.flush, d.deleteTUN, d.refuse, d.diskFull, d.move, d.move, d.seedsDie, d.twoSides, d.revoke, d.forget,
+		d.slow, d.doubles, d.flush, d.deleteTUN, d.refuse, d.diskFull, d.move, d.move, d.seedsDie, d.twoSides, d.revoke, d.forget, d.setClock, d.setClock,
 	}
 	faults[d.IntN(len(faults))]()
 }

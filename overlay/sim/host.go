@@ -34,7 +34,6 @@ type host struct {
 	keys     statedir.Keys
 	tunnel   mesh.Key // of keys: to derive it takes a while
 	kernel   *tuntest.Kernel
-	skew     time.Duration // of its clock
 
 	// owned by the test's goroutine
 	disk    *meshtest.Store
@@ -49,6 +48,7 @@ type host struct {
 
 	mu       sync.Mutex // guards all below
 	address  netip.Addr
+	clock    clock
 	engine   *tunneltest.Simulated // with the TUN device; nil: there is none
 	sockets  map[netip.AddrPort]*socket
 	guarded  bool      // the mesh's ranges are routed
@@ -58,7 +58,7 @@ type host struct {
 
 func newHost(w *world, number int, plan hostPlan) *host {
 	h := &host{
-		w: w, number: number, name: fmt.Sprintf("n%d", number), admitted: plan.Admitted, skew: plan.Skew, kernel: new(tuntest.Kernel),
+		w: w, number: number, name: fmt.Sprintf("n%d", number), admitted: plan.Admitted, clock: clock{skew: plan.Skew}, kernel: new(tuntest.Kernel),
 		keys: statedir.NewKeys(), disk: new(meshtest.Store), sockets: map[netip.AddrPort]*socket{},
 	}
 	h.keys.Identity = ed25519.NewKeyFromSeed(plan.Identity[:])
@@ -93,7 +93,7 @@ func (h *host) join() {
 	case byNobody:
 		m = h.w.mesh.Join(h.w.t, h.w.tokens[byNobody], h.keys, h.name, time.Now().Add(-2*time.Hour))
 	case byToken, byAnother, byPin:
-		m = h.w.mesh.Join(h.w.t, h.w.tokens[h.admitted], h.keys, h.name, time.Now().Add(h.skew))
+		m = h.w.mesh.Join(h.w.t, h.w.tokens[h.admitted], h.keys, h.name, h.shown().now(time.Now()))
 	}
 	h.member = &m
 	h.w.truth.join(h, m.Certificate)
@@ -101,11 +101,12 @@ func (h *host) join() {
 
 // life is one run of the daemon.
 type life struct {
-	h    *host
-	node *overlay.Node
-	stop context.CancelFunc
-	done chan error
-	dead atomic.Bool // killed: what it does from now on has no effect
+	h     *host
+	node  *overlay.Node
+	stop  context.CancelFunc
+	done  chan error
+	dead  atomic.Bool // killed: what it does from now on has no effect
+	clock clock       // as its daemon sees it; owned by the goroutine that runs its machine
 	// submit hands in what the CA has signed.
 	submit func(raw []byte) error
 
@@ -131,7 +132,10 @@ func (h *host) boot() {
 	if charter := disk.Charter(); charter != nil {
 		membership.Charter = charter
 	}
-	core := meshtest.Member(h.w.t, time.Now().Add(h.skew), h.keys, membership, state, table, nonce)
+	l.look()
+	now := l.clock.now(time.Now())
+	h.w.truth.boots(h, now.Sub(state.Renewed))
+	core := meshtest.Member(h.w.t, now, h.keys, membership, state, table, nonce)
 	var seeds []string
 	for _, s := range h.w.hosts[:min(2, len(h.w.hosts))] {
 		if s != h {
@@ -140,7 +144,7 @@ func (h *host) boot() {
 	}
 	g, err := gossip.New(gossip.Options{
 		Core: tap{core, l}, Store: disk, Self: h.id, Keyring: h.member.Keyring, Seeds: seeds, Peers: peers, Log: log,
-		Transport: l.transport, Tunnels: &streams{l: l, answers: map[uint64]chan struct{}{}},
+		Transport: l.transport, Clocks: l.look, Tunnels: &streams{l: l, answers: map[uint64]chan struct{}{}},
 	})
 	if err != nil {
 		h.w.t.Fatal(err)

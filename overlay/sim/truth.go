@@ -31,7 +31,7 @@ type past struct {
 	epoch  uint64                 // saved
 	left   bool                   // saved
 	saved  map[netip.Prefix]int64 // when what is saved was claimed, in seconds
-	forgot bool                   // the CA has voided what it has, which it has yet to hear
+	afresh bool                   // it has yet to claim what it has afresh: the CA has voided it, or it was off for long by its clock
 }
 
 // claim is a lease as a node has signed it.
@@ -115,23 +115,30 @@ func (t *truth) signed(h *host, raw []byte) {
 func (t *truth) forget(h *host) (epoch uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.past[h].forgot = true
+	t.past[h].afresh = true
 	return t.past[h].epoch
+}
+
+// boots says that a node starts after it was off for so long, by its clock.
+func (t *truth) boots(h *host, off time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.past[h].afresh = t.past[h].afresh || off > day
 }
 
 // recall takes that back: it could not be handed in.
 func (t *truth) recall(h *host) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.past[h].forgot = false
+	t.past[h].afresh = false
 }
 
 // judgeLossLocked asks why a node no longer holds a subnet: somebody's claim was
 // better, or it was never saved, so nobody but the node itself knew of it.
 func (t *truth) judgeLossLocked(owner *host, c *claim) {
 	p := t.past[owner]
-	if p.forgot || p.saved[c.Prefixes[0]] != c.Since.Unix() {
-		p.forgot = false
+	if p.afresh || p.saved[c.Prefixes[0]] != c.Since.Unix() {
+		p.afresh = false
 		return
 	}
 	for h, p := range t.past {
@@ -276,14 +283,17 @@ type tap struct {
 	l *life
 }
 
-func (t tap) skewed(now time.Time) time.Time { return now.Add(t.l.h.skew) }
+func (t tap) shown(now time.Time) time.Time { return t.l.clock.now(now) }
 
 func (t tap) Next() (time.Time, bool) {
 	at, ok := t.Member.Next()
-	return at.Add(-t.l.h.skew), ok
+	now := time.Now()
+	return now.Add(at.Sub(t.shown(now))), ok
 }
 
-func (t tap) Leave(now time.Time) { t.Member.Leave(t.skewed(now)) }
+func (t tap) Leave(now time.Time) { t.Member.Leave(t.shown(now)) }
+
+func (t tap) Jumped(now time.Time, d time.Duration) { t.Member.Jumped(t.shown(now), d) }
 
 func (t tap) Receive(raw []byte) error {
 	t.l.h.w.truth.heard(t.l.h, raw)
@@ -291,7 +301,7 @@ func (t tap) Receive(raw []byte) error {
 }
 
 func (t tap) Step(now time.Time) member.Output {
-	out := t.Member.Step(t.skewed(now))
+	out := t.Member.Step(t.shown(now))
 	if !t.l.dead.Load() {
 		for _, raw := range out.Broadcast {
 			t.l.h.w.truth.signed(t.l.h, raw)
