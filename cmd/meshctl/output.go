@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"meshd/overlay/config"
 )
@@ -20,14 +19,14 @@ type output struct {
 	format   string
 	template string
 	parsed   *template.Template
-	flags    *pflag.FlagSet
+	given    func(flag string) bool // on the command line
 }
 
 var formats = []string{"table", "wide", "json", "yaml"}
 
 // addFlags adds flags whose help has an example of a template.
 func (o *output) addFlags(cmd *cobra.Command, example string) {
-	o.flags = cmd.Flags()
+	o.given = cmd.Flags().Changed
 	cmd.Flags().StringVarP(&o.format, "output", "o", "table", "`FORM`: "+strings.Join(formats, ", "))
 	cmd.Flags().StringVarP(&o.template, "format", "f", "", "Go `TEMPLATE` over the names of -o json, such as '"+example+"'")
 	// Only a flag that does not exist is refused.
@@ -39,7 +38,7 @@ func (o *output) check() (err error) {
 	if !slices.Contains(formats, o.format) {
 		return usage("-o %s: there are %s", o.format, strings.Join(formats, ", "))
 	}
-	if err := apart(o.flags, "output", "format"); err != nil || o.template == "" {
+	if err := apart(o.given, "output", "format"); err != nil || o.template == "" {
 		return err
 	}
 	if o.parsed, err = template.New("-f").Option("missingkey=error").Parse(o.template); err != nil {

@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"meshd/cmd/internal/exit"
 	"meshd/cmd/internal/setup"
@@ -119,8 +118,8 @@ func exactly(names ...string) cobra.PositionalArgs {
 }
 
 // apart refuses flags that do not go together.
-func apart(flags *pflag.FlagSet, names ...string) error {
-	names = slices.DeleteFunc(names, func(name string) bool { return !flags.Changed(name) })
+func apart(given func(flag string) bool, names ...string) error {
+	names = slices.DeleteFunc(names, func(name string) bool { return !given(name) })
 	if len(names) > 1 {
 		return usage("--%s do not go together", strings.Join(names, " and --"))
 	}

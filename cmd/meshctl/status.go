@@ -53,7 +53,7 @@ func (c *cli) status() *cobra.Command {
 				return usage("--check %s: there are %s", check, strings.Join(checks, ", "))
 			}
 			for _, form := range []string{"output", "format", "watch"} {
-				if err := apart(cmd.Flags(), "check", form); err != nil {
+				if err := apart(cmd.Flags().Changed, "check", form); err != nil {
 					return err
 				}
 			}
