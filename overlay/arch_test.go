@@ -59,6 +59,7 @@ var mayImport = []struct{ pkg, ours string }{
 	{"tun/netns", "tun/..."},
 	{"tun/nft", "tun/..."},
 	{"tun/rawio", ""},
+	{"tun/rtnl", ""},
 	{"tun/tuntest", "tun/..."},
 	{"overlay/tunnel/wggo", vocabulary},
 	// The engine's workers move packets from one kernel queue to the other.
@@ -118,7 +119,7 @@ var homes = []struct{ module, homes string }{
 	{"github.com/prometheus/client_golang", "overlay/status"},
 	{"github.com/songgao/water", "tun/device"},
 	{"github.com/spf13/cobra", "cmd/meshd cmd/meshctl"},
-	{"github.com/vishvananda/netlink", "tun/hostnet tun/inside overlay/e2e/..."}, // e2e builds its lab with it
+	{"github.com/vishvananda/netlink", "tun/hostnet tun/inside tun/rtnl overlay/e2e/..."}, // e2e builds its lab with it
 	{"github.com/vishvananda/netns", "tun/netns"},
 	{"golang.org/x/crypto", "overlay/tunnel/wg mesh/trust"},                                                                   // the tunnel's handshake; boxes for gossip keys
 	{"golang.org/x/sys", "tun/... mesh/exchange mesh/gossip mesh/statedir overlay/udp overlay/tunnel/native overlay/e2e/..."}, // system calls that package syscall lacks

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"meshd/tun"
+	"meshd/tun/rtnl"
 )
 
 // bridge is a network's bridge on this host. Whatever bridge is named like ours
@@ -60,7 +61,7 @@ func (k kernel) fixedAddrs(l netlink.Link) ([]netip.Prefix, error) {
 	addrs, err := k.addrs(l)
 	var all []netip.Prefix
 	for _, a := range addrs {
-		if p := prefix(a.IPNet); !p.Addr().IsLinkLocalUnicast() {
+		if p := rtnl.Prefix(a.IPNet); !p.Addr().IsLinkLocalUnicast() {
 			all = append(all, p)
 		}
 	}
@@ -158,7 +159,7 @@ func (o addSubnet) do(k kernel) error {
 	if o.addr.Addr().Is6() {
 		flags = noDAD
 	}
-	return k.AddrAdd(o.link.netlink(), &netlink.Addr{IPNet: ipNet(o.addr), Flags: flags, Broadcast: net.IPv4zero})
+	return k.AddrAdd(o.link.netlink(), &netlink.Addr{IPNet: rtnl.IPNet(o.addr), Flags: flags, Broadcast: net.IPv4zero})
 }
 
 // macOf gives a locally administered MAC address that is the same each time.

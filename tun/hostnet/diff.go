@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"meshd/tun"
+	"meshd/tun/rtnl"
 )
 
 // op is one change of the kernel; it prints as the command that would make it.
@@ -235,12 +236,12 @@ func (o addAddr) do(k kernel) error {
 		flags |= unix.IFA_F_NODAD
 	}
 	return k.AddrAdd(o.link.netlink(), &netlink.Addr{
-		IPNet: ipNet(o.addr), Flags: flags, Broadcast: net.IPv4zero, // zero: none
+		IPNet: rtnl.IPNet(o.addr), Flags: flags, Broadcast: net.IPv4zero, // zero: none
 	})
 }
 
 func (o delAddr) do(k kernel) error {
-	return k.AddrDel(o.link.netlink(), &netlink.Addr{IPNet: ipNet(o.addr), Broadcast: net.IPv4zero})
+	return k.AddrDel(o.link.netlink(), &netlink.Addr{IPNet: rtnl.IPNet(o.addr), Broadcast: net.IPv4zero})
 }
 
 func (o addRoute) do(k kernel) error {

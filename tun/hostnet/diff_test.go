@@ -12,7 +12,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"meshd/tun"
@@ -262,30 +261,5 @@ func TestNoIPv6(t *testing.T) {
 	}
 	if err := n.Apply(t.Context(), tun.HostState{}); err != nil {
 		t.Errorf("Apply of nothing = %v", err)
-	}
-}
-
-func TestDump(t *testing.T) {
-	for _, c := range []struct {
-		interrupted int
-		err         error
-	}{{0, nil}, {dumpTries - 1, nil}, {dumpTries, netlink.ErrDumpInterrupted}} {
-		calls := 0
-		got, err := dump("things", func() (int, error) {
-			if calls++; calls <= c.interrupted {
-				return 0, netlink.ErrDumpInterrupted
-			}
-			return 42, nil
-		})
-		if !errors.Is(err, c.err) || c.err == nil && got != 42 {
-			t.Errorf("interrupted %d times: %d, %v", c.interrupted, got, err)
-		}
-		if calls > dumpTries {
-			t.Errorf("tried %d times", calls)
-		}
-	}
-	calls := 0
-	if _, err := dump("things", func() (int, error) { calls++; return 0, unix.EPERM }); !errors.Is(err, unix.EPERM) || calls != 1 {
-		t.Errorf("another error: %v after %d calls, want it at once", err, calls)
 	}
 }

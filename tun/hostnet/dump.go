@@ -15,29 +15,15 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"meshd/tun/rtnl"
 )
 
-// Every list call is in this file. The kernel sends a long list in parts; when
-// something changes in between, the list may miss entries, and is fetched again.
-
-// A list takes microseconds: five interruptions in a row mean a host where
-// routes never rest, such as a router that just got a full table.
-const dumpTries = 5
-
-func dump[T any](what string, list func() (T, error)) (result T, err error) {
-	for range dumpTries {
-		if result, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	if err != nil {
-		return result, fmt.Errorf("list %s: %w", what, err)
-	}
-	return result, nil
-}
+// Every list call is in this file, and goes through rtnl.List: one that was interrupted
+// may miss entries.
 
 func (k kernel) links() ([]netlink.Link, error) {
-	return dump("links", k.LinkList)
+	return rtnl.List("links", k.LinkList)
 }
 
 // linksNamed lists the links whose names begin so. Where there are many containers
@@ -76,7 +62,7 @@ func (k kernel) linksNamed(prefix string) ([]netlink.Link, error) {
 // than 4.4 does not.
 func (k kernel) portsOf(bridge netlink.Link) ([]netlink.Link, error) {
 	index := bridge.Attrs().Index
-	return dump("links", func() (all []netlink.Link, err error) {
+	return rtnl.List("links", func() (all []netlink.Link, err error) {
 		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
 		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 		req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(index))))
@@ -99,14 +85,14 @@ func (k kernel) portsOf(bridge netlink.Link) ([]netlink.Link, error) {
 
 // addrs lists the addresses on a link, or on all for nil.
 func (k kernel) addrs(link netlink.Link) ([]netlink.Addr, error) {
-	return dump("addresses", func() ([]netlink.Addr, error) {
+	return rtnl.List("addresses", func() ([]netlink.Addr, error) {
 		return k.AddrList(link, netlink.FAMILY_ALL)
 	})
 }
 
 // proxies lists the addresses of others for which the host answers on a link.
 func (k kernel) proxies(link netlink.Link) ([]netip.Addr, error) {
-	return dump("proxies of neighbours", func() (all []netip.Addr, err error) {
+	return rtnl.List("proxies of neighbours", func() (all []netip.Addr, err error) {
 		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 			some, err := k.NeighProxyList(link.Attrs().Index, family)
 			if err != nil {
@@ -128,7 +114,7 @@ func (k kernel) routes(match netlink.Route, mask uint64) ([]netlink.Route, error
 	// kernel refuses. One older than 4.20 knows no strictness, and lists all.
 	_ = k.SetStrictCheck(true)
 	defer func() { _ = k.SetStrictCheck(false) }()
-	return dump("routes", func() (all []netlink.Route, err error) {
+	return rtnl.List("routes", func() (all []netlink.Route, err error) {
 		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 			some, err := k.RouteListFiltered(family, &match, mask)
 			if err != nil && !errors.Is(err, unix.ENOENT) { // no such table
@@ -156,12 +142,12 @@ func (k kernel) mainRoutes() ([]netlink.Route, error) { return k.tableRoutes(uni
 
 // rules lists the rules that say which tables the kernel looks into.
 func (k kernel) rules() ([]netlink.Rule, error) {
-	return dump("rules", func() ([]netlink.Rule, error) { return k.RuleList(netlink.FAMILY_ALL) })
+	return rtnl.List("rules", func() ([]netlink.Rule, error) { return k.RuleList(netlink.FAMILY_ALL) })
 }
 
 // connections lists the established TCP connections of both families.
 func (k kernel) connections() ([]*netlink.Socket, error) {
-	return dump("TCP connections", func() (all []*netlink.Socket, err error) {
+	return rtnl.List("TCP connections", func() (all []*netlink.Socket, err error) {
 		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 			some, err := k.SocketDiagTCP(family)
 			if err != nil {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"meshd/tun"
+	"meshd/tun/rtnl"
 )
 
 const noDAD = unix.IFA_F_NODAD
@@ -308,7 +309,7 @@ func (k kernel) pin(l netlink.Link, mac net.HardwareAddr) error {
 // number Apply, which knows of no ports, leaves them alone.
 func (k kernel) routeTo(l netlink.Link, addrs []netip.Addr) error {
 	for _, a := range addrs {
-		r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(netip.PrefixFrom(a, a.BitLen()))}
+		r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: rtnl.IPNet(netip.PrefixFrom(a, a.BitLen()))}
 		if a.Is4() {
 			r.Scope = netlink.SCOPE_LINK // there is no gateway
 		}

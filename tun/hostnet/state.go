@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"meshd/tun"
+	"meshd/tun/rtnl"
 )
 
 // state is what the kernel has of ours.
@@ -79,7 +80,7 @@ func (r route) String() string {
 
 func (r route) netlink() *netlink.Route {
 	n := &netlink.Route{
-		Dst: ipNet(r.dst), Table: r.table, Priority: r.metric, Protocol: RouteProtocol,
+		Dst: rtnl.IPNet(r.dst), Table: r.table, Priority: r.metric, Protocol: RouteProtocol,
 		Type: r.kind, LinkIndex: r.index, Src: r.src.AsSlice(), MTU: r.mtu,
 	}
 	if r.kind == unix.RTN_UNICAST && r.dst.Addr().Is4() {
@@ -135,7 +136,7 @@ func (k kernel) read(want tun.HostState) (state, error) {
 			}
 			for _, a := range addrs {
 				if a.Peer == nil { // we never set one
-					s.addrs = append(s.addrs, prefix(a.IPNet))
+					s.addrs = append(s.addrs, rtnl.Prefix(a.IPNet))
 				}
 			}
 		}
@@ -182,7 +183,7 @@ func (k kernel) nameOf(index int) string {
 }
 
 func fromNetlink(r netlink.Route, names map[int]string) route {
-	out := route{key: key{destination(r), r.Table, r.Priority}, kind: r.Type, mtu: r.MTU}
+	out := route{key: key{rtnl.Destination(r), r.Table, r.Priority}, kind: r.Type, mtu: r.MTU}
 	if r.Type == unix.RTN_UNICAST { // the others of IPv6 show lo
 		out.dev, out.index = names[r.LinkIndex], r.LinkIndex
 	}
@@ -190,28 +191,4 @@ func fromNetlink(r netlink.Route, names map[int]string) route {
 		out.src = src.Unmap()
 	}
 	return out
-}
-
-// destination gives a route's destination, 0.0.0.0/0 or ::/0 for a default route.
-func destination(r netlink.Route) netip.Prefix {
-	switch {
-	case r.Dst != nil:
-		return prefix(r.Dst)
-	case r.Family == netlink.FAMILY_V6:
-		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-	}
-	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-}
-
-func prefix(n *net.IPNet) netip.Prefix {
-	a, _ := netip.AddrFromSlice(n.IP)
-	bits, size := n.Mask.Size()
-	if size == 32 {
-		a = a.Unmap()
-	}
-	return netip.PrefixFrom(a, bits)
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"meshd/tun"
+	"meshd/tun/rtnl"
 )
 
 const (
@@ -78,7 +79,7 @@ func underlay(links []netlink.Link, addrs []netlink.Addr, routes []netlink.Route
 	var all []candidate
 	for _, a := range addrs {
 		l, up := byIndex[a.LinkIndex]
-		if p := prefix(a.IPNet); up && usable(a, p.Addr(), exclude) {
+		if p := rtnl.Prefix(a.IPNet); up && usable(a, p.Addr(), exclude) {
 			all = append(all, candidate{p, l})
 		}
 	}
@@ -141,7 +142,7 @@ func usable(a netlink.Addr, ip netip.Addr, exclude []netip.Prefix) bool {
 func defaultRoutes(routes []netlink.Route) []netlink.Route {
 	best := map[int]netlink.Route{}
 	for _, r := range routes {
-		if destination(r).Bits() != 0 || r.Type != unix.RTN_UNICAST {
+		if rtnl.Destination(r).Bits() != 0 || r.Type != unix.RTN_UNICAST {
 			continue
 		}
 		if b, ok := best[r.Family]; !ok || r.Priority < b.Priority {

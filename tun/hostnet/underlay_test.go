@@ -11,6 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"meshd/tun/rtnl"
 )
 
 func TestUnderlayChoice(t *testing.T) {
@@ -120,7 +122,7 @@ func TestUnderlayChoice(t *testing.T) {
 			}
 			var addrs []netlink.Addr
 			for _, a := range c.addrs {
-				addrs = append(addrs, netlink.Addr{IPNet: ipNet(netip.MustParsePrefix(a.cidr)), LinkIndex: names[a.dev], Flags: a.flags})
+				addrs = append(addrs, netlink.Addr{IPNet: rtnl.IPNet(netip.MustParsePrefix(a.cidr)), LinkIndex: names[a.dev], Flags: a.flags})
 			}
 			var routes []netlink.Route
 			for _, v := range c.routes {
@@ -130,7 +132,7 @@ func TestUnderlayChoice(t *testing.T) {
 				}
 				if v.dst != "" {
 					p := netip.MustParsePrefix(v.dst)
-					r.Dst = ipNet(p)
+					r.Dst = rtnl.IPNet(p)
 					if p.Addr().Is6() {
 						r.Family = netlink.FAMILY_V6
 					}

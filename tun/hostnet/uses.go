@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"meshd/tun"
+	"meshd/tun/rtnl"
 )
 
 // Uses lists what this host has in the given ranges, ours left out: destinations
@@ -97,7 +98,7 @@ func (k kernel) uses(tables []int, ranges []netip.Prefix) ([]tun.Use, error) {
 					gateways = append(gateways, tun.Use{Prefix: gw, What: k.describeGateway(gw.Addr(), r)})
 				}
 			}
-			dst := destination(r)
+			dst := rtnl.Destination(r)
 			switch {
 			case !touches(dst):
 			case r.Type == unix.RTN_LOCAL:
@@ -132,11 +133,11 @@ func gatewaysOf(r netlink.Route) []netip.Prefix {
 }
 
 func (k kernel) describe(r netlink.Route) string {
-	return fmt.Sprintf("this host's %sroute to %s%s", kinds[r.Type], short(destination(r)), k.by(r))
+	return fmt.Sprintf("this host's %sroute to %s%s", kinds[r.Type], short(rtnl.Destination(r)), k.by(r))
 }
 
 func (k kernel) describeGateway(gw netip.Addr, r netlink.Route) string {
-	if destination(r).Bits() == 0 {
+	if rtnl.Destination(r).Bits() == 0 {
 		return fmt.Sprintf("the default gateway %s%s", gw, k.by(r))
 	}
 	return fmt.Sprintf("the gateway %s of %s", gw, k.describe(r))

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"meshd/tun"
+	"meshd/tun/rtnl"
 )
 
 // state is what a link is like.
@@ -48,7 +49,7 @@ func (k kernel) read(l netlink.Link) (state, error) {
 		return s, err
 	}
 	for _, addr := range addrs {
-		if p := prefix(addr.IPNet); !p.Addr().IsLinkLocalUnicast() {
+		if p := rtnl.Prefix(addr.IPNet); !p.Addr().IsLinkLocalUnicast() {
 			s.addrs = append(s.addrs, p)
 		}
 	}
@@ -56,7 +57,7 @@ func (k kernel) read(l netlink.Link) (state, error) {
 	for _, r := range routes {
 		if r.LinkIndex == a.Index {
 			by, _ := netip.AddrFromSlice(r.Gw)
-			s.routes = append(s.routes, hop{destination(r), by.Unmap(), r.Protocol == RouteProtocol})
+			s.routes = append(s.routes, hop{rtnl.Destination(r), by.Unmap(), r.Protocol == RouteProtocol})
 		}
 	}
 	return s, err
@@ -101,7 +102,7 @@ func diff(have state, want Link, routes []netip.Prefix) []op {
 	for _, a := range have.addrs {
 		if !slices.Contains(want.Addresses, a) {
 			add("remove address "+a.String(), "", func(k kernel, l netlink.Link) error {
-				return k.AddrDel(l, &netlink.Addr{IPNet: ipNet(a)})
+				return k.AddrDel(l, &netlink.Addr{IPNet: rtnl.IPNet(a)})
 			})
 		}
 	}
@@ -109,7 +110,7 @@ func diff(have state, want Link, routes []netip.Prefix) []op {
 		if !slices.Contains(have.addrs, a) {
 			add("add address "+a.String(), "the address "+a.String()+" is missing", func(k kernel, l netlink.Link) error {
 				// Nobody else has it: who gives addresses keeps count.
-				return k.AddrAdd(l, &netlink.Addr{IPNet: ipNet(a), Flags: unix.IFA_F_NODAD, Broadcast: net.IPv4zero})
+				return k.AddrAdd(l, &netlink.Addr{IPNet: rtnl.IPNet(a), Flags: unix.IFA_F_NODAD, Broadcast: net.IPv4zero})
 			})
 		}
 	}
@@ -129,7 +130,7 @@ func routeDiff(have []hop, want Link, routes []netip.Prefix) []op {
 	for _, h := range have {
 		if h.ours && !wanted[h] {
 			ops = append(ops, op{"remove route to " + h.dst.String(), "", func(k kernel, l netlink.Link) error {
-				return k.RouteDel(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(h.dst), Protocol: RouteProtocol})
+				return k.RouteDel(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: rtnl.IPNet(h.dst), Protocol: RouteProtocol})
 			}})
 		}
 	}
@@ -138,7 +139,7 @@ func routeDiff(have []hop, want Link, routes []netip.Prefix) []op {
 		if !slices.Contains(have, hop{dst, by, true}) {
 			ops = append(ops, op{"add route to " + dst.String(), "the route to " + dst.String() + " is missing", func(k kernel, l netlink.Link) error {
 				return k.RouteAdd(&netlink.Route{
-					LinkIndex: l.Attrs().Index, Dst: ipNet(dst), Gw: by.AsSlice(), Protocol: RouteProtocol, Flags: int(netlink.FLAG_ONLINK),
+					LinkIndex: l.Attrs().Index, Dst: rtnl.IPNet(dst), Gw: by.AsSlice(), Protocol: RouteProtocol, Flags: int(netlink.FLAG_ONLINK),
 				})
 			}})
 		}

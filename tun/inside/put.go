@@ -6,12 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"meshd/tun/rtnl"
 )
 
 // put does the work of Put.
@@ -172,10 +173,10 @@ func routesOf(k kernel, l netlink.Link, links []netlink.Link, want Link) ([]neti
 		if l != nil && r.LinkIndex == l.Attrs().Index {
 			continue
 		}
-		others[destination(r)] = "another way"
+		others[rtnl.Destination(r)] = "another way"
 		for _, o := range links {
 			if o.Attrs().Index == r.LinkIndex {
-				others[destination(r)] = o.Attrs().Name
+				others[rtnl.Destination(r)] = o.Attrs().Name
 			}
 		}
 	}
@@ -203,27 +204,4 @@ func routesOf(k kernel, l netlink.Link, links []netlink.Link, want Link) ([]neti
 		}
 	}
 	return routes, nil
-}
-
-func destination(r netlink.Route) netip.Prefix {
-	if r.Dst != nil {
-		return prefix(r.Dst)
-	}
-	if r.Family == netlink.FAMILY_V4 {
-		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	}
-	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-}
-
-func prefix(n *net.IPNet) netip.Prefix {
-	addr, _ := netip.AddrFromSlice(n.IP)
-	ones, bits := n.Mask.Size()
-	if bits == 32 {
-		addr = addr.Unmap()
-	}
-	return netip.PrefixFrom(addr, ones)
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

@@ -20,6 +20,7 @@ import (
 	"meshd/tun/hostnet"
 	"meshd/tun/netns"
 	"meshd/tun/nft"
+	"meshd/tun/rtnl"
 )
 
 // The networks of the lab, and each host's part of them by its number.
@@ -73,23 +74,19 @@ func (m machine) link(name string, change func(netlink.Link) error) {
 func (m machine) address(link string, p netip.Prefix) {
 	m.Helper()
 	m.link(link, func(l netlink.Link) error {
-		return netlink.AddrAdd(l, &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NODAD})
+		return netlink.AddrAdd(l, &netlink.Addr{IPNet: rtnl.IPNet(p), Flags: unix.IFA_F_NODAD})
 	})
 }
 
 func (m machine) route(link, dst string, via netip.Addr) {
 	m.Helper()
 	m.link(link, func(l netlink.Link) error {
-		r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(pfx(dst)), Gw: via.AsSlice()}
+		r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: rtnl.IPNet(pfx(dst)), Gw: via.AsSlice()}
 		if !via.IsValid() && pfx(dst).Addr().Is4() {
 			r.Scope = netlink.SCOPE_LINK
 		}
 		return netlink.RouteAdd(r)
 	})
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
 // pair joins two machines by a pair of links, both up.
