@@ -36,19 +36,21 @@ const (
 //	due, and a probe was answered ─► round 1: one of full size
 //	                                 rounds 2, 3, 4: all sizes
 //	answered at full size         ─► it carries all
-//	else, after a second          ─► what is the largest that was answered?
-//	none at all                   ─► says nothing, and what was known stays
+//	else, in half a second or so  ─► the largest that was answered
+//	none was                      ─► says nothing, and what was known stays
 type path struct {
 	mtu  int       // inside of the tunnel; 0: all that the device sends, as far as is known
 	told int       // mtu, as narrowed has told it
 	due  time.Time // when it may be measured; zero: now
 
-	active bool      // it is being measured
-	at     time.Time // when the next round goes, or the last one is judged
-	round  int       // rounds that went
-	id     uint64    // of the questions: that of sizes[i] is id+i
-	sizes  []int     // the largest first
-	best   int       // answered
+	active bool          // it is being measured
+	at     time.Time     // when the next round goes, or the last one is judged
+	round  int           // rounds that went
+	id     uint64        // of the questions: that of sizes[i] is id+i
+	sizes  []int         // the largest first
+	best   int           // answered
+	second time.Time     // when the second round went
+	took   time.Duration // from then until anything was answered
 }
 
 // sizesBelow lists what is measured on a device of that MTU.
@@ -84,12 +86,16 @@ func (p *path) step(now time.Time, to netip.Addr, rtt, jitter time.Duration) []o
 	}
 	p.round++
 	p.at = now.Add(min(roundSlack+2*rtt, patience))
-	if p.round == rounds {
-		p.at = now.Add(patience)
-	}
 	sizes := p.sizes
-	if p.round == 1 {
+	switch {
+	case p.round == 1:
 		sizes = sizes[:1]
+	case p.round == 2:
+		p.second = now
+	case p.round == rounds && p.took == 0:
+		p.at = now.Add(patience)
+	case p.round == rounds: // what was asked earlier, in a greater packet, has had its time
+		p.at = now.Add(min(roundSlack+2*p.took, patience))
 	}
 	var out []outgoing
 	for i, size := range sizes {
@@ -103,6 +109,9 @@ func (p *path) answer(now time.Time, id uint64, n int, jitter time.Duration) {
 	i := id - p.id
 	if !p.active || i >= uint64(len(p.sizes)) || n != p.sizes[i]-headers {
 		return
+	}
+	if p.took == 0 {
+		p.took = now.Sub(p.second)
 	}
 	if p.best = max(p.best, p.sizes[i]); i == 0 {
 		p.end(0, now.Add(measureEvery-jitter))

@@ -81,7 +81,7 @@ func TestWidePath(t *testing.T) {
 func TestNarrowPath(t *testing.T) {
 	for limit, want := range map[int]int{1419: ipv6MTU, 1412: ipv6MTU, 1280: ipv6MTU, 1279: leastMTU, 1200: leastMTU} {
 		w := newWire(limit)
-		w.run(1500 * time.Millisecond) // TCP then goes on within 3 s
+		w.run(600 * time.Millisecond) // TCP then goes on soon
 		if w.mtu() != want {
 			t.Errorf("%d pass: MTU %d, want %d", limit, w.mtu(), want)
 		}

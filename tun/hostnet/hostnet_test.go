@@ -127,6 +127,9 @@ func (h host) show() string {
 			if r.Src != nil {
 				fmt.Fprintf(&b, " src %s", r.Src)
 			}
+			if r.MTU != 0 {
+				fmt.Fprintf(&b, " mtu %d", r.MTU)
+			}
 			b.WriteString("\n")
 		}
 		return nil
@@ -195,6 +198,34 @@ const fullText = `
 	route fdcc::/48 dev mesh0 proto 109 metric 50 src fdcc::17
 	route fdcc::/48 unreachable proto 109 metric 2147483647
 `
+
+// What the kernel says of a route's MTU is what it was told, so that nothing is set
+// again and again.
+func TestPathsNarrow(t *testing.T) {
+	h := newHost(t)
+	h.addTUN("mesh0")
+	h.apply(full())
+	for _, mtu := range []int{1280, 1200} {
+		narrow := full()
+		narrow.Routes = append(narrow.Routes,
+			tun.Route{Dst: prefix("10.86.80.0/24"), Src: addr("10.86.17.1"), MTU: mtu},
+			tun.Route{Dst: prefix("fd12:3456:789a:80::/64"), Src: addr("fd12:3456:789a:11::1"), MTU: mtu})
+		for range 2 {
+			h.apply(narrow)
+			got := h.show()
+			for _, line := range []string{
+				"route 10.86.80.0/24 dev mesh0 proto 109 metric 50 src 10.86.17.1 mtu %d\n",
+				"route fd12:3456:789a:80::/64 dev mesh0 proto 109 metric 50 src fd12:3456:789a:11::1 mtu %d\n",
+			} {
+				if line = fmt.Sprintf(line, mtu); !strings.Contains(got, line) {
+					t.Errorf("the kernel has\n%s\nwant %s", got, line)
+				}
+			}
+		}
+	}
+	h.apply(full())
+	h.want(fullText)
+}
 
 func TestApply(t *testing.T) {
 	t.Run("from nothing to everything and back", func(t *testing.T) {
