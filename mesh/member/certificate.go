@@ -31,7 +31,7 @@ type jump struct {
 // Jumped says that the wall clock was set by so much, forward if it is positive.
 func (m *Member) Jumped(now time.Time, d time.Duration) {
 	m.jump = jump{m.jump.by + d, now}
-	m.dirty = true
+	m.todo.dirty = true
 }
 
 // doubts tells whether the wall clock was set by so much, so lately, that nobody
@@ -80,7 +80,7 @@ func (m *Member) followCertificate() (raw []byte) {
 			continue
 		}
 		m.cert, m.cfg.Certificate = c, c.Raw
-		for _, h := range m.holdings {
+		for _, h := range m.nets.holdings {
 			h.alloc.SetRights(c.Rights.Pins, c.Admitted, c.Rights.Permit)
 		}
 		return c.Raw

@@ -57,7 +57,7 @@ func (m *Member) meetTwin(now time.Time) (clone bool) {
 	if !ok || rec.Nonce == m.cfg.Nonce || rec.Version.Compare(m.version()) < 0 || rec.Version.Epoch >= trust.MaxEpoch {
 		return false
 	}
-	if m.published == nil {
+	if m.own.published == nil {
 		m.raise(rec.Version.Epoch + 1)
 		return false
 	}
@@ -95,13 +95,13 @@ func (m *Member) youngerThan(rec *trust.Record, now time.Time) bool {
 
 // uptime is how long this daemon has run, in seconds as records tell it.
 func (m *Member) uptime(now time.Time) time.Duration {
-	return max(0, now.Sub(m.started)+m.slept).Truncate(time.Second)
+	return max(0, now.Sub(m.started)+m.away.slept).Truncate(time.Second)
 }
 
 // doubtItself notes when nobody has answered for as long as a twin would take.
 func (m *Member) doubtItself(now time.Time) {
 	t := &m.twin
-	t.sure = t.sure || len(m.endpoints) > 0 && !m.isElsewhere()
+	t.sure = t.sure || len(m.own.endpoints) > 0 && !m.isElsewhere()
 	if t.spoke.IsZero() || t.sure && !t.near {
 		return
 	}
@@ -126,7 +126,7 @@ func (m *Member) withheld() bool {
 // isElsewhere tells whether this host has none of the addresses of the last run.
 func (m *Member) isElsewhere() bool {
 	same := func(e netip.AddrPort) bool { return slices.Contains(m.twin.was, e.Addr()) }
-	return len(m.twin.was) > 0 && len(m.endpoints) > 0 && !slices.ContainsFunc(m.endpoints, same)
+	return len(m.twin.was) > 0 && len(m.own.endpoints) > 0 && !slices.ContainsFunc(m.own.endpoints, same)
 }
 
 // told are the endpoints that others are told.
@@ -134,7 +134,7 @@ func (m *Member) told() []netip.AddrPort {
 	if m.withheld() {
 		return nil
 	}
-	return m.endpoints
+	return m.own.endpoints
 }
 
 // noteSpoken remembers when this run spoke first, and where the next one is to expect
@@ -144,11 +144,11 @@ func (m *Member) noteSpoken(now time.Time) {
 		m.twin.spoke = now
 		m.wakeAt(now.Add(answerWithin))
 	}
-	if m.withheld() || len(m.endpoints) == 0 {
+	if m.withheld() || len(m.own.endpoints) == 0 {
 		return
 	}
 	m.state.Addresses = nil
-	for _, e := range m.endpoints {
+	for _, e := range m.own.endpoints {
 		m.state.Addresses = append(m.state.Addresses, e.Addr())
 	}
 }

@@ -150,8 +150,15 @@ func (m *Member) bury(n registry.Member, why trust.Reason, now time.Time) {
 	t := trust.Tombstone{Node: n.ID, Version: n.Record.Version, Reason: why, At: m.clock(now), Issuer: m.cert.Hash}
 	raw, err := t.Sign(m.cfg.Identity)
 	if err == nil && m.Receive(raw) == nil {
-		m.outBound = append(m.outBound, raw)
+		m.todo.outBound = append(m.todo.outBound, raw)
 	}
+}
+
+// burial is what others have said of this node: that it is gone.
+type burial struct {
+	roseAt  time.Time // when a tombstone of this node was answered last
+	since   uint64    // the epoch in which this run began
+	accused map[trust.Hash]accused
 }
 
 // rise answers to tombstones of this node itself: we live.
@@ -177,14 +184,14 @@ func (m *Member) rise(now time.Time) {
 func (m *Member) noteAccusers(now time.Time) {
 	all := m.reg.Accusations(m.id)
 	for _, a := range all {
-		if _, known := m.accused[a.Hash]; !known && a.Version.Epoch >= m.since && m.published != nil {
-			if m.accused == nil {
-				m.accused = map[trust.Hash]accused{}
+		if _, known := m.buried.accused[a.Hash]; !known && a.Version.Epoch >= m.buried.since && m.own.published != nil {
+			if m.buried.accused == nil {
+				m.buried.accused = map[trust.Hash]accused{}
 			}
-			m.accused[a.Hash] = accused{now, a.By.Name}
+			m.buried.accused[a.Hash] = accused{now, a.By.Name}
 		}
 	}
-	maps.DeleteFunc(m.accused, func(h trust.Hash, _ accused) bool {
+	maps.DeleteFunc(m.buried.accused, func(h trust.Hash, _ accused) bool {
 		return !slices.ContainsFunc(all, func(a registry.Accusation) bool { return a.Hash == h })
 	})
 }
@@ -198,7 +205,7 @@ type accused struct {
 // accusers lists who has issued such ones lately.
 func (m *Member) accusers(now time.Time) []string {
 	var out []string
-	for _, a := range m.accused {
+	for _, a := range m.buried.accused {
 		if now.Sub(a.at) < accusedFor {
 			out = append(out, a.by)
 		}
@@ -210,10 +217,10 @@ func (m *Member) accusers(now time.Time) []string {
 // nobody has taken this node for gone: what members say later of the epochs before,
 // of which it has seen the end, is of no lease then that it holds. Since stays.
 func (m *Member) redate() {
-	if !m.exchanged || m.off || !m.twin.heard.IsZero() || len(m.reg.Tombstones(m.id)) > 0 {
+	if !m.contact.exchanged || m.away.off || !m.twin.heard.IsZero() || len(m.reg.Tombstones(m.id)) > 0 {
 		return
 	}
-	for _, h := range m.holdings {
+	for _, h := range m.nets.holdings {
 		if l, ok := h.alloc.Lease(); ok && l.State == mesh.Held && l.ClaimEpoch < m.state.Epoch {
 			h.alloc.Redate(m.state.Epoch)
 		}
@@ -221,17 +228,17 @@ func (m *Member) redate() {
 }
 
 func (m *Member) riseFrom(t *trust.Tombstone, now time.Time) {
-	void := slices.DeleteFunc(slices.Clone(m.holdings), func(h *holding) bool {
+	void := slices.DeleteFunc(slices.Clone(m.nets.holdings), func(h *holding) bool {
 		l, ok := h.alloc.Lease()
 		return !ok || l.State == mesh.Quarantined || l.ClaimEpoch > t.Version.Epoch
 	})
 	keeps := t.Version.Epoch == m.state.Epoch && t.Version.Seq != trust.WholeEpoch
 	if t.Version.Epoch > m.state.Epoch || t.Version.Epoch == m.state.Epoch && (!keeps || len(void) > 0) {
-		if !m.roseAt.IsZero() && now.Sub(m.roseAt) < bumpEvery {
-			m.wakeAt(m.roseAt.Add(bumpEvery))
+		if !m.buried.roseAt.IsZero() && now.Sub(m.buried.roseAt) < bumpEvery {
+			m.wakeAt(m.buried.roseAt.Add(bumpEvery))
 			return
 		}
-		m.roseAt = now
+		m.buried.roseAt = now
 		m.raise(t.Version.Epoch + 1)
 	}
 	for _, h := range void {
@@ -245,18 +252,27 @@ func (m *Member) riseFrom(t *trust.Tombstone, now time.Time) {
 
 // raise begins a new epoch.
 func (m *Member) raise(epoch uint64) {
-	m.state.Epoch, m.seq, m.again = min(epoch, trust.MaxEpoch), 0, true
+	m.state.Epoch, m.own.seq, m.own.again = min(epoch, trust.MaxEpoch), 0, true
 }
 
 // wakeAt asks for a Step at a time.
 func (m *Member) wakeAt(at time.Time) {
-	if m.wake.IsZero() || at.Before(m.wake) {
-		m.wake = at
+	if m.todo.wake.IsZero() || at.Before(m.todo.wake) {
+		m.todo.wake = at
 	}
 }
 
 // version is that of the newest record of this run.
-func (m *Member) version() mesh.Version { return mesh.Version{Epoch: m.state.Epoch, Seq: m.seq} }
+func (m *Member) version() mesh.Version { return mesh.Version{Epoch: m.state.Epoch, Seq: m.own.seq} }
+
+// absence is when this node was away, asleep or off.
+type absence struct {
+	slept    time.Duration // since the start
+	asleep   time.Duration // since the last renewal
+	off      bool          // it was away for longer than a lease lasts
+	offAt    time.Time
+	reclaims bool // leases are to be claimed afresh
+}
 
 // Slept says that the host was suspended for so long: the monotonic clock stood
 // still meanwhile.
@@ -264,10 +280,10 @@ func (m *Member) Slept(now time.Time, d time.Duration) {
 	if d <= 0 {
 		return
 	}
-	m.slept += d
-	m.asleep += d
-	m.renewAt, m.dirty = now, true
-	if !m.renewed.IsZero() && now.Sub(m.renewed)+m.asleep > m.cfg.TTL {
+	m.away.slept += d
+	m.away.asleep += d
+	m.own.renewAt, m.todo.dirty = now, true
+	if !m.own.renewed.IsZero() && now.Sub(m.own.renewed)+m.away.asleep > m.cfg.TTL {
 		m.raise(m.state.Epoch + 1)
 		m.wasOff(now)
 	}
@@ -277,10 +293,10 @@ func (m *Member) Slept(now time.Time, d time.Duration) {
 // have its subnets, and what it remembers of them may be long untrue. It asks
 // before it claims, and until then they are no more than addresses to ask at.
 func (m *Member) wasOff(now time.Time) {
-	m.off, m.offAt, m.reclaims = true, now, true
-	m.exchanged, m.quietUntil = false, now.Add(quietFor)
-	m.synced = m.cfg.Founder && !m.expectsOthers()
-	m.tickAt = now.Add(complainAfter)
+	m.away.off, m.away.offAt, m.away.reclaims = true, now, true
+	m.contact.exchanged, m.own.quietUntil = false, now.Add(quietFor)
+	m.contact.synced = m.cfg.Founder && !m.expectsOthers()
+	m.todo.tickAt = now.Add(complainAfter)
 }
 
 // expectsOthers tells whether there is somebody to be heard.
@@ -296,21 +312,21 @@ func (m *Member) expectsOthers() bool {
 // isAlone gives the founder leave to go on when nobody answers: somebody must, or a
 // mesh that was off as a whole would stay so if one host of it is gone for good.
 func (m *Member) isAlone(now time.Time) {
-	if m.off && !m.synced && m.cfg.Founder && now.Sub(m.offAt) >= complainAfter {
-		m.synced = true
+	if m.away.off && !m.contact.synced && m.cfg.Founder && now.Sub(m.away.offAt) >= complainAfter {
+		m.contact.synced = true
 	}
 }
 
 // believes tells whether what others lease counts.
-func (m *Member) believes() bool { return !m.off || m.synced }
+func (m *Member) believes() bool { return !m.away.off || m.contact.synced }
 
 // quiet tells whether it is too early to speak.
 func (m *Member) quiet(now time.Time) bool {
-	return !m.exchanged && m.expectsOthers() && now.Before(m.quietUntil)
+	return !m.contact.exchanged && m.expectsOthers() && now.Before(m.own.quietUntil)
 }
 
 // isInUse tells whether something local has addresses in a network.
-func (m *Member) isInUse(network string) bool { return slices.Contains(m.inUse, network) }
+func (m *Member) isInUse(network string) bool { return slices.Contains(m.nets.inUse, network) }
 
 // claimsOf lists a member's leases that are subnets of the charter's networks;
 // what a record says beyond that counts for nothing.

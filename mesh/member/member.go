@@ -85,58 +85,44 @@ const (
 
 // Member is the machine.
 type Member struct {
-	cfg   Config
-	id    mesh.NodeID
-	cert  *trust.Certificate
-	state State
-	saved State // the last one given to the owner to be saved
-	reg   *registry.Registry
+	cfg     Config
+	id      mesh.NodeID
+	cert    *trust.Certificate
+	state   State
+	saved   State // the last one given to the owner to be saved
+	reg     *registry.Registry
+	started time.Time
+	jump    jump
 
-	charter  trust.Hash // that the holdings are by, and the owner was given to be saved
-	used     []string   // networks besides the home network, sorted; the charter may lack some
-	inUse    []string   // networks
-	holdings []*holding // home first, then by name
+	own     saying
+	nets    networks
+	contact contact
+	guests  guests
+	watch   watch
+	away    absence
+	buried  burial
+	rekeys  rekeying
+	twin    twin
+	todo    agenda
+	roll    roll
+}
 
+// contact is what this run has had with other nodes.
+type contact struct {
 	synced    bool // a whole exchange was made with another node, or nobody is to be waited for
 	exchanged bool // one was made
 	otherKey  bool // who was asked to join seems to have another gossip key
-	offered   []netip.AddrPort
-	endpoints []netip.AddrPort // those of them that the others accept
+}
 
-	ask, asked uint64 // number of the last question, of the last one that was answered
-
-	seq        uint64
-	says       *trust.Record // what there is to be told of this node
-	published  *trust.Record // what the others were told last; nil: nothing by this run
-	again      bool          // it is to be told again, whatever it says
-	renewed    time.Time     // when it was told last
-	renewAt    time.Time
-	quietUntil time.Time // it is too early to speak, unless others were heard
-	guests     guests
-	watch      watch
-	rekeys     rekeying
-	started    time.Time
-	admittedAt time.Time // when this daemon first knew that it is admitted
-
-	slept    time.Duration // since the start
-	asleep   time.Duration // since renewed
-	off      bool          // it was away for longer than a lease lasts
-	offAt    time.Time
-	reclaims bool // leases are to be claimed afresh
-	jump     jump
-	roseAt   time.Time // when a tombstone of this node was answered last
-	since    uint64    // the epoch in which this run began
-	accused  map[trust.Hash]accused
-	twin     twin
-
+// agenda is what there is to do for the next Step.
+type agenda struct {
 	seen     uint64 // registry changes that the last Step has seen
 	dirty    bool   // something other than the registry changed
 	tickAt   time.Time
-	wake     time.Time // zero: nothing else is due
-	urgent   bool      // something came that must outlast the daemon
-	roll     roll
-	view     *mesh.View
-	outBound [][]byte // own objects that wait for the next Step
+	wake     time.Time  // zero: nothing else is due
+	urgent   bool       // something came that must outlast the daemon
+	outBound [][]byte   // own objects that wait for it
+	view     *mesh.View // the last one given to the owner
 }
 
 // New makes the machine. state comes from disk with its epoch already raised;
@@ -157,10 +143,12 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 		return nil, errors.New("epoch is zero: it must be raised before the start")
 	}
 	m := &Member{
-		cfg: cfg, id: cert.ID(), cert: cert, state: state, saved: state, reg: registry.New(charter), charter: charter.Hash,
-		guests: guests{map[trust.Hash]time.Time{}, map[trust.Hash]refusal{}}, started: now, since: state.Epoch,
-		watch: watch{heard: map[mesh.NodeID]hearing{}, lots: map[mesh.NodeID]time.Time{}}, twin: twin{was: state.Addresses},
-		synced: cfg.Founder, dirty: true, tickAt: now.Add(complainAfter), quietUntil: now.Add(quietFor),
+		cfg: cfg, id: cert.ID(), cert: cert, state: state, saved: state, reg: registry.New(charter), started: now,
+		own: saying{quietUntil: now.Add(quietFor)}, nets: networks{charter: charter.Hash}, contact: contact{synced: cfg.Founder},
+		guests: guests{turns: map[trust.Hash]time.Time{}, refused: map[trust.Hash]refusal{}},
+		watch:  watch{heard: map[mesh.NodeID]hearing{}, lots: map[mesh.NodeID]time.Time{}},
+		buried: burial{since: state.Epoch}, twin: twin{was: state.Addresses},
+		todo: agenda{dirty: true, tickAt: now.Add(complainAfter)},
 	}
 	if m.cfg.TTL <= 0 {
 		m.cfg.TTL = defaultTTL
@@ -169,7 +157,7 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 	m.reg.Restore(append([][]byte{cfg.Certificate}, table...))
 	if !state.Renewed.IsZero() {
 		age := max(now.Sub(state.Renewed), 0)
-		if m.renewed = now.Add(-age); age > m.cfg.TTL {
+		if m.own.renewed = now.Add(-age); age > m.cfg.TTL {
 			m.wasOff(now)
 		}
 	}
@@ -177,35 +165,14 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 		return nil, fmt.Errorf("the mesh has no network %q", home)
 	}
 	for _, l := range state.Leases {
-		m.used = append(m.used, l.Network) // what was held is used until Use says otherwise
+		m.nets.used = append(m.nets.used, l.Network) // what was held is used until Use says otherwise
 	}
-	m.used = besidesHome(m.used)
-	if err := m.tryRecord(now, cfg.Labels, m.used); err != nil {
+	m.nets.used = besidesHome(m.nets.used)
+	if err := m.tryRecord(now, cfg.Labels, m.nets.used); err != nil {
 		return nil, err
 	}
 	m.arrange(now)
 	return m, nil
-}
-
-// largest are the prefixes that take most room in a record.
-var largest = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("fd00::/64")}
-
-// tryRecord makes sure, before anything is published, that the largest record can
-// be which this node may have to publish with these labels, and leases in these
-// networks besides home.
-func (m *Member) tryRecord(now time.Time, labels map[string]string, networks []string) error {
-	rec := m.newRecord()
-	epoch := max(m.state.Epoch, 1<<31) // a clone, or tombstones, may raise it
-	rec.Version, rec.Labels, rec.Left = mesh.Version{Epoch: epoch, Seq: 1 << 62}, labels, false
-	rec.Uptime, rec.Keys = 10*365*24*time.Hour, trust.Generations{Newest: trust.MaxGeneration, Sends: trust.MaxGeneration}
-	rec.Possession = make([]byte, trust.PossessionSize)
-	six := netip.AddrPortFrom(netip.AddrFrom16([16]byte{0x20, 1}), 1)
-	rec.Endpoints = slices.Repeat([]netip.AddrPort{six}, trust.MaxEndpoints)
-	for _, name := range append([]string{home}, networks...) {
-		rec.Leases = append(rec.Leases, mesh.Lease{Network: name, Prefixes: largest, State: mesh.Held, Since: now, ClaimEpoch: epoch})
-	}
-	_, err := rec.Sign(m.cfg.Identity)
-	return err
 }
 
 // ID is this node's identity.
@@ -221,7 +188,7 @@ func (m *Member) Receive(raw []byte) error {
 	err := m.reg.Add(raw)
 	if err == nil {
 		kind, _ := trust.KindOf(raw)
-		m.urgent = m.urgent || kind == trust.KindRevocation || kind == trust.KindTombstone
+		m.todo.urgent = m.todo.urgent || kind == trust.KindRevocation || kind == trust.KindTombstone
 	}
 	return err
 }
@@ -229,70 +196,51 @@ func (m *Member) Receive(raw []byte) error {
 // Synced says that a whole exchange with another member has been made: its
 // table was received.
 func (m *Member) Synced() {
-	m.dirty = m.dirty || !m.synced || !m.exchanged
-	m.synced, m.exchanged, m.watch.sync = true, true, true
+	m.todo.dirty = m.todo.dirty || !m.contact.synced || !m.contact.exchanged
+	m.contact.synced, m.contact.exchanged, m.watch.sync = true, true, true
 }
 
 // OtherKey says whether those who were asked to join hang up, as members do that have
 // not the gossip key with which they are asked.
 func (m *Member) OtherKey(seen bool) {
-	m.dirty = m.dirty || m.otherKey != seen
-	m.otherKey = seen
+	m.todo.dirty = m.todo.dirty || m.contact.otherKey != seen
+	m.contact.otherKey = seen
 }
 
 // Asked says that what Output.Ask wanted was done, as far as anybody is there.
 func (m *Member) Asked(ask uint64) {
-	m.asked, m.dirty = max(m.asked, ask), true // a late answer is to an older question
-}
-
-// SetEndpoints says where peers can reach this node's tunnel, best first. Those
-// that the others would refuse are left out.
-func (m *Member) SetEndpoints(endpoints []netip.AddrPort) {
-	m.offered = slices.Clone(endpoints)
-	if usable := m.usable(endpoints); !slices.Equal(m.endpoints, usable) {
-		m.endpoints, m.dirty = usable, true
-	}
-}
-
-// usable leaves out what the others would refuse.
-func (m *Member) usable(endpoints []netip.AddrPort) []netip.AddrPort {
-	ranges := m.reg.Charter().Ranges()
-	endpoints = slices.DeleteFunc(slices.Clone(endpoints), func(e netip.AddrPort) bool {
-		inside := func(r netip.Prefix) bool { return r.Contains(e.Addr()) }
-		return trust.CheckEndpoint(e) != nil || slices.ContainsFunc(ranges, inside)
-	})
-	return endpoints[:min(len(endpoints), trust.MaxEndpoints)]
+	m.nets.asked, m.todo.dirty = max(m.nets.asked, ask), true // a late answer is to an older question
 }
 
 // SetLabels says how people sort this node; the others hear of it at once.
 // Labels that no record can carry are refused, and nothing changes.
 func (m *Member) SetLabels(now time.Time, labels map[string]string) error {
-	if err := m.tryRecord(now, labels, m.used); err != nil {
+	if err := m.tryRecord(now, labels, m.nets.used); err != nil {
 		return err
 	}
-	m.cfg.Labels, m.dirty = maps.Clone(labels), true
+	m.cfg.Labels, m.todo.dirty = maps.Clone(labels), true
 	return nil
 }
 
 // SetOnConflict says what this node does when it loses a subnet.
 func (m *Member) SetOnConflict(p lease.OnConflict) {
-	m.cfg.OnConflict, m.dirty = p, true
-	for _, h := range m.holdings {
+	m.cfg.OnConflict, m.todo.dirty = p, true
+	for _, h := range m.nets.holdings {
 		h.alloc.SetOnConflict(p)
 	}
 }
 
 // SetHasSeeds tells whether somebody is named to sync with.
 func (m *Member) SetHasSeeds(has bool) {
-	m.cfg.HasSeeds, m.dirty = has, true
+	m.cfg.HasSeeds, m.todo.dirty = has, true
 }
 
 // Leave gives everything back for good. The next Step has the signed release.
 func (m *Member) Leave(now time.Time) {
-	for _, h := range m.holdings {
+	for _, h := range m.nets.holdings {
 		h.alloc.Release(now.Round(0).UTC())
 	}
-	m.state.Left, m.dirty = true, true
+	m.state.Left, m.todo.dirty = true, true
 }
 
 // Table lists all verified objects, for a whole exchange.
@@ -308,7 +256,7 @@ func (m *Member) Lookup(hashes ...trust.Hash) [][]byte { return m.reg.Lookup(has
 
 // Next is the moment at which Step is due even if nothing happens.
 func (m *Member) Next() (time.Time, bool) {
-	next := m.tickAt
+	next := m.todo.tickAt
 	earlier := func(t time.Time) {
 		if !t.IsZero() && t.Before(next) {
 			next = t
@@ -317,9 +265,9 @@ func (m *Member) Next() (time.Time, bool) {
 	if m.revoked() {
 		return next, true // nothing else is done any more, so nothing else is due
 	}
-	earlier(m.renewAt)
-	earlier(m.wake)
-	for _, h := range m.holdings {
+	earlier(m.own.renewAt)
+	earlier(m.todo.wake)
+	for _, h := range m.nets.holdings {
 		if t, ok := h.alloc.Next(); ok {
 			earlier(t)
 		}
@@ -344,16 +292,16 @@ func (m *Member) Step(now time.Time) Output {
 	}
 	if m.watch.sync {
 		m.watch.sync, m.watch.syncs = false, now
-		m.dirty = m.dirty || m.overdue(now)
+		m.todo.dirty = m.todo.dirty || m.overdue(now)
 	}
-	if m.reg.Changes() == m.seen && !m.dirty && now.Before(m.due()) {
+	if m.reg.Changes() == m.todo.seen && !m.todo.dirty && now.Before(m.due()) {
 		out.Want = m.reg.Missing()
 		return out
 	}
-	if !now.Before(m.tickAt) {
-		m.tickAt = now.Add(lookAgain)
+	if !now.Before(m.todo.tickAt) {
+		m.todo.tickAt = now.Add(lookAgain)
 	}
-	m.wake = time.Time{}
+	m.todo.wake = time.Time{}
 	out.Charter, out.Certificate = m.followCharter(now), m.followCertificate()
 	m.listen(now)
 	if !m.revoked() {
@@ -367,14 +315,14 @@ func (m *Member) Step(now time.Time) Output {
 		out.Keyring = m.turnKeys(now)
 		m.publish(now)
 	}
-	out.Broadcast, m.outBound = m.outBound, nil
-	out.Table, m.urgent = m.urgent, false
+	out.Broadcast, m.todo.outBound = m.todo.outBound, nil
+	out.Table, m.todo.urgent = m.todo.urgent, false
 	out.Save, out.Keep = m.save()
 	out.Want = m.reg.Missing()
-	if view := m.buildView(now); m.view == nil || !view.Equal(m.view) {
-		m.view, out.View = view, view
+	if view := m.buildView(now); m.todo.view == nil || !view.Equal(m.todo.view) {
+		m.todo.view, out.View = view, view
 	}
-	m.seen, m.dirty = m.reg.Changes(), false
+	m.todo.seen, m.todo.dirty = m.reg.Changes(), false
 	return out
 }
 
@@ -417,50 +365,4 @@ func (m *Member) due() time.Time {
 
 func sameState(a, b State) bool {
 	return a.Epoch == b.Epoch && a.Left == b.Left && slices.EqualFunc(a.Leases, b.Leases, mesh.Lease.Equal)
-}
-
-// publish signs and spreads a new record if what we say of ourselves changed, or
-// if it is time to renew it.
-func (m *Member) publish(now time.Time) {
-	rec := m.newRecord()
-	rec.Leases = m.leases()
-	rec.Uptime = m.uptime(now)
-	if !m.again && m.published != nil && sameSaying(&rec, m.published) && now.Before(m.renewAt) {
-		return
-	}
-	if m.says = &rec; m.quiet(now) {
-		m.wakeAt(m.quietUntil)
-		if m.renewAt.Before(m.quietUntil) {
-			m.renewAt = m.quietUntil // or it would stay due until then
-		}
-		return
-	}
-	signed, err := rec.Signed(m.cfg.Identity)
-	if err != nil {
-		// Only labels, endpoints and networks come from outside; New and the setters check them.
-		panic(fmt.Sprintf("own record: %v", err))
-	}
-	m.seq++
-	m.published, m.again = &rec, false
-	m.noteSpoken(now)
-	m.renewed, m.renewAt, m.asleep = now, now.Add(m.renewEvery()), 0
-	m.state.Renewed = now.Round(0).UTC().Truncate(time.Second)
-	_ = m.reg.AddOwn(signed)
-	m.outBound = append(m.outBound, signed.Raw)
-}
-
-// newRecord is the next record, without leases.
-func (m *Member) newRecord() trust.Record {
-	return trust.Record{
-		Version: mesh.Version{Epoch: m.state.Epoch, Seq: m.seq + 1}, Certificate: m.cert.Hash,
-		Nonce: m.cfg.Nonce, Key: m.cfg.TunnelKey, Possession: m.cfg.Possession, Endpoints: m.told(),
-		Labels: m.cfg.Labels, Suites: m.cfg.Suites, Left: m.state.Left,
-		Keys: trust.Generations{Newest: m.cfg.Keyring.Newest(), Sends: m.cfg.Keyring.Send},
-	}
-}
-
-// sameSaying compares what two records say, versions aside.
-func sameSaying(a, b *trust.Record) bool {
-	return a.Left == b.Left && a.Key == b.Key && a.Certificate == b.Certificate && a.Keys == b.Keys && slices.Equal(a.Endpoints, b.Endpoints) && maps.Equal(a.Labels, b.Labels) &&
-		slices.EqualFunc(a.Leases, b.Leases, mesh.Lease.Equal)
 }

@@ -14,6 +14,16 @@ import (
 // home is the network from which every node leases, from its first day.
 const home = mesh.DefaultNetwork
 
+// networks are those from which this node leases.
+type networks struct {
+	charter  trust.Hash // that the holdings are by, and the owner was given to be saved
+	used     []string   // besides the home network, sorted; the charter may lack some
+	inUse    []string   // by something local
+	holdings []*holding // home first, then by name
+
+	ask, asked uint64 // number of the last question, of the last one that was answered
+}
+
 // holding is this node's part in one network.
 type holding struct {
 	network mesh.Network
@@ -35,7 +45,7 @@ func (m *Member) Use(now time.Time, networks []string) error {
 	if err := m.tryRecord(now, m.cfg.Labels, used); err != nil {
 		return fmt.Errorf("use networks %s: %w", used, err)
 	}
-	m.used, m.dirty = used, true
+	m.nets.used, m.todo.dirty = used, true
 	m.arrange(now)
 	return nil
 }
@@ -48,7 +58,9 @@ func besidesHome(networks []string) []string {
 
 // SetInUse names the networks in which something local has addresses from the
 // lease: what becomes of one that is lost depends on that.
-func (m *Member) SetInUse(networks []string) { m.inUse, m.dirty = slices.Clone(networks), true }
+func (m *Member) SetInUse(networks []string) {
+	m.nets.inUse, m.todo.dirty = slices.Clone(networks), true
+}
 
 // SetCharter takes the charter that follows the newest one from this node's
 // operator, and spreads it with the next Step. It fails with [trust.ErrNotNext] if
@@ -71,7 +83,7 @@ func (m *Member) SetCharter(raw []byte) error {
 	if err := m.Receive(raw); err != nil {
 		return err
 	}
-	m.outBound = append(m.outBound, c.Raw)
+	m.todo.outBound = append(m.todo.outBound, c.Raw)
 	return nil
 }
 
@@ -79,11 +91,11 @@ func (m *Member) SetCharter(raw []byte) error {
 // saved.
 func (m *Member) followCharter(now time.Time) (raw []byte) {
 	c := m.reg.Charter()
-	if c.Hash == m.charter {
+	if c.Hash == m.nets.charter {
 		return nil
 	}
-	m.charter = c.Hash
-	m.endpoints = m.usable(m.offered)
+	m.nets.charter = c.Hash
+	m.own.endpoints = m.usable(m.own.offered)
 	m.arrange(now)
 	return c.Raw
 }
@@ -91,18 +103,18 @@ func (m *Member) followCharter(now time.Time) (raw []byte) {
 // arrange makes a holding for each network in use that the charter has. One whose
 // ranges are others now was deleted and made anew: its lease is void.
 func (m *Member) arrange(now time.Time) {
-	charter, old := m.reg.Charter(), m.holdings
-	m.holdings = nil
-	for _, name := range append([]string{home}, m.used...) {
+	charter, old := m.reg.Charter(), m.nets.holdings
+	m.nets.holdings = nil
+	for _, name := range append([]string{home}, m.nets.used...) {
 		network, ok := charter.Network(name)
 		i := slices.IndexFunc(old, func(h *holding) bool { return h.network.Name == name })
 		switch {
 		case i >= 0 && ok && old[i].network == network:
-			m.holdings = append(m.holdings, old[i])
+			m.nets.holdings = append(m.nets.holdings, old[i])
 		case i >= 0 && !ok && name == home:
-			m.holdings = append(m.holdings, old[i]) // the CA's mistake; no peer routes to it until that is mended
+			m.nets.holdings = append(m.nets.holdings, old[i]) // the CA's mistake; no peer routes to it until that is mended
 		case ok:
-			m.holdings = append(m.holdings, m.newHolding(network, now))
+			m.nets.holdings = append(m.nets.holdings, m.newHolding(network, now))
 		}
 	}
 }
@@ -129,7 +141,7 @@ func (m *Member) newHolding(network mesh.Network, now time.Time) *holding {
 // leases lists this node's own, of all networks, as they are to be published.
 func (m *Member) leases() []mesh.Lease {
 	var out []mesh.Lease
-	for _, h := range m.holdings {
+	for _, h := range m.nets.holdings {
 		if l, ok := h.alloc.Lease(); ok {
 			out = append(out, l)
 		}
@@ -143,8 +155,8 @@ func (m *Member) leases() []mesh.Lease {
 func (m *Member) allocate(now time.Time) (ask uint64) {
 	others := m.claims(now)
 	m.state.Leases = nil
-	for _, h := range m.holdings {
-		if m.reclaims {
+	for _, h := range m.nets.holdings {
+		if m.away.reclaims {
 			h.alloc.Reclaim(m.isInUse(h.network.Name))
 		}
 		h.alloc.Step(now, m.worldOf(h, others[h.network.Name]))
@@ -156,13 +168,13 @@ func (m *Member) allocate(now time.Time) (ask uint64) {
 			h.ask = 0
 		case h.ask == 0:
 			if ask == 0 {
-				m.ask++
-				ask = m.ask
+				m.nets.ask++
+				ask = m.nets.ask
 			}
 			h.ask = ask
 		}
 	}
-	m.reclaims = false
+	m.away.reclaims = false
 	return ask
 }
 
@@ -170,11 +182,11 @@ func (m *Member) allocate(now time.Time) (ask uint64) {
 func (m *Member) worldOf(h *holding, others []lease.Claim) lease.World {
 	admitted, _ := m.ownCertificate()
 	return lease.World{
-		MayClaim: m.synced && admitted,
+		MayClaim: m.contact.synced && admitted,
 		Epoch:    m.state.Epoch,
 		Others:   others,
 		Unproven: m.reg.Unproven(),
-		Asked:    h.ask != 0 && m.asked >= h.ask,
+		Asked:    h.ask != 0 && m.nets.asked >= h.ask,
 		InUse:    m.isInUse(h.network.Name),
 	}
 }

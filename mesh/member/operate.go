@@ -56,7 +56,7 @@ func (m *Member) Submit(raw []byte) error {
 	case err != nil:
 		return fmt.Errorf("%w: %w", ErrRefused, err)
 	}
-	m.outBound = append(m.outBound, slices.Clone(raw))
+	m.todo.outBound = append(m.todo.outBound, slices.Clone(raw))
 	return nil
 }
 
@@ -89,11 +89,11 @@ func (m *Member) Forget(now time.Time, id mesh.NodeID) error {
 // [ErrInUse] if something local has addresses of it, unless it is forced, and with
 // [ErrNotNow] if there is no lease, or no other subnet to be had.
 func (m *Member) Renumber(now time.Time, network string, force bool) error {
-	i := slices.IndexFunc(m.holdings, func(h *holding) bool { return h.network.Name == network })
+	i := slices.IndexFunc(m.nets.holdings, func(h *holding) bool { return h.network.Name == network })
 	if i < 0 {
 		return fmt.Errorf("renumber lease: %w: there is none in network %s", ErrNotNow, network)
 	}
-	h := m.holdings[i]
+	h := m.nets.holdings[i]
 	if m.isInUse(network) && !force {
 		return fmt.Errorf("renumber lease: %w: containers have addresses of it", ErrInUse)
 	}
@@ -106,7 +106,7 @@ func (m *Member) Renumber(now time.Time, network string, force bool) error {
 	case !h.alloc.Renumber(w):
 		return fmt.Errorf("renumber lease: %w: no other subnet of network %s is free", ErrNotNow, network)
 	}
-	m.dirty = true
+	m.todo.dirty = true
 	return nil
 }
 
@@ -116,7 +116,7 @@ func (m *Member) Keyring() Keyring { return m.cfg.Keyring.Clone() }
 // SetTunnelKey says which key peers reach this node's tunnel with, and proves it; it
 // must be durable before.
 func (m *Member) SetTunnelKey(key mesh.Key, possession []byte) {
-	m.cfg.TunnelKey, m.cfg.Possession, m.dirty = key, possession, true
+	m.cfg.TunnelKey, m.cfg.Possession, m.todo.dirty = key, possession, true
 }
 
 // TunnelKey is the one that the next record tells.

@@ -164,7 +164,7 @@ func (m *Member) noteOrphan(now time.Time) {
 		sealed = sealed && counts
 	}
 	switch {
-	case sealed || !m.exchanged:
+	case sealed || !m.contact.exchanged:
 		k.orphan = time.Time{}
 	case k.orphan.IsZero():
 		k.orphan = now
@@ -222,7 +222,7 @@ func (m *Member) RotateGossip(now time.Time, key []byte, grace time.Duration) er
 	if err := m.seal(now, GossipKey{Generation: generation, Key: key, Grace: grace}, m.members(now)); err != nil {
 		return fmt.Errorf("rotate gossip key: %w", err)
 	}
-	m.dirty = true
+	m.todo.dirty = true
 	return nil
 }
 
@@ -291,7 +291,7 @@ func (m *Member) seal(now time.Time, key GossipKey, members []registry.Member) e
 		if err := m.Receive(raw); err != nil {
 			return err
 		}
-		m.outBound = append(m.outBound, raw)
+		m.todo.outBound = append(m.todo.outBound, raw)
 	}
 	return nil
 }
@@ -353,7 +353,7 @@ func (m *Member) handOver(now time.Time) {
 
 // rotateByItself rotates a key that is old, if this node may and it is its turn.
 func (m *Member) rotateByItself(now time.Time) {
-	if m.cfg.RotateEvery <= 0 || !mayRotate(m.cert) || !m.vouches(now) || m.doubts(now) || !m.synced || m.rotating(now) || len(m.cfg.Keyring.Keys) == 0 {
+	if m.cfg.RotateEvery <= 0 || !mayRotate(m.cert) || !m.vouches(now) || m.doubts(now) || !m.contact.synced || m.rotating(now) || len(m.cfg.Keyring.Keys) == 0 {
 		return
 	}
 	made := m.cfg.Keyring.Sending().Made

@@ -23,7 +23,7 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 		// That of the home network, which every node has from its start on: a node
 		// that waits for a lease in another one is no less ready for all else. The
 		// others' states are those of their leases.
-		State:    m.holdings[0].alloc.State(),
+		State:    m.nets.holdings[0].alloc.State(),
 		Withheld: m.withheld(), Contested: m.twin.contests,
 	}
 	if m.revoked() {
@@ -40,7 +40,7 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 	for i := range members {
 		if members[i].ID == m.id {
 			// Whatever a clone, or a tombstone that we answer to, says of us.
-			members[i] = registry.Member{ID: m.id, Certificate: members[i].Certificate, Record: m.says}
+			members[i] = registry.Member{ID: m.id, Certificate: members[i].Certificate, Record: m.own.says}
 			if admitted {
 				members[i].Certificate = m.cert
 			}
@@ -115,7 +115,7 @@ func (m *Member) nodeOf(n registry.Member, id mesh.ID) mesh.Node {
 // containers reach each other.
 func (m *Member) outcast(view *mesh.View) *mesh.View {
 	view.State = mesh.Revoked
-	self := m.nodeOf(registry.Member{ID: m.id, Certificate: m.cert, Record: m.says}, view.Mesh)
+	self := m.nodeOf(registry.Member{ID: m.id, Certificate: m.cert, Record: m.own.says}, view.Mesh)
 	for _, l := range m.leases() {
 		l.State = mesh.Quarantined
 		self.Leases = append(self.Leases, l)
@@ -161,27 +161,27 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 	admitted, _ := m.ownCertificate()
 	late := now.Sub(m.started) >= complainAfter
 	switch {
-	case !m.synced && !admitted && m.otherKey && late:
+	case !m.contact.synced && !admitted && m.contact.otherKey && late:
 		find("error", "no_seed", "a seed is there and hangs up, since it has another gossip key: the token is older than the last rotation; join again with a new one")
-	case !m.synced && !m.cfg.HasSeeds && late:
+	case !m.contact.synced && !m.cfg.HasSeeds && late:
 		find("warning", "no_seed", "no seed is configured and nobody has contacted this node: add one to seeds in the config file")
-	case !m.synced && late:
+	case !m.contact.synced && late:
 		find("warning", "no_seed", "no seed answers: check that one of them runs and that its gossip port is open (TCP and UDP)")
-	case !admitted && m.synced && late:
+	case !admitted && m.contact.synced && late:
 		find("error", "no_admission", "no member has admitted this node: its token may have expired or be used up; join again with a new one")
 	}
 	switch view.State {
 	case mesh.NoFreeSubnets:
 		find("error", "no_free_subnets", "every subnet that this node may lease is taken")
 	case mesh.Conflict:
-		subnet, owner := m.rival(view, m.holdings[0])
+		subnet, owner := m.rival(view, m.nets.holdings[0])
 		find("error", "pin_conflict", "the subnet %s that this node is pinned to belongs to %s with the same pin", subnet, owner)
 	case mesh.Quarantine:
-		subnet, owner := m.rival(view, m.holdings[0])
+		subnet, owner := m.rival(view, m.nets.holdings[0])
 		find("error", "quarantined", "this node's subnet %s belongs to %s: traffic stays local until that one gives it back", subnet, owner)
 	default: // nothing is wrong, or it is said above
 	}
-	for _, h := range m.holdings[1:] {
+	for _, h := range m.nets.holdings[1:] {
 		subnet, owner := m.rival(view, h)
 		switch h.alloc.State() {
 		case mesh.NoFreeSubnets:

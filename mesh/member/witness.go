@@ -30,6 +30,8 @@ const (
 type guests struct {
 	turns   map[trust.Hash]time.Time // when it is our turn to witness
 	refused map[trust.Hash]refusal
+
+	admittedAt time.Time // when this daemon first knew that it is admitted
 }
 
 // refusal is a certificate's that we will not admit.
@@ -41,8 +43,8 @@ type refusal struct {
 // witness admits certificates that a token has signed, once it is our turn.
 func (m *Member) witness(now time.Time) {
 	admitted, _ := m.ownCertificate()
-	if admitted && m.admittedAt.IsZero() {
-		m.admittedAt = now
+	if admitted && m.guests.admittedAt.IsZero() {
+		m.guests.admittedAt = now
 	}
 	waiting, g := map[trust.Hash]bool{}, m.guests
 	for _, c := range m.reg.Unadmitted() {
@@ -123,7 +125,7 @@ func (m *Member) lot(object trust.Hash, of mesh.NodeID, now time.Time) time.Dura
 			turn++
 		}
 	}
-	fresh := m.admittedAt.After(m.started) && now.Sub(m.admittedAt) < admitTurns*admitTurn
+	fresh := m.guests.admittedAt.After(m.started) && now.Sub(m.guests.admittedAt) < admitTurns*admitTurn
 	if turn < admitTurns && !fresh {
 		return time.Duration(turn) * admitTurn
 	}
@@ -162,6 +164,6 @@ func (m *Member) admit(c *trust.Certificate, seen time.Time) {
 	a := trust.Admission{Certificate: c.Hash, Admitter: m.cert.Hash, Seen: seen}
 	raw := a.Sign(m.cfg.Identity)
 	if m.Receive(raw) == nil {
-		m.outBound = append(m.outBound, raw)
+		m.todo.outBound = append(m.todo.outBound, raw)
 	}
 }
