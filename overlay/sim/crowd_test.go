@@ -189,16 +189,48 @@ func TestCrowdStories(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cryptotest.SetGlobalRandom(t, 1)
-			synctest.Test(t, func(t *testing.T) {
-				s := &crowdSchedule{Seed: 1, Network: tiny, Skews: make([]time.Duration, 5), Short: []bool{1: true, 3: true, 4: false}, Steps: steps, End: steps[len(steps)-1].At + 5*time.Second}
-				c := newCrowd(t, s)
-				c.play(s)
-				if _, err := c.settle(); err != nil || len(c.wrong) > 0 {
-					c.tell(t.Output())
-					t.Error(err, c.wrong)
-				}
-			})
+			playStory(t, &crowdSchedule{Network: tiny, Short: []bool{1: true, 3: true, 4: false}, Steps: steps})
 		})
 	}
+}
+
+// Whatever clocks show, and for good: a mesh that starts with them is what it was, and
+// lets others in while by them there are tokens.
+func TestCrowdOfWrongClocks(t *testing.T) {
+	for _, to := range settings {
+		t.Run(to.name, func(t *testing.T) {
+			all := func(do func(*machine)) func(*crowd) {
+				return func(c *crowd) {
+					for _, h := range c.hosts[:4] {
+						do(h)
+					}
+				}
+			}
+			steps := []crowdStep{
+				{0, "n0 to n3 join", all((*machine).join)},
+				{20 * time.Second, "their clocks are set " + to.name, all(func(h *machine) { h.setClock(to) })},
+				{40 * time.Second, "they stop", all((*machine).stop)},
+				{42 * time.Second, "they start", all((*machine).boot)},
+			}
+			if to.of(time.Now()) < 0 {
+				steps = append(steps, crowdStep{50 * time.Second, "n4 joins", func(c *crowd) { c.hosts[4].join() }})
+			}
+			playStory(t, &crowdSchedule{Network: small, Steps: steps})
+		})
+	}
+}
+
+// playStory plays what no seed has drawn.
+func playStory(t *testing.T, s *crowdSchedule) {
+	t.Helper()
+	s.Seed, s.Skews, s.End = 1, make([]time.Duration, 5), s.Steps[len(s.Steps)-1].At+5*time.Second
+	cryptotest.SetGlobalRandom(t, s.Seed)
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, s)
+		c.play(s)
+		if _, err := c.settle(); err != nil || len(c.wrong) > 0 {
+			c.tell(t.Output())
+			t.Error(err, c.wrong)
+		}
+	})
 }
