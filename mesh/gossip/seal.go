@@ -214,6 +214,11 @@ func (c *sealedConn) receive() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !c.asks && !key.ends.IsZero() {
+		// Who begins with a key that was given up has an old token. Nobody would speak with
+		// it: it is not to become a member half-way.
+		return nil, errSealed
+	}
 	c.key.Store(key)
 	return message, checkStream(message)
 }
