@@ -173,33 +173,20 @@ func decode(w http.ResponseWriter, r *http.Request, v any) bool {
 // not stop it half-way.
 func change(do func(context.Context) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changeTimeout)
-		defer cancel()
-		if err := do(ctx); err != nil {
-			replyError(w, http.StatusInternalServerError, err.Error())
-			return
-		}
-		reply(w, http.StatusOK, struct{}{})
+		serveAnswer(w, struct{}{}, whole(r, do))
 	}
 }
 
 func serveReload(s Settings, w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changeTimeout)
-	defer cancel()
-	answer, err := s.Reload(ctx)
-	switch {
-	case errors.Is(err, ErrUnreadable):
-		replyError(w, http.StatusForbidden, err.Error())
-	case errors.Is(err, ErrBadConfig):
-		replyError(w, http.StatusUnprocessableEntity, err.Error())
-	case err != nil:
-		replyError(w, http.StatusInternalServerError, err.Error())
-	default:
-		for _, list := range []*[]Change{&answer.Applied, &answer.Restart, &answer.Rejoin, &answer.Failed} {
-			*list = notNil(*list)
-		}
-		reply(w, http.StatusOK, answer)
+	var answer ReloadReply
+	err := whole(r, func(ctx context.Context) (err error) {
+		answer, err = s.Reload(ctx)
+		return err
+	})
+	for _, list := range []*[]Change{&answer.Applied, &answer.Restart, &answer.Rejoin, &answer.Failed} {
+		*list = notNil(*list)
 	}
+	serveAnswer(w, answer, err)
 }
 
 func servePing(stop context.Context, d Daemon, w http.ResponseWriter, r *http.Request) {

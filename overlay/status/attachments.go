@@ -42,11 +42,7 @@ func serveAttach(a Attachments, w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), changeTimeout)
 	defer cancel()
 	got, err := a.Attach(ctx, ask)
-	if err != nil {
-		replyFailure(w, err)
-		return
-	}
-	reply(w, http.StatusOK, got)
+	serveAnswer(w, got, err)
 }
 
 func serveAttachment(a Attachments, w http.ResponseWriter, r *http.Request) {
@@ -56,15 +52,9 @@ func serveAttachment(a Attachments, w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodGet {
 		got, err = a.Get(id)
 	} else {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changeTimeout)
-		defer cancel()
-		err = a.Detach(ctx, id)
+		err = whole(r, func(ctx context.Context) error { return a.Detach(ctx, id) })
 	}
-	if err != nil {
-		replyFailure(w, err)
-		return
-	}
-	reply(w, http.StatusOK, got)
+	serveAnswer(w, got, err)
 }
 
 // attachmentPath keeps whatever is in an ID within one segment.
@@ -74,32 +64,23 @@ func attachmentPath(id string) string { return attachmentsPath + "/" + url.PathE
 // for what the caller does then. Its errors are those of that package. A first
 // attachment to a network may take 20 seconds. If ctx ends before the answer is
 // there, the daemon undoes what it began.
-func (c *Client) Attach(ctx context.Context, ask attach.Ask) (attach.Attachment, error) {
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout+writeTimeout)
-	defer cancel()
-	var a attach.Attachment
-	return a, c.call(ctx, http.MethodPost, attachmentsPath, ask, &a)
+func (c *Client) Attach(ctx context.Context, wish attach.Ask) (attach.Attachment, error) {
+	return ask[attach.Attachment](ctx, c, http.MethodPost, attachmentsPath, wish)
 }
 
 // Detach undoes an attachment. There is none by that ID: fine.
 func (c *Client) Detach(ctx context.Context, id string) error {
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout+writeTimeout)
-	defer cancel()
-	return c.call(ctx, http.MethodDelete, attachmentPath(id), nil, &struct{}{})
+	_, err := ask[struct{}](ctx, c, http.MethodDelete, attachmentPath(id), nil)
+	return err
 }
 
 // Attachments lists what is attached on this host, by ID.
 func (c *Client) Attachments(ctx context.Context) ([]attach.Attachment, error) {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
-	var r attachmentsReply
-	return r.Attachments, c.call(ctx, http.MethodGet, attachmentsPath, nil, &r)
+	r, err := ask[attachmentsReply](ctx, c, http.MethodGet, attachmentsPath, nil)
+	return r.Attachments, err
 }
 
 // Attachment gives what is attached by an ID, or fails with [attach.ErrUnknown].
 func (c *Client) Attachment(ctx context.Context, id string) (attach.Attachment, error) {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
-	var a attach.Attachment
-	return a, c.call(ctx, http.MethodGet, attachmentPath(id), nil, &a)
+	return ask[attach.Attachment](ctx, c, http.MethodGet, attachmentPath(id), nil)
 }

@@ -45,50 +45,33 @@ func NewClient(socket string) *Client {
 
 // Status fetches the document.
 func (c *Client) Status(ctx context.Context) (*Document, error) {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
-	var d Document
-	return &d, c.call(ctx, http.MethodGet, "/v1/status", nil, &d)
+	d, err := ask[Document](ctx, c, http.MethodGet, "/v1/status", nil)
+	return &d, err
 }
 
 // Version fetches the daemon's version.
 func (c *Client) Version(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
-	var v versionReply
-	err := c.call(ctx, http.MethodGet, "/v1/version", nil, &v)
+	v, err := ask[versionReply](ctx, c, http.MethodGet, "/v1/version", nil)
 	return v.Version, err
 }
 
 // Config fetches the configuration in force.
 func (c *Client) Config(ctx context.Context) (ConfigReply, error) {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
-	var r ConfigReply
-	return r, c.call(ctx, http.MethodGet, "/v1/config", nil, &r)
+	return ask[ConfigReply](ctx, c, http.MethodGet, "/v1/config", nil)
 }
 
 // Reload makes the daemon read its configuration again. It fails with
 // [ErrBadConfig], whose text has a line per mistake, if the file is bad, and with
 // [ErrUnreadable] if the daemon may not read it.
 func (c *Client) Reload(ctx context.Context) (ReloadReply, error) {
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout+writeTimeout)
-	defer cancel()
-	var r ReloadReply
-	return r, c.call(ctx, http.MethodPost, "/v1/reload", struct{}{}, &r)
+	return ask[ReloadReply](ctx, c, http.MethodPost, "/v1/reload", struct{}{})
 }
 
 // Leave makes the node sign that it leaves, clean the host and end.
-func (c *Client) Leave(ctx context.Context) error { return c.change(ctx, "/v1/leave") }
+func (c *Client) Leave(ctx context.Context) error { return c.post(ctx, "/v1/leave", struct{}{}) }
 
 // Down makes the daemon clean the host and end.
-func (c *Client) Down(ctx context.Context) error { return c.change(ctx, "/v1/down") }
-
-func (c *Client) change(ctx context.Context, path string) error {
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout+writeTimeout)
-	defer cancel()
-	return c.call(ctx, http.MethodPost, path, struct{}{}, &struct{}{})
-}
+func (c *Client) Down(ctx context.Context) error { return c.post(ctx, "/v1/down", struct{}{}) }
 
 // Ping hands each reply to each as it comes, until all have come or ctx ends.
 func (c *Client) Ping(ctx context.Context, req PingRequest, each func(PingReply)) error {
@@ -113,16 +96,29 @@ func (c *Client) Ping(ctx context.Context, req PingRequest, each func(PingReply)
 	}
 }
 
-func (c *Client) call(ctx context.Context, method, path string, body, result any) error {
+// post makes a change of which there is nothing to tell but that it was made.
+func (c *Client) post(ctx context.Context, path string, body any) error {
+	_, err := ask[struct{}](ctx, c, http.MethodPost, path, body)
+	return err
+}
+
+// ask sends a request and reads the answer to it.
+func ask[T any](ctx context.Context, c *Client, method, path string, body any) (answer T, err error) {
+	limit := readTimeout
+	if method != http.MethodGet {
+		limit = changeTimeout + writeTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	response, err := c.do(ctx, method, path, body)
 	if err != nil {
-		return err
+		return answer, err
 	}
 	defer response.Body.Close()
-	if err := json.NewDecoder(io.LimitReader(response.Body, maxDocument)).Decode(result); err != nil {
-		return fmt.Errorf("read answer of %s: %w", c.socket, err)
+	if err := json.NewDecoder(io.LimitReader(response.Body, maxDocument)).Decode(&answer); err != nil {
+		return answer, fmt.Errorf("read answer of %s: %w", c.socket, err)
 	}
-	return nil
+	return answer, nil
 }
 
 // do sends a request and turns an error that the daemon answers into ours.
@@ -158,16 +154,11 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 	if err := json.NewDecoder(io.LimitReader(response.Body, maxError)).Decode(&e); err != nil || e.Error == "" {
 		return nil, fmt.Errorf("ask the daemon on %s: it answers %s", c.socket, response.Status)
 	}
+	text := strings.Join(cleaned(strings.Split(e.Error, "\n")), "\n")
 	if kind := codedError(e.Code); kind != nil {
-		return nil, refusal{clean(e.Error), kind}
+		return nil, refusal{text, kind}
 	}
-	switch response.StatusCode {
-	case http.StatusUnprocessableEntity:
-		return nil, refusal{strings.Join(cleaned(strings.Split(e.Error, "\n")), "\n"), ErrBadConfig}
-	case http.StatusForbidden:
-		return nil, refusal{clean(e.Error), ErrUnreadable}
-	}
-	return nil, errors.New(clean(e.Error))
+	return nil, errors.New(text)
 }
 
 // refusal is the daemon's word on why it does not do something.

@@ -24,6 +24,8 @@ var codes = []struct {
 	{"delegated", http.StatusConflict, attach.ErrDelegated},
 	{"damaged", http.StatusInternalServerError, attach.ErrDamaged},
 
+	{"bad_config", http.StatusUnprocessableEntity, ErrBadConfig},
+	{"unreadable", http.StatusForbidden, ErrUnreadable},
 	{"unknown_node", http.StatusNotFound, ErrUnknownNode},
 	{"ambiguous_node", http.StatusConflict, ErrAmbiguousNode},
 	{"refused", http.StatusUnprocessableEntity, ErrRefused},

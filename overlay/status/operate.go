@@ -194,52 +194,41 @@ func serveAnswer(w http.ResponseWriter, answer any, err error) {
 
 // Objects fetches what the node believes, as signed, the charter first.
 func (c *Client) Objects(ctx context.Context) ([][]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
-	var r objectsReply
-	return r.Objects, c.call(ctx, http.MethodGet, objectsPath, nil, &r)
+	r, err := ask[objectsReply](ctx, c, http.MethodGet, objectsPath, nil)
+	return r.Objects, err
 }
 
 // Submit gives the daemon an object that the CA signed; see [Objects].
 func (c *Client) Submit(ctx context.Context, raw []byte) error {
-	return c.operate(ctx, objectsPath, objectRequest{raw})
+	return c.post(ctx, objectsPath, objectRequest{raw})
 }
 
 // Forget frees the leases of a node; see [Leases].
 func (c *Client) Forget(ctx context.Context, id mesh.NodeID) error {
-	return c.operate(ctx, forgetPath, forgetRequest{id})
+	return c.post(ctx, forgetPath, forgetRequest{id})
 }
 
 // Renumber takes another subnet in a network; see [Leases].
 func (c *Client) Renumber(ctx context.Context, network string, force bool) error {
-	return c.operate(ctx, renumberPath, leaseRequest{network, force})
+	return c.post(ctx, renumberPath, leaseRequest{network, force})
 }
 
 // Release gives the lease in a network back; see [Leases].
 func (c *Client) Release(ctx context.Context, network string) error {
-	return c.operate(ctx, releasePath, leaseRequest{Network: network})
+	return c.post(ctx, releasePath, leaseRequest{Network: network})
 }
 
 // Keys tells of the node's keys.
 func (c *Client) Keys(ctx context.Context) (KeysReply, error) {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
-	var r KeysReply
-	return r, c.call(ctx, http.MethodGet, keysPath, nil, &r)
+	return ask[KeysReply](ctx, c, http.MethodGet, keysPath, nil)
 }
 
 // RotateGossip hands a new gossip key to all members; see [Keys].
 func (c *Client) RotateGossip(ctx context.Context, now bool) error {
-	return c.operate(ctx, rotatePath, rotateRequest{keyGossip, now})
+	return c.post(ctx, rotatePath, rotateRequest{keyGossip, now})
 }
 
 // RotateTunnel makes a new tunnel key of the node.
 func (c *Client) RotateTunnel(ctx context.Context) error {
-	return c.operate(ctx, rotatePath, rotateRequest{Key: keyTunnel})
-}
-
-func (c *Client) operate(ctx context.Context, path string, req any) error {
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout+writeTimeout)
-	defer cancel()
-	return c.call(ctx, http.MethodPost, path, req, &struct{}{})
+	return c.post(ctx, rotatePath, rotateRequest{Key: keyTunnel})
 }
