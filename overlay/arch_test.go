@@ -61,7 +61,7 @@ var mayImport = []struct{ pkg, ours string }{
 	{"tun/rawio", ""},
 	{"tun/rtnl", ""},
 	{"tun/tuntest", "tun/..."},
-	{"overlay/tunnel/wggo", vocabulary},
+	{"overlay/tunnel/wggo", "tun/packet " + vocabulary},
 	// The engine's workers move packets from one kernel queue to the other.
 	{"overlay/tunnel/native", "overlay/tunnel/wg overlay/udp tun/device tun/packet tun/rawio " + vocabulary},
 	{"overlay/tunnel/tunneltest", vocabulary},

@@ -240,7 +240,7 @@ func TestProbersMeasure(t *testing.T) {
 			own.Self = view.Nodes[i].ID
 			p.SetView(&own)
 			p.SetMTU(deviceMTU)
-			go p.Run(ctx)
+			go func() { _ = p.Run(ctx) }()
 			defer func() {
 				if paths := p.Paths(); len(paths) != 1 || paths[view.Nodes[1-i].ID] != leastMTU {
 					t.Errorf("prober %d: paths %v, want %d to the other", i, paths, leastMTU)

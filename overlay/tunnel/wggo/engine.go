@@ -239,6 +239,7 @@ func (e *Engine) Apply(ctx context.Context, want tunnel.Config) error {
 	}
 	next, ops := diff(e.peers, wanted, now)
 	e.filter.setOwn(want.Own)
+	e.filter.setNarrow(want.Peers)
 	e.bind.setInside(want.Inside)
 	e.bind.yield(e.own.public, next)
 	if ops != "" {

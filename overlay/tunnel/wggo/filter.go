@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/tun"
+
+	"meshd/overlay/tunnel"
+	"meshd/tun/packet"
 )
 
 // filter stands between the kernel and wireguard-go's device. It holds the half
@@ -29,6 +32,7 @@ type filter struct {
 	closed bool
 
 	own    atomic.Pointer[prefixes]
+	narrow atomic.Pointer[[]narrow]
 	mtu    atomic.Int32
 	failed atomic.Pointer[error] // why Read gave up
 
@@ -38,6 +42,7 @@ type filter struct {
 func newFilter(under tun.Device, mtu int) *filter {
 	f := &filter{Device: under, events: make(chan tun.Event, 1), gone: make(chan struct{})}
 	f.own.Store(&prefixes{})
+	f.narrow.Store(&[]narrow{})
 	f.mtu.Store(int32(mtu))
 	return f
 }
@@ -48,13 +53,15 @@ func (f *filter) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	n, err := f.readPackets(bufs, sizes, offset)
 	own := *f.own.Load()
 	for i := range n {
-		src, _, ok := addresses(bufs[i][offset : offset+sizes[i]])
+		one := bufs[i][offset : offset+sizes[i]]
+		src, dst, ok := addresses(one)
 		switch {
 		case !ok:
 			f.dropMalformed.Add(1)
 		case !own.contains(src):
 			f.dropSource.Add(1)
 		default:
+			f.clamp(one, dst)
 			continue
 		}
 		sizes[i] = 0
@@ -94,13 +101,14 @@ func (f *filter) Write(bufs [][]byte, offset int) (int, error) {
 	own := *f.own.Load()
 	kept := bufs[:0]
 	for _, buf := range bufs {
-		_, dst, ok := addresses(buf[offset:])
+		src, dst, ok := addresses(buf[offset:])
 		switch {
 		case !ok:
 			f.dropMalformed.Add(1)
 		case !own.contains(dst):
 			f.dropDestination.Add(1)
 		default:
+			f.clamp(buf[offset:], src)
 			kept = append(kept, buf)
 		}
 	}
@@ -114,6 +122,36 @@ func (f *filter) Write(bufs [][]byte, offset int) (int, error) {
 func (f *filter) setOwn(own []netip.Prefix) {
 	ps := prefixes(slices.Clone(own))
 	f.own.Store(&ps)
+}
+
+// narrow is a prefix of a peer to which the path carries less than the device.
+type narrow struct {
+	prefix netip.Prefix
+	mtu    int
+}
+
+// setNarrow swaps the paths that are narrow.
+func (f *filter) setNarrow(peers []tunnel.Peer) {
+	all := []narrow{}
+	for _, p := range peers {
+		for _, prefix := range p.AllowedIPs {
+			if p.MTU != 0 {
+				all = append(all, narrow{prefix, p.MTU})
+			}
+		}
+	}
+	f.narrow.Store(&all)
+}
+
+// clamp holds TCP with an address to what the path there carries. Routes do that
+// for all but connections of containers by IPv6, who are told of nothing below 1280.
+func (f *filter) clamp(p []byte, other netip.Addr) {
+	for _, n := range *f.narrow.Load() {
+		if n.prefix.Contains(other) {
+			packet.ClampMSS(p, n.mtu)
+			return
+		}
+	}
 }
 
 // setMTU tells the device that the link's MTU has changed: it pads packets up

@@ -2,6 +2,7 @@ package wggo
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"io/fs"
@@ -13,6 +14,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/tun"
 
+	"meshd/overlay/tunnel"
 	"meshd/overlay/tunnel/tunneltest"
 )
 
@@ -121,6 +123,44 @@ func TestFilterWrite(t *testing.T) {
 	}
 	if d, m := f.dropDestination.Load(), f.dropMalformed.Load(); d != 1 || m != 2 {
 		t.Errorf("counted %d foreign and %d malformed packets, want 1 and 2", d, m)
+	}
+}
+
+// TCP with a peer that has a narrow path is held to it, both ways; all else stays as
+// it is.
+func TestFilterClamps(t *testing.T) {
+	us, them, others := netip.MustParseAddr("fd00:86:0:11::1"), netip.MustParseAddr("fd00:86:0:50::1"), netip.MustParseAddr("fd00:86:0:51::1")
+	syn := func(src, dst netip.Addr, mss uint16) []byte {
+		p := make([]byte, 64)
+		p[0], p[5], p[6], p[7] = 0x60, 24, 6, 64 // TCP
+		copy(p[8:], src.AsSlice())
+		copy(p[24:], dst.AsSlice())
+		p[52], p[53] = 6<<4, 0x02 // length, SYN
+		p[60], p[61] = 2, 4       // the option MSS
+		binary.BigEndian.PutUint16(p[62:], mss)
+		return p
+	}
+	mss := func(p []byte) uint16 { return binary.BigEndian.Uint16(p[62:]) }
+	under := &batch{reads: []answer{{packets: [][]byte{syn(us, them, 1360), syn(us, others, 1360)}}}}
+	f := newFilter(under, 1420)
+	f.setOwn([]netip.Prefix{netip.PrefixFrom(us, 64).Masked()})
+	f.setNarrow([]tunnel.Peer{
+		{AllowedIPs: []netip.Prefix{netip.PrefixFrom(them, 64).Masked()}, MTU: 1200},
+		{AllowedIPs: []netip.Prefix{netip.PrefixFrom(others, 64).Masked()}},
+	})
+	bufs, sizes := buffers(2)
+	if n, err := f.Read(bufs, sizes, offset); n != 2 || err != nil {
+		t.Fatalf("read %d, %v", n, err)
+	}
+	if a, b := mss(bufs[0][offset:]), mss(bufs[1][offset:]); a != 1140 || b != 1360 {
+		t.Errorf("SYNs leave with %d by the narrow path and %d by another, want 1140 and 1360", a, b)
+	}
+	pad := make([]byte, offset)
+	if n, err := f.Write([][]byte{append(slices.Clone(pad), syn(them, us, 1360)...), append(pad, syn(others, us, 1360)...)}, offset); n != 2 || err != nil {
+		t.Fatalf("wrote %d, %v", n, err)
+	}
+	if a, b := mss(under.written[0]), mss(under.written[1]); a != 1140 || b != 1360 {
+		t.Errorf("SYNs arrive with %d by the narrow path and %d by another, want 1140 and 1360", a, b)
 	}
 }
 
