@@ -98,6 +98,10 @@ const (
 const (
 	// batch is how many messages are taken in before the core may act on them.
 	batch = 64
+	// stepEvery is how often it acts at most on messages alone. Objects come by the
+	// hundred when a large mesh starts, and after each of them it may show a view, for
+	// which the node plans anew. What is news is relayed at once.
+	stepEvery = 50 * time.Millisecond
 	// maxSpread is how many new objects of one exchange are relayed. A partition
 	// that heals spreads by this within seconds on both sides.
 	maxSpread = 256

@@ -43,6 +43,7 @@ type loop struct {
 	updates updates
 	stale   bool // what others are told is
 
+	stepAt   time.Time // not before, if there is nothing but messages
 	encodeAt time.Time // not before, however stale
 	urgent   bool      // what they are told next has news that gossip may not bring to all
 	said     [][]byte  // our last few objects
@@ -117,11 +118,13 @@ func (l *loop) run() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
+		heard := false
 		select {
 		case <-l.ctx.Done():
 			return
 		case m := <-l.inbox.waiting:
 			l.receive(m)
+			heard = true
 		case <-l.poke:
 			l.obey()
 		case done := <-l.Gossip.leave:
@@ -145,6 +148,10 @@ func (l *loop) run() {
 		case <-timer.C:
 		}
 		l.drain()
+		if wait := time.Until(l.stepAt); heard && wait > 0 {
+			timer.Reset(wait)
+			continue
+		}
 		if l.answered != 0 && len(l.inbox.waiting) == 0 { // the tables that came have been read
 			l.opt.Core.Asked(l.answered)
 			l.answered = 0
@@ -159,7 +166,9 @@ func (l *loop) run() {
 		l.ask(now)
 		l.saver.saveCaches(now)
 		l.saver.check(now)
-		timer.Reset(l.wait(time.Now()))
+		now = time.Now()
+		l.stepAt = now.Add(stepEvery)
+		timer.Reset(l.wait(now))
 	}
 }
 
