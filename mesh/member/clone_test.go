@@ -17,7 +17,7 @@ func TestCloneIsWithheld(t *testing.T) {
 			s, a, b, c := trio(t)
 			s.run(time.Minute)
 			contested := c.view.Contested
-			copied := s.clone("copy", c)
+			copied := s.clone(c)
 			if !elsewhere {
 				copied.place = c.place
 			}
@@ -103,7 +103,7 @@ func TestStartElsewhere(t *testing.T) {
 func TestCloneThatKnowsNobody(t *testing.T) {
 	s, a, b, _ := trio(t)
 	s.run(time.Minute)
-	copied := s.clone("copy", a)
+	copied := s.clone(a)
 	copied.founder, copied.table = true, nil
 	s.start(copied, nil)
 	s.after(s.delay, func() { s.exchange(copied.m, copied, b) })

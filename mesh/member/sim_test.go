@@ -102,8 +102,8 @@ func (h *host) owner() *host {
 }
 
 // clone adds a machine with a copy of another one's disk.
-func (s *sim) clone(name string, of *host) *host {
-	h := &host{name: name, from: of, cert: of.cert, disk: of.disk, table: slices.Clone(of.table), asked: map[trust.Hash]time.Time{}}
+func (s *sim) clone(of *host) *host {
+	h := &host{name: "copy", from: of, cert: of.cert, disk: of.disk, table: slices.Clone(of.table), asked: map[trust.Hash]time.Time{}}
 	if of.m != nil {
 		h.table = of.m.Table()
 	}

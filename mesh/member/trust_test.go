@@ -39,7 +39,7 @@ func TestClones(t *testing.T) {
 			before := c.held()
 			s.run(time.Minute)
 			s.say("a copy of c is started")
-			copied := s.clone("copy", c)
+			copied := s.clone(c)
 			if reaches {
 				s.start(copied, a)
 			} else {
@@ -67,7 +67,7 @@ func TestClones(t *testing.T) {
 func TestClonesOfOneMoment(t *testing.T) {
 	for seed := range 8 {
 		s, a, _, c := trio(t)
-		copied := s.clone("copy", c)
+		copied := s.clone(c)
 		c.stop()
 		s.seq += seed
 		s.start(c, a)
