@@ -60,9 +60,13 @@ func (m *Member) turnKeys(now time.Time) *Keyring {
 			sealed = append(sealed, k)
 		}
 	}
-	next, again := m.cfg.Keyring.Next(now, sealed, append(m.generations(now), m.newcomers(now)...))
+	off := time.Duration(0)
+	if m.doubts(now) {
+		off = m.jump.by // or a grace would be over, or last for years
+	}
+	next, again := m.cfg.Keyring.Next(now.Add(-off), sealed, append(m.generations(now), m.newcomers(now)...))
 	if !again.IsZero() {
-		m.wakeAt(again)
+		m.wakeAt(again.Add(off))
 	}
 	if next.Equal(before) {
 		return nil

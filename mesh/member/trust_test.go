@@ -365,6 +365,41 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// TestClockKeepsKeys: no grace is over because a clock was set, and none lasts for years.
+func TestClockKeepsKeys(t *testing.T) {
+	for name, by := range map[string]time.Duration{"ten years ahead": 3650 * day, "ten years back": -3650 * day} {
+		t.Run(name, func(t *testing.T) {
+			s := newSim(t, narrow)
+			s.seals, s.rights = true, map[string][]string{"a": {trust.CapRotate}}
+			a, b := s.host("a", nil), s.host("b", s.token(nil))
+			s.syncing(20 * time.Second)
+			for i, h := range s.hosts {
+				h.keyring = NewKeyring(make([]byte, trust.GossipKeySize))
+				s.start(h, s.hosts[max(0, i-1)])
+			}
+			s.run(30 * time.Second)
+			next := make([]byte, trust.GossipKeySize)
+			next[0] = 1
+			if err := a.m.RotateGossip(s.now, next, 2*time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			s.step(a)
+			s.run(2 * time.Minute)
+			b.skew = by
+			b.m.Jumped(s.now.Add(by), by)
+			s.step(b)
+			s.run(time.Hour)
+			if k := b.keyring; k.Send != 1 || len(k.Keys) != 2 {
+				t.Errorf("an hour before the grace is over b has a %v", k)
+			}
+			s.run(time.Hour)
+			if k := b.keyring; len(k.Keys) != 1 {
+				t.Errorf("after the grace b has a %v", k)
+			}
+		})
+	}
+}
+
 // TestRevokedHasNoKey: the key after a revocation is not for whom it has thrown out.
 func TestRevokedHasNoKey(t *testing.T) {
 	s := newSim(t, narrow)
