@@ -335,11 +335,15 @@ func (d *crowdDrawer) forget() {
 			return
 		}
 		t := trust.Tombstone{Node: h.id, Version: mesh.Version{Epoch: h.disk.state.Epoch, Seq: trust.WholeEpoch}, Reason: trust.Forgotten, At: c.now}
-		if t.Version.Epoch > 0 && c.submit(t.Sign) {
-			h.excuse = "it was forgotten"
-			if h.twin != nil {
-				h.twin.excuse = h.excuse
-			}
+		if t.Version.Epoch == 0 {
+			return
+		}
+		before := h.excuse
+		h.excuse = "it was forgotten" // which the host that hands it in heeds at once
+		if !c.submit(t.Sign) {
+			h.excuse = before
+		} else if h.twin != nil {
+			h.twin.excuse = h.excuse
 		}
 	}, "n%d: meshctl forget, with the CA key", n)
 }

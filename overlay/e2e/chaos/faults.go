@@ -78,7 +78,7 @@ var faults = []fault{
 
 // skipped is what the list of faults has and this program does not do, and why.
 var skipped = map[string]string{
-	"clock":   "a namespace has no wall clock of its own; mesh/member.TestClockThatIsSet and mesh/gossip.TestClocks set clocks",
+	"clock":   "a namespace has no wall clock of its own; overlay/e2e.TestClocks and the simulator set clocks",
 	"suspend": "the machine would sleep with us; the simulator suspends nodes",
 	"delay":   "many kernels lack netem; the simulator delays and repeats packets",
 }
