@@ -358,7 +358,7 @@ func (e *Exchange) admit(from net.Addr) *peer {
 		if p.addr != at {
 			continue
 		}
-		if p.serving || e.serving >= maxServing || !p.granted.take(time.Now()) {
+		if p.serving || e.serving >= maxServing || !p.granted.Take(time.Now()) {
 			return nil
 		}
 		p.serving = true

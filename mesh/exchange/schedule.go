@@ -47,7 +47,7 @@ type peer struct {
 	away    time.Duration
 	asking  chan struct{} // closed when the exchange that we began ends; nil: there is none
 	serving bool          // one that it began is under way
-	granted allowance
+	granted Allowance
 }
 
 // set says who the others are.
@@ -62,7 +62,7 @@ func (s *schedule) set(now time.Time, others map[mesh.NodeID]netip.Addr) {
 	}
 	for id, addr := range others {
 		if s.peers[id] == nil {
-			s.peers[id] = &peer{id: id, addr: addr}
+			s.peers[id] = &peer{id: id, addr: addr, granted: Allowance{Most: grantBurst, Every: grantEvery}}
 		}
 	}
 }
@@ -149,22 +149,3 @@ const (
 	grantBurst = 8
 	grantEvery = time.Second
 )
-
-// allowance is a number of times that grows back. Its zero value is full.
-type allowance struct {
-	used int
-	at   time.Time
-}
-
-func (a *allowance) take(now time.Time) bool {
-	if back := int(now.Sub(a.at) / grantEvery); back >= a.used {
-		a.used, a.at = 0, now
-	} else if back > 0 {
-		a.used, a.at = a.used-back, a.at.Add(time.Duration(back)*grantEvery)
-	}
-	if a.used >= grantBurst {
-		return false
-	}
-	a.used++
-	return true
-}

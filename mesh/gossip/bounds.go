@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"meshd/mesh/exchange"
 )
 
 // memberlist sends to whatever address a name is said to have, and fills up each
@@ -29,14 +31,14 @@ const (
 // bounds knows who has shown to be where. It is safe for concurrent use.
 type bounds struct {
 	mu      sync.Mutex
-	members map[netip.Addr]bool       // by what they sign
-	met     map[netip.Addr]bool       // at the other end of a stream
-	hosts   map[netip.Addr]*allowance // of all others
-	all     allowance
+	members map[netip.Addr]bool                // by what they sign
+	met     map[netip.Addr]bool                // at the other end of a stream
+	hosts   map[netip.Addr]*exchange.Allowance // of all others
+	all     exchange.Allowance
 }
 
 func newBounds() *bounds {
-	return &bounds{met: map[netip.Addr]bool{}, hosts: map[netip.Addr]*allowance{}, all: allowance{most: allBurst, every: allEvery}}
+	return &bounds{met: map[netip.Addr]bool{}, hosts: map[netip.Addr]*exchange.Allowance{}, all: exchange.Allowance{Most: allBurst, Every: allEvery}}
 }
 
 // admit says where members are by what they sign.
@@ -72,10 +74,10 @@ func (b *bounds) trim(packet []byte, to netip.Addr, now time.Time) []byte {
 		if len(b.hosts) >= maxHosts {
 			clear(b.hosts)
 		}
-		host = &allowance{most: unprovenBurst, every: unprovenEvery}
+		host = &exchange.Allowance{Most: unprovenBurst, Every: unprovenEvery}
 		b.hosts[to] = host
 	}
-	if host.take(now) && b.all.take(now) {
+	if host.Take(now) && b.all.Take(now) {
 		return packet
 	}
 	if packet = firstPart(packet); len(packet) > smallPacket {

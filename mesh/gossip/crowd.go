@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"meshd/mesh"
+	"meshd/mesh/exchange"
 )
 
 const (
@@ -32,11 +33,11 @@ type crowd struct {
 	instances map[mesh.NodeID]int  // live ones
 	strangers int                  // of these, of nodes that are not admitted
 
-	members, others allowance
+	members, others exchange.Allowance
 }
 
 func newCrowd() *crowd {
-	return &crowd{instances: map[mesh.NodeID]int{}, members: allowance{most: namesBurst, every: namesEvery}, others: allowance{most: maxStrangers, every: namesEvery}}
+	return &crowd{instances: map[mesh.NodeID]int{}, members: exchange.Allowance{Most: namesBurst, Every: namesEvery}, others: exchange.Allowance{Most: maxStrangers, Every: namesEvery}}
 }
 
 // admit says who is a member.
@@ -55,9 +56,9 @@ func (c *crowd) room(id mesh.NodeID, now time.Time) bool {
 	case c.instances[id] >= maxInstances:
 		return false
 	case c.admitted[id]:
-		return c.members.take(now)
+		return c.members.Take(now)
 	}
-	return c.strangers < maxStrangers && c.others.take(now)
+	return c.strangers < maxStrangers && c.others.Take(now)
 }
 
 // came notes that a name of a node is live.
@@ -76,27 +77,4 @@ func (c *crowd) went(id mesh.NodeID) {
 	if !c.admitted[id] {
 		c.strangers--
 	}
-}
-
-// allowance is a number of times that grows back with the time. It begins full.
-type allowance struct {
-	// fixed at construction
-	most  int
-	every time.Duration // one more
-
-	used int
-	at   time.Time // up to which it has grown
-}
-
-func (a *allowance) take(now time.Time) bool {
-	if back := int(now.Sub(a.at) / a.every); back >= a.used {
-		a.used, a.at = 0, now
-	} else if back > 0 {
-		a.used, a.at = a.used-back, a.at.Add(time.Duration(back)*a.every)
-	}
-	if a.used >= a.most {
-		return false
-	}
-	a.used++
-	return true
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"meshd/mesh"
+	"meshd/mesh/exchange"
 	"meshd/mesh/trust"
 )
 
@@ -24,7 +25,7 @@ const (
 // signs a hundred records a second does not make all others relay a hundred. What is
 // left out is in the set, which the exchanges compare.
 type updates struct {
-	authors map[author]*allowance
+	authors map[author]*exchange.Allowance
 	muted   map[author]time.Time // until when
 }
 
@@ -74,21 +75,21 @@ func (u *updates) note(object []byte, now time.Time) bool {
 	a := u.authors[by]
 	if a == nil {
 		if u.authors == nil || len(u.authors) >= maxAuthors {
-			u.authors = map[author]*allowance{}
+			u.authors = map[author]*exchange.Allowance{}
 		}
-		a = &allowance{most: othersBurst, every: othersEvery}
+		a = &exchange.Allowance{Most: othersBurst, Every: othersEvery}
 		if by.records {
-			a = &allowance{most: recordsBurst, every: recordsEvery}
+			a = &exchange.Allowance{Most: recordsBurst, Every: recordsEvery}
 		}
 		u.authors[by] = a
 	}
-	if a.take(now) {
+	if a.Take(now) {
 		return true
 	}
 	if u.muted == nil {
 		u.muted = map[author]time.Time{}
 	}
-	u.muted[by] = now.Add(a.every)
+	u.muted[by] = now.Add(a.Every)
 	return false
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"meshd/mesh"
+	"meshd/mesh/exchange"
 	"meshd/mesh/member"
 	"meshd/mesh/trust"
 )
@@ -80,10 +81,10 @@ func TestUpdatesNotVerified(t *testing.T) {
 
 // Many signers do not fill memory.
 func TestUpdatesAreBounded(t *testing.T) {
-	u := updates{authors: map[author]*allowance{}}
+	u := updates{authors: map[author]*exchange.Allowance{}}
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	for i := range maxAuthors {
-		u.authors[author{trust.Hash{byte(i), byte(i >> 8), 1}, true}] = &allowance{most: 1, every: time.Hour}
+		u.authors[author{trust.Hash{byte(i), byte(i >> 8), 1}, true}] = &exchange.Allowance{Most: 1, Every: time.Hour}
 	}
 	if !u.note(recordBy(t, 1, 1), now) || len(u.authors) > maxAuthors {
 		t.Errorf("%d authors are remembered", len(u.authors))
