@@ -87,7 +87,7 @@ func (c *comparison) note(now time.Time, own, other exchange.Digest) (worth bool
 
 // compare exchanges with whoever has another set for good.
 func (l *loop) compare(a answer) {
-	if l.inst == nil || l.left || !l.differs.note(time.Now(), l.told.Load().set.Digest(), a.digest) {
+	if l.inst == nil || l.parting.left || !l.differs.note(time.Now(), l.told.Load().set.Digest(), a.digest) {
 		return
 	}
 	l.exchange(a.name, a.at)
@@ -118,6 +118,12 @@ func (l *loop) exchangeNow(inst *instance, id mesh.NodeID, at netip.AddrPort) {
 // same news as we.
 const asked = 2
 
+// asking is the questions of the core that are put to others.
+type asking struct {
+	asked    chan uint64 // those that were
+	answered uint64      // the last of them, until the core is told; 0: none
+}
+
 // askAround exchanges with a few members, and then has the core told. Gossip may
 // think that nobody is there, and be wrong.
 func (l *loop) askAround(ask uint64) {
@@ -138,7 +144,7 @@ func (l *loop) askAround(ask uint64) {
 		}
 	}
 	if len(chosen) == 0 {
-		l.answered = ask // nobody is there
+		l.asking.answered = ask // nobody is there
 		return
 	}
 	l.tasks.Go(func() {
@@ -148,7 +154,7 @@ func (l *loop) askAround(ask uint64) {
 		}
 		wait.Wait()
 		select {
-		case l.asked <- ask:
+		case l.asking.asked <- ask:
 		case <-l.ctx.Done():
 		}
 	})

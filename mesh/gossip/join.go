@@ -18,15 +18,24 @@ import (
 // resolveWait bounds the look-up of one seed's name.
 const resolveWait = 3 * time.Second
 
+// search is how this node looks for members.
+type search struct {
+	seeds []string
+	at    time.Time   // of the next round
+	round *instance   // that joins others now; nil: none does
+	joins chan joined // result of a round; one at a time
+	again bool        // there are new seeds, which that round does not know
+}
+
 // join looks for members, one round at a time.
 func (l *loop) join(now time.Time) {
-	if l.inst == nil || l.left || l.round != nil || now.Before(l.joinAt) {
+	if l.inst == nil || l.parting.left || l.search.round != nil || now.Before(l.search.at) {
 		return
 	}
-	l.round = l.inst
+	l.search.round = l.inst
 	inst, alone := l.inst, !l.book.alone.IsZero()
 	known, live := slices.Clone(l.book.known), slices.Collect(maps.Values(inst.others()))
-	named, own := l.seeds, []netip.AddrPort{inst.address}
+	named, own := l.search.seeds, []netip.AddrPort{inst.address}
 	if l.sockets != nil {
 		for _, a := range []netip.Addr{l.opt.Bind.Addr(), netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
 			own = append(own, netip.AddrPortFrom(a, l.sockets.port()))
@@ -38,7 +47,7 @@ func (l *loop) join(now time.Time) {
 		before := l.seals.hungUp.Load()
 		j := inst.join(targets(alone, seeds, known, live, own))
 		j.otherKey = l.seals.hungUp.Load() != before
-		l.joins <- j
+		l.search.joins <- j
 	})
 }
 
@@ -76,10 +85,10 @@ func (l *loop) joined(j joined) {
 	now := time.Now()
 	l.book.reach(j.reached, now)
 	l.opt.Core.OtherKey(j.otherKey && len(j.reached) == 0)
-	if l.round == l.inst && !l.again { // else a new instance begins, or new seeds are tried, at once
-		l.joinAt = now.Add(l.book.pause(now))
+	if l.search.round == l.inst && !l.search.again { // else a new instance begins, or new seeds are tried, at once
+		l.search.at = now.Add(l.book.pause(now))
 	}
-	l.round, l.again = nil, false
+	l.search.round, l.search.again = nil, false
 	if j.err != nil && !l.book.alone.IsZero() {
 		l.say.say(slog.LevelInfo, "no member answers yet, trying on", "err", j.err)
 	}

@@ -104,6 +104,12 @@ func (l *loop) ask(now time.Time) {
 	}
 }
 
+// fetching is when tables are exchanged for want of many certificates.
+type fetching struct {
+	at    time.Time // not before, while pause is not 0
+	pause time.Duration
+}
+
 // fetch exchanges tables with a member while more is missing than one request may
 // ask for. In a mesh of 100 that starts, requests for each certificate as it was
 // missed took more than all else together. Nothing is missing for long but what
@@ -111,20 +117,20 @@ func (l *loop) ask(now time.Time) {
 func (l *loop) fetch(now time.Time) {
 	switch {
 	case len(l.wants) <= maxHashes:
-		l.fetchPause = 0
+		l.fetching.pause = 0
 		return
-	case l.fetchPause == 0:
-		l.fetchPause = firstFetch
-	case now.Before(l.fetchAt):
+	case l.fetching.pause == 0:
+		l.fetching.pause = firstFetch
+	case now.Before(l.fetching.at):
 		return
 	default:
 		name := l.some(1)[0]
 		if at, ok := l.inst.others()[name]; ok {
 			l.exchange(name, at)
 		}
-		l.fetchPause = min(2*l.fetchPause, longestFetch)
+		l.fetching.pause = min(2*l.fetching.pause, longestFetch)
 	}
-	l.fetchAt = now.Add(jitter(l.fetchPause/2, l.fetchPause))
+	l.fetching.at = now.Add(jitter(l.fetching.pause/2, l.fetching.pause))
 }
 
 // some draws up to n live instances: of members, as far as there are any. Whoever
@@ -132,16 +138,8 @@ func (l *loop) fetch(now time.Time) {
 func (l *loop) some(n int) []string {
 	names := slices.Collect(maps.Keys(l.inst.others()))
 	rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
-	slices.SortStableFunc(names, func(a, b string) int { return cmp.Compare(l.strangeness(a), l.strangeness(b)) })
+	slices.SortStableFunc(names, func(a, b string) int { return cmp.Compare(l.roster.strangeness(a), l.roster.strangeness(b)) })
 	return names[:min(n, len(names))]
-}
-
-// strangeness is 0 for a member's instance and 1 for any other.
-func (l *loop) strangeness(name string) int {
-	if id, ok := parseName(name); ok && l.admitted[id] {
-		return 0
-	}
-	return 1
 }
 
 // answer sends what a member asked for.
@@ -158,7 +156,7 @@ func (l *loop) answer(m message) {
 // left out: who wants something asks again. Strangers, whom nobody may be behind,
 // keep no member waiting.
 func (l *loop) send(name string, msg []byte) {
-	slots := l.slots[l.strangeness(name)]
+	slots := l.slots[l.roster.strangeness(name)]
 	select {
 	case slots <- struct{}{}:
 	default:

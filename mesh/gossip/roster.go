@@ -1,0 +1,42 @@
+package gossip
+
+import "meshd/mesh"
+
+// roster is who the members are, by the last view.
+type roster struct {
+	admitted map[mesh.NodeID]bool // not to be changed
+	others   int                  // members but us that have not left
+}
+
+// set takes them from a view.
+func (r *roster) set(view *mesh.View) {
+	r.admitted, r.others = make(map[mesh.NodeID]bool, len(view.Nodes)), 0
+	for _, n := range view.Nodes {
+		r.admitted[n.ID] = true
+		if n.ID != view.Self && !n.Left {
+			r.others++
+		}
+	}
+}
+
+// strangeness is 0 for a member's instance and 1 for any other.
+func (r *roster) strangeness(name string) int {
+	if id, ok := parseName(name); ok && r.admitted[id] {
+		return 0
+	}
+	return 1
+}
+
+// unheard tells whether some member does not seem to hear gossip.
+func (l *loop) unheard() bool {
+	if l.inst == nil {
+		return true
+	}
+	heard := map[mesh.NodeID]bool{}
+	for name := range l.inst.others() {
+		if id, ok := parseName(name); ok && l.roster.admitted[id] {
+			heard[id] = true
+		}
+	}
+	return len(heard) < l.roster.others
+}
