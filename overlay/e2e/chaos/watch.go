@@ -3,9 +3,7 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -21,209 +19,6 @@ import (
 	"meshd/overlay/e2e/lab"
 	"meshd/overlay/status"
 )
-
-// pair is two nodes that ping each other: one by IPv4, the other by IPv6.
-type pair struct {
-	a, b  *cluster.Node
-	flows []*lab.Pings
-	// guarded by chaos.mu
-	hurt  bool      // the fault under way may keep them apart
-	since time.Time // from then on nothing may be lost while not hurt
-}
-
-// answerIn is how long an answer may take while all is well, on a machine that is
-// busy: what is later counts as lost.
-const answerIn = 4 * time.Second
-
-// watchPair begins the pings between two nodes.
-func (c *chaos) watchPair(ctx context.Context, a, b *cluster.Node) error {
-	p := &pair{a: a, b: b}
-	for i, way := range [][2]*cluster.Node{{a, b}, {b, a}} {
-		to, err := way[1].Addresses(ctx)
-		if err != nil {
-			return err
-		}
-		if len(to) != 2 {
-			return fmt.Errorf("%s has the addresses %s, and it should be one for each family", way[1].Name, to)
-		}
-		flow, err := way[0].Host.Pings(ctx, to[i], c.every)
-		if err != nil {
-			return err
-		}
-		p.flows = append(p.flows, flow)
-	}
-	p.since = time.Now()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.pairs = append(c.pairs, p)
-	return nil
-}
-
-func (c *chaos) stopPairs() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, p := range c.pairs {
-		p.stop()
-	}
-}
-
-func (p *pair) stop() {
-	for _, f := range p.flows {
-		f.Stop()
-	}
-}
-
-// follow has the pings go to a node's new addresses.
-func (c *chaos) follow(ctx context.Context, n *cluster.Node) error {
-	ctx2, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	if err := n.WaitReady(ctx2); err != nil {
-		return err
-	}
-	c.mu.Lock()
-	var old []*pair
-	c.pairs = slices.DeleteFunc(c.pairs, func(p *pair) bool {
-		if p.a == n || p.b == n {
-			old = append(old, p)
-		}
-		return p.a == n || p.b == n
-	})
-	c.mu.Unlock()
-	for _, p := range old {
-		p.stop()
-	}
-	for _, o := range c.Nodes {
-		if o == n {
-			continue
-		}
-		if err := c.watchPair(ctx, n, o); err != nil {
-			return err
-		}
-		c.mu.Lock()
-		c.pairs[len(c.pairs)-1].hurt = true
-		c.mu.Unlock()
-	}
-	return nil
-}
-
-// judge looks whether the pair has lost anything up to a time, from when it was
-// well. Called with mu.
-func (p *pair) judge(c *chaos, to time.Time) {
-	for _, f := range p.flows {
-		lost, sent := f.Between(p.since, to)
-		c.report.healthy(lost, sent)
-		if lost > 0 {
-			c.violateLocked("lost", "%s: %d of %d pings lost, and no fault is between these two", f, lost, sent)
-		}
-	}
-	if to.After(p.since) {
-		p.since = to
-	}
-}
-
-// revokedIn is how long the others may still talk to a node that was revoked.
-const revokedIn = 2 * time.Second
-
-// judgeRevoked looks whether a node that was revoked has talked to anybody since.
-func (c *chaos) judgeRevoked(n *cluster.Node, since time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, p := range c.pairs {
-		if p.a != n && p.b != n {
-			continue
-		}
-		for _, f := range p.flows {
-			if lost, sent := f.Between(since, time.Now()); lost < sent {
-				c.violateLocked("I8", "%s: %d of %d pings answered, sent more than %s after %s was revoked", f, sent-lost, sent, revokedIn, n.Name)
-			}
-		}
-	}
-}
-
-// judgeRotations looks whether all nodes have come to send with the gossip key of
-// the last rotation.
-func (c *chaos) judgeRotations(ctx context.Context) {
-	if c.rotations.drawn == 0 {
-		return
-	}
-	if c.rotations.made == 0 {
-		c.violate("I6", "the gossip key was to be changed %d times, and never was", c.rotations.drawn)
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	missing := "nobody was asked"
-	err := cluster.Poll(ctx, func() (bool, error) {
-		missing = c.behindRotations(ctx)
-		return missing == "", errors.New(missing)
-	})
-	if err != nil {
-		c.violate("I6", "the gossip key was changed %d times: %s", c.rotations.made, missing)
-	}
-}
-
-// behindRotations names a node that does not send with the newest gossip key;
-// empty: all do. Each rotation is a generation.
-func (c *chaos) behindRotations(ctx context.Context) string {
-	documents := c.documents(ctx)
-	for _, n := range c.Nodes {
-		d := documents[n]
-		switch {
-		case d == nil:
-			return fmt.Sprintf("%s does not answer", n.Name)
-		case d.Node.GossipKey == nil:
-			return fmt.Sprintf("%s sends with the first one", n.Name)
-		case d.Node.GossipKey.Sends < uint64(c.rotations.made):
-			return fmt.Sprintf("%s sends with that of the change %d", n.Name, d.Node.GossipKey.Sends)
-		}
-	}
-	return ""
-}
-
-// silent names a pair that the fault has hurt and that is not well for good since
-// its end; empty: all are.
-func (c *chaos) silent(ended time.Time) string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	now := time.Now()
-	for _, p := range c.pairs {
-		if !p.hurt {
-			continue
-		}
-		for _, f := range p.flows {
-			// An answer of half a second ago should be here, and for another second
-			// each had one.
-			last := f.LastLost(ended, now.Add(-500*time.Millisecond))
-			if _, sent := f.Between(ended, now.Add(-500*time.Millisecond)); sent < 3 || !last.IsZero() && now.Sub(last) < 1500*time.Millisecond {
-				return fmt.Sprintf("%s gets no answers", f)
-			}
-		}
-	}
-	return ""
-}
-
-// excuse ends a fault: what the pairs lost that it has hurt is counted, and from
-// now on they may not lose anything. It gives how long after its end traffic
-// flowed again.
-func (c *chaos) excuse(began, ended time.Time) (traffic time.Duration, lost, sent int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	now := time.Now().Add(-500 * time.Millisecond)
-	for _, p := range c.pairs {
-		if !p.hurt {
-			continue
-		}
-		for _, f := range p.flows {
-			l, s := f.Between(began.Add(-time.Second), now)
-			lost, sent = lost+l, sent+s
-			if last := f.LastLost(ended, now); !last.IsZero() {
-				traffic = max(traffic, last.Add(c.every).Sub(ended))
-			}
-		}
-		p.hurt, p.since = false, now
-	}
-	return traffic, lost, sent
-}
 
 // watch begins all that looks on while faults happen; stop ends it, and what
 // looks at the wire has the last word.
@@ -277,76 +72,44 @@ func (c *chaos) watch(ctx context.Context) (stop func(), err error) {
 	return stop, nil
 }
 
-func (c *chaos) judgePairs() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, p := range c.pairs {
-		if !p.hurt {
-			p.judge(c, time.Now().Add(-answerIn))
-		}
+// judgeRotations looks whether all nodes have come to send with the gossip key of
+// the last rotation.
+func (c *chaos) judgeRotations(ctx context.Context) {
+	if c.rotations.drawn == 0 {
+		return
 	}
-}
-
-// ranges are the mesh's, none of which is on the underlay.
-func (c *chaos) ranges(ctx context.Context) ([]netip.Prefix, error) {
-	d, err := c.Nodes[0].Document(ctx)
+	if c.rotations.made == 0 {
+		c.violate("I6", "the gossip key was to be changed %d times, and never was", c.rotations.drawn)
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	missing := "nobody was asked"
+	err := cluster.Poll(ctx, func() (bool, error) {
+		missing = c.behindRotations(ctx)
+		return missing == "", errors.New(missing)
+	})
 	if err != nil {
-		return nil, err
+		c.violate("I6", "the gossip key was changed %d times: %s", c.rotations.made, missing)
 	}
-	all := []netip.Prefix{mesh.ControlRange(d.Mesh.ID)}
-	for _, n := range d.Networks {
-		for _, r := range n.Ranges {
-			all = append(all, r.Prefix)
-		}
-	}
-	return all, nil
 }
 
-// inner finds an address of the mesh where there should be none: in the header of
-// a frame's packet, or of a packet that is anywhere in it.
-func inner(frame []byte, ranges []netip.Prefix) (netip.Addr, bool) {
-	if len(frame) < 14 {
-		return netip.Addr{}, false
-	}
-	ours := func(b []byte) (netip.Addr, bool) {
-		a, _ := netip.AddrFromSlice(b)
-		return a, slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) })
-	}
-	packet := frame[14:]
-	var addresses [][]byte
-	switch kind := binary.BigEndian.Uint16(frame[12:]); {
-	case kind == 0x0800 && len(packet) >= 20:
-		addresses = [][]byte{packet[12:16], packet[16:20]}
-	case kind == 0x86dd && len(packet) >= 40:
-		addresses = [][]byte{packet[8:24], packet[24:40]}
-	}
-	for _, b := range addresses {
-		if a, found := ours(b); found {
-			return a, true
+// behindRotations names a node that does not send with the newest gossip key;
+// empty: all do. Each rotation is a generation.
+func (c *chaos) behindRotations(ctx context.Context) string {
+	documents := c.documents(ctx)
+	for _, n := range c.Nodes {
+		d := documents[n]
+		switch {
+		case d == nil:
+			return fmt.Sprintf("%s does not answer", n.Name)
+		case d.Node.GossipKey == nil:
+			return fmt.Sprintf("%s sends with the first one", n.Name)
+		case d.Node.GossipKey.Sends < uint64(c.rotations.made):
+			return fmt.Sprintf("%s sends with that of the change %d", n.Name, d.Node.GossipKey.Sends)
 		}
 	}
-	// The IPv6 ranges are long enough to be looked for in whatever is sent.
-	for _, r := range ranges {
-		if r.Addr().Is6() {
-			prefix := r.Addr().As16()
-			if i := bytes.Index(packet, prefix[:min(r.Bits()/8, 16)]); i >= 0 && r.Bits() >= 48 && i+16 <= len(packet) && inPacket(packet, i, ours) {
-				a, _ := netip.AddrFromSlice(packet[i : i+16])
-				return a, true
-			}
-		}
-	}
-	return netip.Addr{}, false
-}
-
-// inPacket tells whether an address at i is the source of an IPv6 packet whose
-// destination is in the mesh too: six bytes that are equal are no proof.
-func inPacket(b []byte, i int, ours func([]byte) (netip.Addr, bool)) bool {
-	if i < 8 || i+32 > len(b) || b[i-8]>>4 != 6 {
-		return false
-	}
-	_, source := ours(b[i : i+16])
-	_, destination := ours(b[i+16 : i+32])
-	return source && destination
+	return ""
 }
 
 // documents asks all daemons at once; who does not answer soon is left out.
