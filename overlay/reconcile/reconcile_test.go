@@ -77,12 +77,16 @@ func TestAppliesTheNewestPlan(t *testing.T) {
 		if l.Settled() {
 			t.Error("settled without a plan")
 		}
+		host.takes = time.Second
+		l.Set(planFor("first"))
+		synctest.Wait()
 		for _, link := range []string{"a", "b", "c"} {
 			l.Set(planFor(link))
 		}
+		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		if !l.Settled() || host.last.Link != "c" || host.count() != 1 || tunnels.count() != 1 {
-			t.Errorf("settled %v, link %q, %d host and %d tunnel calls; want the last plan, applied once",
+		if !l.Settled() || host.last.Link != "c" || host.count() != 2 || tunnels.count() != 1 {
+			t.Errorf("settled %v, link %q, %d host and %d tunnel calls; want the first plan and the last, each applied once",
 				l.Settled(), host.last.Link, host.count(), tunnels.count())
 		}
 	})
