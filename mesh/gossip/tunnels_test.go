@@ -1,13 +1,18 @@
 package gossip_test
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"meshd/mesh"
+	"meshd/mesh/gossip"
 	"meshd/mesh/meshtest"
+	"meshd/mesh/trust"
 )
 
 // membersWithTunnels starts hosts with tunnels between them, and waits until all hold
@@ -133,4 +138,68 @@ func TestNoTablesByGossip(t *testing.T) {
 			t.Errorf("idle nodes of one mind exchange more than digests")
 		}
 	})
+}
+
+// counted are tunnels that count the exchanges that one node begins.
+type counted struct {
+	*meshtest.Tunnels
+	by    netip.Addr
+	begun atomic.Int64
+}
+
+func (c *counted) Dial(ctx context.Context, from, to netip.Addr) (net.Conn, error) {
+	if from == c.by {
+		c.begun.Add(1)
+	}
+	return c.Tunnels.Dial(ctx, from, to)
+}
+
+// News that gossip may not bring to all is told through the tunnels at once. For all
+// else an exchange is no sooner than it would be.
+func TestHurry(t *testing.T) {
+	for name, tt := range map[string]struct {
+		size             int
+		blocked, hurries bool
+	}{
+		"gossip brings it":      {},
+		"the largest it brings": {size: trust.MaxBroadcast},
+		"too large for it":      {size: trust.MaxBroadcast + 1, hurries: true},
+		"it is blocked":         {blocked: true, hurries: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			meshtest.Bubble(t, func(t *testing.T) {
+				var view mesh.View
+				for n := range 2 {
+					view.Nodes = append(view.Nodes, mesh.Node{ID: id(n + 1), Control: mesh.ControlAddr(mesh.ID{1}, id(n+1)), Key: mesh.Key{1}})
+				}
+				net, tunnels := meshtest.NewNetwork(6), &counted{Tunnels: meshtest.NewTunnels(), by: view.Nodes[0].Control}
+				var nodes []*node
+				for n := range 2 {
+					nodes = append(nodes, start(t, net, n+1, func(o *gossip.Options, c *core) {
+						own := view
+						own.Self = id(n + 1)
+						o.Tunnels, c.pad, c.out.View = tunnels, tt.size, &own
+					}))
+				}
+				within(t, 5*time.Second, "they meet", nodes[0].sees(1), nodes[1].sees(1))
+				if tt.blocked {
+					noGossip(net)
+				}
+				const news = 20
+				hurried := 0
+				for port := range uint16(news) {
+					time.Sleep(time.Minute)
+					before := tunnels.begun.Load()
+					nodes[0].SetEndpoints([]netip.AddrPort{netip.AddrPortFrom(address(1).Addr(), port+1)})
+					time.Sleep(100 * time.Millisecond)
+					if tunnels.begun.Load() > before {
+						hurried++ // or it was due: one in fifty
+					}
+				}
+				if tt.hurries && hurried < news || !tt.hurries && hurried > news/2 {
+					t.Errorf("of %d news %d were told by an exchange at once; should they be: %t", news, hurried, tt.hurries)
+				}
+			})
+		})
+	}
 }
