@@ -362,12 +362,15 @@ func (c *crowd) revoke(n int) {
 	if h.card == nil || h.out || c.operator() == nil || c.operator().id == h.id {
 		return
 	}
+	before := c.purge
 	c.purge = true
 	r := trust.Revocation{Node: h.id, At: c.now}
-	if c.submit(r.Sign) {
-		c.revoked[h.id] = true
-		c.revocations = append(c.revocations, r)
+	if !c.submit(r.Sign) {
+		c.purge = before
+		return
 	}
+	c.revoked[h.id] = true
+	c.revocations = append(c.revocations, r)
 }
 
 // revokeAgain is what an operator does who sees that nobody knows of a revocation any
