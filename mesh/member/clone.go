@@ -19,6 +19,10 @@ const (
 	// decide: what each one hears of the other's age is some seconds old, so of two
 	// that started together both may take themselves for the older one.
 	undecided = 3
+	// nobodyFor is how long a host with addresses waits to reach one of those whom it
+	// expects, before it goes on as if nobody were to object: gossip may be blocked
+	// where tunnels are not.
+	nobodyFor = 30 * time.Second
 )
 
 // twin is somebody else who speaks with this node's identity: a daemon on a copy
@@ -40,9 +44,11 @@ type twin struct {
 	elder    bool      // then, it has run for longer
 	contests uint64    // how often it was found to speak, or to be gone
 
-	was   []netip.Addr // at which the last run was reached; empty: not known
-	spoke time.Time    // when this run did first; zero: it has not
-	sure  bool         // that it is no copy: it was where the last run was, or nobody has answered
+	was    []netip.Addr // at which the last run was reached; empty: not known
+	spoke  time.Time    // when this run did first; zero: it has not
+	placed time.Time    // since when it has endpoints; zero: it has none
+	met    time.Time    // when it first had exchanged with somebody; zero: it has not
+	sure   bool         // that it is no copy: it was where the last run was, or nobody has answered
 }
 
 // meetTwin answers to a record of our own identity that we did not sign and that
@@ -101,19 +107,39 @@ func (m *Member) uptime(now time.Time) time.Duration {
 // doubtItself notes when nobody has answered for as long as a twin would take.
 func (m *Member) doubtItself(now time.Time) {
 	t := &m.twin
-	t.sure = t.sure || len(m.own.endpoints) > 0 && !m.isElsewhere()
-	if t.spoke.IsZero() || t.sure && !t.near {
-		return
+	switch {
+	case len(m.own.endpoints) == 0:
+		t.placed = time.Time{}
+	case t.placed.IsZero():
+		t.placed = now
 	}
-	at := latest(t.spoke, t.heard).Add(answerWithin)
-	if now.Before(at) {
-		m.wakeAt(at)
-		return
+	if m.contact.exchanged && t.met.IsZero() {
+		t.met = now
 	}
-	if t.near {
+	passed := func(at time.Time) bool {
+		if now.Before(at) {
+			m.wakeAt(at)
+			return false
+		}
+		return true
+	}
+	if t.near && passed(t.heard.Add(answerWithin)) {
 		t.contests++
+		t.near, t.elder = false, false
 	}
-	t.sure, t.near, t.elder = true, false, false
+	if !t.sure && !t.placed.IsZero() {
+		t.sure = !m.isElsewhere() || !t.spoke.IsZero() && passed(m.objectedBy())
+	}
+}
+
+// objectedBy is when a twin would have been heard that could hear this run: not by what
+// was said before there was a network, nor before anybody was reached who is there.
+func (m *Member) objectedBy() time.Time {
+	t := &m.twin
+	if t.met.IsZero() && m.expectsOthers() {
+		return latest(t.placed.Add(nobodyFor), t.heard.Add(answerWithin))
+	}
+	return latest(latest(t.spoke, t.heard), latest(t.placed, t.met)).Add(answerWithin)
 }
 
 // withheld tells whether this daemon may be the copy of one that runs. A restart on the
@@ -123,10 +149,15 @@ func (m *Member) withheld() bool {
 	return m.twin.near && m.twin.elder || !m.twin.sure && m.isElsewhere()
 }
 
-// isElsewhere tells whether this host has none of the addresses of the last run.
+// waits tells whether this daemon has to say that it is withheld: without a network it
+// misses nothing by that, and is as ready as one can be there.
+func (m *Member) waits() bool { return m.withheld() && len(m.own.endpoints) > 0 }
+
+// isElsewhere tells whether this host has none of the addresses of the last run, or none
+// yet: a tunnel that waits for the network would be quicker than who reads what came.
 func (m *Member) isElsewhere() bool {
 	same := func(e netip.AddrPort) bool { return slices.Contains(m.twin.was, e.Addr()) }
-	return len(m.twin.was) > 0 && len(m.own.endpoints) > 0 && !slices.ContainsFunc(m.own.endpoints, same)
+	return len(m.twin.was) > 0 && !slices.ContainsFunc(m.own.endpoints, same)
 }
 
 // told are the endpoints that others are told.

@@ -1,6 +1,7 @@
 package member
 
 import (
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -93,9 +94,108 @@ func TestStartElsewhere(t *testing.T) {
 		t.Errorf("withheld for %s where it was by now", took)
 	}
 	c.place, c.side = 78, 1 // where it reaches nobody
-	if took := start("alone"); took > answerWithin+quietFor+50*time.Millisecond {
-		t.Errorf("withheld for %s where nobody can answer", took)
+	if took := start("alone"); took < nobodyFor || took > nobodyFor+100*time.Millisecond {
+		t.Errorf("withheld for %s where nobody can answer, want %s", took, nobodyFor)
 	}
+	if took := start("alone, where it was"); took > 50*time.Millisecond {
+		t.Errorf("withheld for %s alone where it was", took)
+	}
+}
+
+// TestStartWithoutNetwork: what is said where nobody can hear it shows nothing, so the
+// wait begins with the address; and one at which the last run was ends it at once.
+func TestStartWithoutNetwork(t *testing.T) {
+	for name, moved := range map[string]bool{"elsewhere": true, "where it was": false} {
+		t.Run(name, func(t *testing.T) {
+			s, a, _, c := trio(t)
+			s.run(time.Minute)
+			c.stop()
+			if moved {
+				c.place = 77
+			}
+			c.side = 1
+			s.startWithoutNetwork(c, a)
+			s.run(20 * time.Second)
+			if !c.view.Withheld || c.view.State != mesh.Ready || c.has("withheld") {
+				t.Errorf("without a network: withheld %v, %s, says %v", c.view.Withheld, c.view.State, c.view.Health)
+			}
+			c.side = 0
+			s.plugIn(c)
+			begin := s.now
+			if !moved {
+				if c.view.Withheld {
+					t.Error("it is withheld where it was")
+				}
+				return
+			}
+			for s.run(50 * time.Millisecond); c.view.Withheld && s.now.Sub(begin) < time.Minute; s.run(50 * time.Millisecond) {
+				if slices.Contains(c.disk.Addresses, c.endpoint().Addr()) {
+					t.Fatal("it is saved to be where it may not be")
+				}
+			}
+			if took := s.now.Sub(begin); took < answerWithin || took > answerWithin+2*time.Second {
+				t.Errorf("withheld for %s after its address came, want %s", took, answerWithin)
+			}
+			s.run(time.Second)
+			if !slices.Contains(c.disk.Addresses, c.endpoint().Addr()) {
+				t.Errorf("the next run is to expect itself at %s", c.disk.Addresses)
+			}
+		})
+	}
+}
+
+// TestCopyThatReachesNobodyAtFirst: a copy has no tunnels before it ends, and nobody is
+// told to look for it, although it is long there when the first member hears of it.
+func TestCopyThatReachesNobodyAtFirst(t *testing.T) {
+	for name, address := range map[string]bool{"for want of an address": false, "with an address": true} {
+		t.Run(name, func(t *testing.T) {
+			s, a, b, c := trio(t)
+			s.run(time.Minute)
+			copied := s.clone(c)
+			copied.side = 1
+			if address {
+				s.start(copied, a)
+			} else {
+				s.startWithoutNetwork(copied, a)
+			}
+			check := func() {
+				t.Helper()
+				if !copied.ended && !copied.view.Withheld {
+					t.Fatalf("the copy has tunnels at %s", s.now.Sub(start))
+				}
+				for _, h := range []*host{a, b} {
+					if at := h.sees(c).Endpoints; slices.Contains(at, copied.endpoint()) {
+						t.Fatalf("%s looks for it at %s", h.name, at)
+					}
+				}
+			}
+			for range 400 { // 20 s
+				s.run(50 * time.Millisecond)
+				check()
+			}
+			copied.side = 0
+			s.plugIn(copied)
+			for begin := s.now; !copied.ended; s.run(50 * time.Millisecond) {
+				if check(); s.now.Sub(begin) > 20*time.Second {
+					t.Fatal("the copy does not end")
+				}
+			}
+		})
+	}
+}
+
+// startWithoutNetwork is start on a host that has no address yet.
+func (s *sim) startWithoutNetwork(h, seed *host) {
+	s.t.Helper()
+	h.unplugged = true
+	s.start(h, seed)
+}
+
+// plugIn gives a host its address.
+func (s *sim) plugIn(h *host) {
+	h.unplugged = false
+	h.m.SetEndpoints([]netip.AddrPort{h.endpoint()})
+	s.step(h)
 }
 
 // TestCloneThatKnowsNobody has lost the table, which is a cache, and has no seeds: it

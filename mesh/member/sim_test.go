@@ -82,6 +82,8 @@ type host struct {
 	from    *host         // whose state this is a copy of; nil: none's
 	place   byte          // of its address; 0: one of its own
 
+	unplugged bool // it starts without any
+
 	m      *Member // nil: not running
 	nonce  uint64
 	view   *mesh.View
@@ -283,7 +285,9 @@ func (s *sim) start(h, seed *host) {
 	if h.place == 0 {
 		h.place = byte(slices.Index(s.hosts, h) + 1)
 	}
-	m.SetEndpoints([]netip.AddrPort{h.endpoint()})
+	if !h.unplugged {
+		m.SetEndpoints([]netip.AddrPort{h.endpoint()})
+	}
 	if seed != nil {
 		s.after(s.delay, func() { s.exchange(m, h, seed) })
 	}

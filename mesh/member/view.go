@@ -33,7 +33,7 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 	if !admitted && view.State == mesh.Ready {
 		view.State = mesh.WaitingForSeed // holds a lease from before, but cannot prove its admission yet
 	}
-	if view.Withheld && view.State == mesh.Ready {
+	if m.waits() && view.State == mesh.Ready {
 		view.State = mesh.Probing // whether its lease is another daemon's
 	}
 	members := slices.Clone(m.members(now))
@@ -200,7 +200,7 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 	if m.reg.Forked() {
 		find("error", "charter_fork", "the CA key has signed two charters of version %d, and all nodes follow one of them: see `meshctl network list`, and make what is missing again", m.reg.Charter().Version)
 	}
-	if m.withheld() {
+	if m.waits() {
 		find("warning", "withheld", "this node starts where it was not before, or another one speaks as it: its tunnels wait for some seconds, in case its state is a copy of one that is in use")
 	}
 	if !m.twin.heard.IsZero() && now.Sub(m.twin.heard) < time.Minute {
