@@ -78,7 +78,7 @@ func (k *known) revokedRows(now time.Time) []certRow {
 	for id, when := range at {
 		row := certRow{ID: id, Ranges: []netip.Prefix{}, Pins: []netip.Prefix{}, Capabilities: []string{}}
 		for _, cert := range k.certificates {
-			if cert.ID() == id && (row.NotAfter == nil || cert.NotAfter.After(*row.NotAfter)) {
+			if cert.ID() == id && (row.NotBefore == nil || cert.NotBefore.After(*row.NotBefore)) {
 				row = certRowOf(cert, now)
 			}
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -25,7 +26,7 @@ func TestCalmMonitor(t *testing.T) {
 		if err != nil {
 			continue // it has ended
 		}
-		if strings.TrimSpace(string(slack)) == monitorSlack {
+		if strings.TrimSpace(string(slack)) == strconv.Itoa(monitorSlack) {
 			calm++
 		}
 	}

@@ -16,8 +16,8 @@ import (
 )
 
 // together is how many of the tests that may run beside others do so: most wait
-// for timers most of the time. Those that measure, or load the machine, run alone
-// before them.
+// for timers most of the time. Those that flood, or whose figures are in the docs, run
+// alone before them.
 const together = "8"
 
 func TestMain(m *testing.M) {

@@ -25,7 +25,7 @@ import (
 //	POST /v1/down      {} when the host is clean
 //
 //	GET  /v1/objects          {"objects": ["base64", ...]}, what the node believes, the charter first
-//	POST /v1/objects          {"object": "base64"} that the CA signed; {} when it is saved
+//	POST /v1/objects          {"object": "base64"} that the CA signed; {} when it is saved, 412 for a charter that is not the next one
 //	POST /v1/forget           {"node": ID}; {} when its tombstone is saved
 //	POST /v1/leases/renumber  {"network": NAME, "force": false}
 //	POST /v1/leases/release   {"network": NAME}
