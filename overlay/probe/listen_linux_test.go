@@ -1,10 +1,14 @@
 package probe
 
 import (
+	"bytes"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"regexp"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -42,7 +46,7 @@ func TestRoutesDoNotCutProbes(t *testing.T) {
 				}
 			}
 		}
-		c, err := listenUDP(netip.MustParseAddrPort("[fd00::1]:51882"))
+		c, err := New(slog.New(slog.DiscardHandler), nil, nil).listen(netip.MustParseAddrPort("[fd00::1]:51882"))
 		if err != nil {
 			return err
 		}
@@ -76,5 +80,27 @@ func TestRoutesDoNotCutProbes(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A kernel without the option takes the measuring away, not the probing.
+func TestKernelThatSendsNothingWhole(t *testing.T) {
+	var said bytes.Buffer
+	p := New(slog.New(slog.NewTextHandler(&said, nil)), nil, nil)
+	p.whole = func(uintptr) error { return syscall.ENOPROTOOPT }
+	p.SetMTU(deviceMTU)
+	for range 2 {
+		c, err := p.listen(netip.MustParseAddrPort("[::1]:0"))
+		if err != nil {
+			t.Fatalf("listen: %v, want a socket that probes", err)
+		}
+		defer c.Close()
+		p.SetMTU(deviceMTU + 80)
+	}
+	if p.schedule.mtu != 0 {
+		t.Errorf("paths are measured by packets of %d", p.schedule.mtu)
+	}
+	if n := strings.Count(said.String(), "\n"); n != 1 || !strings.Contains(said.String(), syscall.ENOPROTOOPT.Error()) {
+		t.Errorf("said %q, want the cause, once", said.String())
 	}
 }

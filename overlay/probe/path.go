@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"math/bits"
 	"net/netip"
 	"time"
 )
@@ -18,15 +19,19 @@ const (
 )
 
 const (
-	// rounds in which the largest has to get lost: of those that lose one packet in
-	// five by chance, one in 600 is taken for narrow.
-	rounds = 4
+	// rounds in which the largest has to get lost.
+	rounds = 7
+	// plenty is in how many of them a smaller one has to be answered, so that it was
+	// not chance that took the largest: of wide paths that lose one packet in five
+	// each way, one measurement in 2000 is taken for narrow.
+	plenty = 5
 	// roundSlack and twice the round trip is when the next round goes.
-	roundSlack = 100 * time.Millisecond
+	roundSlack = 60 * time.Millisecond
 	// measureEvery is the time between measurements of a path; each is one packet of
 	// full size where that passes, 2 kbit/s of each node in a mesh of 50.
 	measureEvery = 10 * time.Minute
-	// measureAgain is that after one which has shown nothing.
+	// measureAgain is that after one which has shown nothing, and the least where
+	// probes get lost.
 	measureAgain = time.Minute
 )
 
@@ -34,21 +39,23 @@ const (
 // measurement:
 //
 //	due, and a probe was answered ─► round 1: one of full size
-//	                                 rounds 2, 3, 4: all sizes
+//	                                 rounds 2 to 7: all sizes
 //	answered at full size         ─► it carries all
-//	else, in half a second or so  ─► the largest that was answered
+//	else, in half a second or so  ─► the largest that was answered, if one was in
+//	                                 plenty of rounds
 //	none was                      ─► says nothing, and what was known stays
 type path struct {
 	mtu  int       // inside of the tunnel; 0: all that the device sends, as far as is known
 	told int       // mtu, as narrowed has told it
 	due  time.Time // when it may be measured; zero: now
+	from time.Time // when the last measurement began
 
 	active bool          // it is being measured
 	at     time.Time     // when the next round goes, or the last one is judged
 	round  int           // rounds that went
-	id     uint64        // of the questions: that of sizes[i] is id+i
+	id     uint64        // of the first question; the others count on, round by round
 	sizes  []int         // the largest first
-	best   int           // answered
+	hits   []uint8       // of each size, the rounds that were answered, as bits
 	second time.Time     // when the second round went
 	took   time.Duration // from then until anything was answered
 }
@@ -67,7 +74,18 @@ func sizesBelow(mtu int) []int {
 // begin starts a measurement, if it is time for one.
 func (p *path) begin(now time.Time, id uint64, mtu int) {
 	if !p.active && mtu > leastMTU && !now.Before(p.due) {
-		*p = path{mtu: p.mtu, told: p.told, active: true, at: now, id: id, sizes: sizesBelow(mtu)}
+		sizes := sizesBelow(mtu)
+		*p = path{mtu: p.mtu, told: p.told, from: now, active: true, at: now, id: id, sizes: sizes, hits: make([]uint8, len(sizes))}
+	}
+}
+
+// anew has it measured at the next chance, from the start: it may be another path.
+func (p *path) anew() { p.end(p.mtu, time.Time{}) }
+
+// sooner has it measured earlier: something got lost, which may be by chance.
+func (p *path) sooner() {
+	if at := p.from.Add(measureAgain); at.Before(p.due) {
+		p.due = at
 	}
 }
 
@@ -77,10 +95,10 @@ func (p *path) step(now time.Time, to netip.Addr, rtt, jitter time.Duration) []o
 		return nil
 	}
 	if p.round == rounds {
-		if p.best == 0 {
+		if best := p.best(); best == 0 {
 			p.end(p.mtu, now.Add(measureAgain))
 		} else {
-			p.end(p.best, now.Add(measureEvery-jitter))
+			p.end(best, now.Add(measureEvery-jitter))
 		}
 		return nil
 	}
@@ -99,21 +117,45 @@ func (p *path) step(now time.Time, to netip.Addr, rtt, jitter time.Duration) []o
 	}
 	var out []outgoing
 	for i, size := range sizes {
-		out = append(out, outgoing{to, p.id + uint64(i), size - headers})
+		out = append(out, outgoing{to, p.id + uint64((p.round-1)*len(p.sizes)+i), size - headers})
 	}
 	return out
 }
 
+// question finds one of the questions by its id.
+func (p *path) question(id uint64) (round, i int, ok bool) {
+	n := id - p.id
+	if !p.active || n >= uint64(p.round*len(p.sizes)) {
+		return 0, 0, false
+	}
+	return int(n) / len(p.sizes), int(n) % len(p.sizes), true
+}
+
+// best is what the largest that was answered says of the path; 0: nothing.
+func (p *path) best() int {
+	best, most := 0, 0
+	for i, hits := range p.hits {
+		if hits != 0 && best == 0 {
+			best = p.sizes[i]
+		}
+		most = max(most, bits.OnesCount8(hits))
+	}
+	if most < plenty {
+		return 0
+	}
+	return best
+}
+
 // answer takes an answer in, of so many bytes.
 func (p *path) answer(now time.Time, id uint64, n int, jitter time.Duration) {
-	i := id - p.id
-	if !p.active || i >= uint64(len(p.sizes)) || n != p.sizes[i]-headers {
+	round, i, ok := p.question(id)
+	if !ok || n != p.sizes[i]-headers {
 		return
 	}
 	if p.took == 0 {
 		p.took = now.Sub(p.second)
 	}
-	if p.best = max(p.best, p.sizes[i]); i == 0 {
+	if p.hits[i] |= 1 << round; i == 0 {
 		p.end(0, now.Add(measureEvery-jitter))
 	}
 }
@@ -121,9 +163,11 @@ func (p *path) answer(now time.Time, id uint64, n int, jitter time.Duration) {
 // refused takes in that the kernel did not take a question: the device is narrower
 // than was said, or the like. That is nothing about the path.
 func (p *path) refused(now time.Time, id uint64) {
-	if p.active && id-p.id < uint64(len(p.sizes)) {
+	if _, _, ok := p.question(id); ok {
 		p.end(p.mtu, now.Add(measureAgain))
 	}
 }
 
-func (p *path) end(mtu int, due time.Time) { *p = path{mtu: mtu, told: p.told, due: due} }
+func (p *path) end(mtu int, due time.Time) {
+	*p = path{mtu: mtu, told: p.told, due: due, from: p.from}
+}

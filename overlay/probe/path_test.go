@@ -3,7 +3,9 @@ package probe
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"testing"
@@ -169,6 +171,76 @@ func TestPathMayBeAnother(t *testing.T) {
 		change(w)
 		if w.run(3 * time.Second); w.mtu() != leastMTU {
 			t.Errorf("%s: MTU %d after 3 s, want %d", name, w.mtu(), leastMTU)
+		}
+	}
+}
+
+// A measurement that is under way when the path changes says nothing of the new one.
+func TestPathChangesWhileMeasured(t *testing.T) {
+	moved := beta
+	moved.At = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:51880")}
+	for _, tt := range []struct {
+		name          string
+		before, after int // what passes
+		round         int // after which it changes
+		want          int
+	}{
+		{"to wide", 1300, deviceMTU, rounds, 0},
+		{"to narrow", deviceMTU, 1300, 1, ipv6MTU},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWire(tt.before)
+			w.rtt = 100 * time.Millisecond
+			path := &w.s.peers[beta.ID].path
+			for range 5000 {
+				if path.round < tt.round {
+					w.run(time.Millisecond)
+				}
+			}
+			if path.round != tt.round {
+				t.Fatalf("in round %d, want %d", path.round, tt.round)
+			}
+			w.limit = tt.after // what is on its way is answered by the former one
+			w.s.set(w.now, []target{moved})
+			if w.run(3 * time.Second); w.mtu() != tt.want {
+				t.Errorf("MTU %d 3 s after the peer has moved, want %d", w.mtu(), tt.want)
+			}
+		})
+	}
+}
+
+// Each change is a new plan and a line in the log, so loss must not look like one.
+func TestLossIsNoNarrowPath(t *testing.T) {
+	const peers, most = 50, 10
+	for _, loss := range []float64{0, 0.05, 0.2, 0.5} { // each way
+		t.Run(fmt.Sprint(loss), func(t *testing.T) {
+			changes, asked := 0, 0
+			for seed := range uint64(peers) {
+				r := rand.New(rand.NewPCG(seed, 7))
+				w := newWire(deviceMTU)
+				w.lose = func(int) bool { return r.Float64() < loss || r.Float64() < loss }
+				for range 3600 {
+					w.run(time.Second)
+					changes += len(w.s.narrowed())
+				}
+				asked += w.sent[deviceMTU-headers]
+			}
+			t.Logf("%d changes, %d questions of full size in an hour", changes, asked)
+			if changes > most {
+				t.Errorf("%d changes of %d wide paths in an hour, want %d at most", changes, peers, most)
+			}
+		})
+	}
+}
+
+// Nor does loss hide one for long.
+func TestNarrowPathThatLoses(t *testing.T) {
+	for seed := range uint64(50) {
+		r := rand.New(rand.NewPCG(seed, 7))
+		w := newWire(1300)
+		w.lose = func(int) bool { return r.Float64() < 0.05 || r.Float64() < 0.05 }
+		if w.run(5 * time.Minute); w.mtu() != ipv6MTU {
+			t.Errorf("seed %d: MTU %d after five minutes, want %d", seed, w.mtu(), ipv6MTU)
 		}
 	}
 }

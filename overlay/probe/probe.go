@@ -49,20 +49,39 @@ type Conn interface {
 // Listen opens a socket at an address of this host.
 type Listen func(netip.AddrPort) (Conn, error)
 
-// listenUDP opens a socket of the kernel, which sends what fits into the device,
-// whatever routes say of the path: that is to be measured.
-func listenUDP(at netip.AddrPort) (Conn, error) {
-	whole := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
-		controlErr := c.Control(func(fd uintptr) {
-			err = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_IPV6, syscall.IPV6_MTU_DISCOVER, syscall.IPV6_PMTUDISC_PROBE)
-		})
-		return errors.Join(controlErr, err)
+// sendWhole has a socket send what fits into the device, whatever routes say of the
+// path: that is to be measured.
+func sendWhole(fd uintptr) error {
+	return syscall.SetsockoptInt(int(fd), syscall.IPPROTO_IPV6, syscall.IPV6_MTU_DISCOVER, syscall.IPV6_PMTUDISC_PROBE)
+}
+
+// listenUDP opens a socket of the kernel. Where that knows nothing of sending whole,
+// as a few in sandboxes, no path is measured.
+func (p *Prober) listenUDP(at netip.AddrPort) (Conn, error) {
+	var refused error
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { refused = p.whole(fd) })
 	}}
-	c, err := whole.ListenPacket(context.Background(), "udp6", at.String())
+	c, err := config.ListenPacket(context.Background(), "udp6", at.String())
 	if err != nil {
 		return nil, err
 	}
+	if refused != nil {
+		p.measureNothing(refused)
+	}
 	return c.(*net.UDPConn), nil
+}
+
+// measureNothing ends the measurement of paths, and says so once.
+func (p *Prober) measureNothing(cause error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.blind {
+		return
+	}
+	p.blind = true
+	p.schedule.setMTU(0)
+	p.log.Warn("paths are not measured: the kernel does not send packets whole", "err", cause)
 }
 
 // Prober probes peers and answers their probes.
@@ -70,6 +89,7 @@ type Prober struct {
 	log    *slog.Logger
 	listen Listen
 	paths  func()
+	whole  func(fd uintptr) error // sendWhole
 	wake   chan struct{}
 
 	mu       sync.Mutex // guards all below
@@ -77,6 +97,7 @@ type Prober struct {
 	control  netip.Prefix
 	conn     Conn // nil while there is no socket
 	schedule *schedule
+	blind    bool // no path can be measured
 	names    map[mesh.NodeID]string
 	pings    map[uint64]ping
 }
@@ -91,12 +112,14 @@ type ping struct {
 // uses sockets of the kernel. paths is called, and must not wait, when a path
 // carries less than before, or more: see [Prober.Paths].
 func New(log *slog.Logger, listen Listen, paths func()) *Prober {
+	p := &Prober{
+		log: log, listen: listen, paths: paths, whole: sendWhole,
+		wake: make(chan struct{}, 1), schedule: newSchedule(randomID()), pings: map[uint64]ping{},
+	}
 	if listen == nil {
-		listen = listenUDP
+		p.listen = p.listenUDP
 	}
-	return &Prober{
-		log: log, listen: listen, paths: paths, wake: make(chan struct{}, 1), schedule: newSchedule(randomID()), pings: map[uint64]ping{},
-	}
+	return p
 }
 
 func randomID() uint64 {
@@ -145,7 +168,9 @@ func (p *Prober) Results() map[mesh.NodeID]Result {
 func (p *Prober) SetMTU(mtu int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.schedule.setMTU(min(mtu, maxSize))
+	if !p.blind {
+		p.schedule.setMTU(min(mtu, maxSize))
+	}
 }
 
 // Paths lists the peers to which what the device sends is too large, where nobody

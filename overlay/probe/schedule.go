@@ -107,7 +107,8 @@ func (s *schedule) set(now time.Time, targets []target, at ...netip.AddrPort) {
 			if !moved && slices.Equal(p.at, t.At) {
 				continue
 			}
-			p.at, p.path.due = t.At, time.Time{}
+			p.at = t.At
+			p.path.anew()
 			if !p.healthy() || s.newAt.After(p.due) {
 				continue // tried again soon anyway
 			}
@@ -126,7 +127,7 @@ func (s *schedule) setMTU(mtu int) {
 	}
 	s.mtu = mtu
 	for _, p := range s.peers {
-		p.path.end(p.path.mtu, time.Time{})
+		p.path.anew()
 	}
 }
 
@@ -218,8 +219,11 @@ func (s *schedule) answer(now time.Time, from netip.Addr, id uint64, n int) {
 		if p.result.Answered.IsZero() || p.result.Down {
 			p.history, p.count = 0, 0 // there was no tunnel to lose anything: count afresh
 		}
-		if p.lost > 0 {
-			p.path.due = time.Time{} // it may come by another way
+		switch { // it may come by another way
+		case p.result.Down:
+			p.path.anew()
+		case p.lost > 0:
+			p.path.sooner()
 		}
 		p.outcome(true)
 		p.result.Answered, p.id = now, 0
