@@ -11,9 +11,7 @@ const (
 // broken ones, stay as they are. The checksum must be complete: run it on what
 // a [Splitter] hands out.
 func ClampMSS(packet []byte, mtu int) bool {
-	// Most packets are no SYN. Tell those without a walk.
-	if n := len(packet); n >= ipv4Len+tcpLen && packet[0] == 0x45 && (packet[9] != protoTCP || packet[ipv4Len+13]&tcpSYN == 0) ||
-		n >= ipv6Len+tcpLen && packet[0]>>4 == 6 && packet[6] == protoTCP && packet[ipv6Len+13]&tcpSYN == 0 {
+	if !MayBeSYN(packet) {
 		return false
 	}
 	h, err := walk(packet)
@@ -51,6 +49,21 @@ func ClampMSS(packet []byte, mtu int) bool {
 		i += n
 	}
 	return false
+}
+
+// MayBeSYN is false of most packets, at a glance: those that [ClampMSS] has nothing
+// to do with.
+func MayBeSYN(packet []byte) bool {
+	n := len(packet)
+	switch {
+	case n >= ipv4Len+tcpLen && packet[0] == 0x45:
+		return packet[9] == protoTCP && packet[ipv4Len+13]&tcpSYN != 0
+	case n >= ipv6Len+tcpLen && packet[0]>>4 == 6 && packet[6] == protoTCP:
+		return packet[ipv6Len+13]&tcpSYN != 0
+	case n >= ipv6Len && packet[0]>>4 == 6:
+		return packet[6] != protoUDP
+	}
+	return true
 }
 
 func lowerMSS(tcp []byte, at, limit int) bool {

@@ -146,6 +146,9 @@ func (f *filter) setNarrow(peers []tunnel.Peer) {
 // clamp holds TCP with an address to what the path there carries. Routes do that
 // for all but connections of containers by IPv6, who are told of nothing below 1280.
 func (f *filter) clamp(p []byte, other netip.Addr) {
+	if !packet.MayBeSYN(p) {
+		return
+	}
 	for _, n := range *f.narrow.Load() {
 		if n.prefix.Contains(other) {
 			packet.ClampMSS(p, n.mtu)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net/netip"
@@ -243,6 +244,27 @@ func prepared() (f *filter, packets, bufs [][]byte, sizes []int) {
 	}
 	bufs, sizes = buffers(128)
 	return f, packets, bufs, sizes
+}
+
+// What is no SYN costs the same however many paths are narrow.
+func BenchmarkClamp(b *testing.B) {
+	for _, n := range []int{0, 200} {
+		b.Run(fmt.Sprintf("%d narrow paths", n), func(b *testing.B) {
+			f := newFilter(&batch{}, 1420)
+			var peers []tunnel.Peer
+			for i := range n {
+				peers = append(peers, tunnel.Peer{MTU: 1280, AllowedIPs: []netip.Prefix{
+					netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 99, byte(i), 0}), 24),
+				}})
+			}
+			f.setNarrow(peers)
+			other := netip.MustParseAddr("10.99.199.7")
+			p := tunneltest.Packet(ours, other, make([]byte, 1300))
+			for b.Loop() {
+				f.clamp(p, other)
+			}
+		})
+	}
 }
 
 func BenchmarkFilter(b *testing.B) {
