@@ -178,6 +178,7 @@ func (e *Engine) watch(ctx context.Context) error {
 			case errors.Is(err, errTUNGone):
 				return err
 			} // else no descriptor was left, or the like: ask again later
+			e.renewSessions(now)
 			if now.Sub(endpointsAt) >= endpointsEvery {
 				endpointsAt = now
 				e.tryNextEndpoints(now)
@@ -251,7 +252,9 @@ func (e *Engine) Apply(ctx context.Context, want tunnel.Config) error {
 	if want.Renewal != e.renewal {
 		e.renewal = want.Renewal
 		for key, p := range next {
-			if d := e.device.LookupPeer(device.NoisePublicKey(p.carrier(key))); d != nil {
+			carrier := p.carrier(key)
+			p.owed = renewal{until: time.Now().Add(renewFor), last: now[carrier].LastHandshake}
+			if d := e.device.LookupPeer(device.NoisePublicKey(carrier)); d != nil {
 				_ = d.SendHandshakeInitiation(false) // the device itself retries, and logs
 			}
 		}

@@ -23,6 +23,7 @@ type peer struct {
 	want    tunnel.Peer
 	learned netip.AddrPort // an endpoint that is not in the list, but once was good
 	silent  silence
+	owed    renewal
 
 	// former is the key whose device peer still has the prefixes; zero: none has.
 	former mesh.Key
@@ -43,6 +44,16 @@ type silence struct {
 	since time.Time // zero: none
 	rx    uint64    // bytes received until then
 }
+
+// renewal is a session that is to be made anew.
+type renewal struct {
+	until time.Time // zero: none is
+	last  time.Time // handshake of the session before
+}
+
+// renewFor is how long a session is asked for: the device makes none within
+// RekeyTimeout of the handshake before, and repeats by itself one that has begun.
+const renewFor = 3 * device.RekeyTimeout
 
 // byKey checks the peers one by one; a bad one must not keep out the others.
 // Endpoints inside the mesh are left out.
@@ -112,7 +123,7 @@ func diff(have map[mesh.Key]*peer, want map[mesh.Key]tunnel.Peer, now map[mesh.K
 		} else {
 			old = &peer{}
 		}
-		p.learned, p.silent = old.learned, old.silent
+		p.learned, p.silent, p.owed = old.learned, old.silent, old.owed
 		next[key] = p
 		carrier := p.carrier(key)
 		stay[key], stay[carrier] = true, true
@@ -247,6 +258,38 @@ func (e *Engine) tryNextEndpoints(now time.Time) {
 			continue // only a closed device refuses
 		}
 		if d := e.device.LookupPeer(device.NoisePublicKey(key)); d != nil {
+			_ = d.SendHandshakeInitiation(true) // the device itself retries, and logs
+		}
+	}
+}
+
+// renewSessions asks for the sessions that are to be made anew, again and again
+// until they are: the device leaves out, and forgets, what is asked too soon.
+func (e *Engine) renewSessions(now time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	owed := false
+	for _, p := range e.peers {
+		if p.owed.until.Before(now) {
+			p.owed = renewal{}
+		}
+		owed = owed || p.owed != renewal{}
+	}
+	if !owed {
+		return
+	}
+	states, err := e.readDevice()
+	if err != nil {
+		return
+	}
+	for key, p := range e.peers {
+		if p.owed == (renewal{}) {
+			continue
+		}
+		carrier := p.carrier(key)
+		if !states[carrier].LastHandshake.Equal(p.owed.last) {
+			p.owed = renewal{}
+		} else if d := e.device.LookupPeer(device.NoisePublicKey(carrier)); d != nil {
 			_ = d.SendHandshakeInitiation(true) // the device itself retries, and logs
 		}
 	}

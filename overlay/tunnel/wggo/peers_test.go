@@ -141,6 +141,15 @@ func TestByKeyReportsBadPeers(t *testing.T) {
 
 // TestNextEndpoint plays a peer through time: a try every second, what the
 // device knows, and where it is sent to.
+func TestRenewalIsGivenUp(t *testing.T) {
+	e, key, now := New(Options{}), mesh.Key{1}, time.Now()
+	e.peers[key] = &peer{owed: renewal{until: now}}
+	e.renewSessions(now.Add(time.Nanosecond)) // asks no device, and there is none
+	if owed := e.peers[key].owed; owed != (renewal{}) {
+		t.Errorf("still owed: %+v", owed)
+	}
+}
+
 func TestNextEndpoint(t *testing.T) {
 	const patience = 10 * time.Second
 	begin := time.Unix(1e9, 0)
