@@ -201,7 +201,7 @@ func (m *Member) health(now time.Time, view *mesh.View) []mesh.Finding {
 		find("error", "charter_fork", "the CA key has signed two charters of version %d, and all nodes follow one of them: see `meshctl network list`, and make what is missing again", m.reg.Charter().Version)
 	}
 	if m.waits() {
-		find("warning", "withheld", "this node starts where it was not before, or another one speaks as it: its tunnels wait for some seconds, in case its state is a copy of one that is in use")
+		find("warning", "withheld", "this node starts where it was not before, or another one speaks as it: its tunnels wait for some seconds, or half a minute if it reaches nobody, in case its state is a copy of one that is in use")
 	}
 	if !m.twin.heard.IsZero() && now.Sub(m.twin.heard) < time.Minute {
 		find("warning", "identity_in_use", "records with this node's identity came from elsewhere: a clone runs, or this state was restored from a backup")
