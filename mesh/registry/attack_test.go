@@ -189,9 +189,9 @@ func TestBadMemberFloods(t *testing.T) {
 		s := newScene(t)
 		before := len(s.r.certs)
 		unlimited := s.credential(0, start.Add(24*time.Hour))
-		others := map[mesh.NodeID]int{} // signing so many takes long
+		others := map[mesh.NodeID][]trust.Hash{} // signing so many takes long
 		for i := range maxByToken - 100 {
-			others[mesh.NodeID{byte(i), byte(i >> 8), 1}] = 1
+			others[mesh.NodeID{byte(i), byte(i >> 8), 1}] = []trust.Hash{{1}}
 		}
 		s.r.joined[unlimited.Serial] = &joins{unlimited.NotAfter, others}
 		for i := range 500 {

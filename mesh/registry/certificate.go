@@ -51,7 +51,7 @@ func (c *certificate) counts() bool { return c != nil && c.admitted && c.revoked
 // joins are the certificates that were admitted by one token.
 type joins struct {
 	end   time.Time // of the token
-	nodes map[mesh.NodeID]int
+	nodes map[mesh.NodeID][]trust.Hash
 }
 
 func (r *Registry) addCertificate(h trust.Hash, raw []byte) error {
@@ -120,9 +120,12 @@ func (r *Registry) decideAdmission(a *trust.Admission) error {
 		seen.admitted = true
 		serial := seen.Credential.Serial
 		if r.joined[serial] == nil {
-			r.joined[serial] = &joins{seen.Credential.NotAfter, map[mesh.NodeID]int{}}
+			r.joined[serial] = &joins{seen.Credential.NotAfter, map[mesh.NodeID][]trust.Hash{}}
 		}
-		r.joined[serial].nodes[seen.id]++
+		// One that was forgotten, by a clock that was wrong, counts once when it comes again.
+		if nodes := r.joined[serial].nodes; !slices.Contains(nodes[seen.id], seen.Hash) {
+			nodes[seen.id] = append(nodes[seen.id], seen.Hash)
+		}
 		r.unadmitted = slices.DeleteFunc(r.unadmitted, func(h trust.Hash) bool { return h == seen.Hash })
 		r.settle()
 	}
@@ -320,14 +323,16 @@ func (r *Registry) CheckRoom(c *trust.Certificate) error {
 }
 
 func (r *Registry) room(c *trust.Certificate) error {
-	var ids map[mesh.NodeID]int
+	var ids map[mesh.NodeID][]trust.Hash
 	if j := r.joined[c.Credential.Serial]; j != nil {
 		ids = j.nodes
 	}
-	switch id, uses := c.ID(), c.Credential.Uses; {
-	case ids[id] >= maxPerIdentity:
-		return fmt.Errorf("%w: its node has %d certificates of this token", trust.ErrForbidden, ids[id])
-	case ids[id] == 0 && len(ids) >= maxIdentities(uses):
+	switch has, uses := ids[c.ID()], c.Credential.Uses; {
+	case slices.Contains(has, c.Hash):
+		return nil
+	case len(has) >= maxPerIdentity:
+		return fmt.Errorf("%w: its node has %d certificates of this token", trust.ErrForbidden, len(has))
+	case len(has) == 0 && len(ids) >= maxIdentities(uses):
 		return fmt.Errorf("%w: %d nodes have joined with this token, which is good for %d", trust.ErrForbidden, len(ids), cmp.Or(uses, maxByToken))
 	}
 	return nil
@@ -336,15 +341,15 @@ func (r *Registry) room(c *trust.Certificate) error {
 // recount forgets who joined by tokens that ended long ago, as far as nothing of
 // that is left.
 func (r *Registry) recount() {
-	nodes := map[trust.Serial]map[mesh.NodeID]int{}
+	nodes := map[trust.Serial]map[mesh.NodeID][]trust.Hash{}
 	for _, c := range r.certs {
 		if c.Credential == nil || !c.admitted {
 			continue
 		}
 		if nodes[c.Credential.Serial] == nil {
-			nodes[c.Credential.Serial] = map[mesh.NodeID]int{}
+			nodes[c.Credential.Serial] = map[mesh.NodeID][]trust.Hash{}
 		}
-		nodes[c.Credential.Serial][c.id]++
+		nodes[c.Credential.Serial][c.id] = append(nodes[c.Credential.Serial][c.id], c.Hash)
 	}
 	maps.DeleteFunc(r.joined, func(s trust.Serial, j *joins) bool {
 		if r.over(j.end) {

@@ -144,3 +144,25 @@ func TestExpireWithAClockThatGoesBack(t *testing.T) {
 		t.Error("it is not forgotten")
 	}
 }
+
+// Who forgets a member's certificate while its clock is wrong takes the member back
+// when that is over, however often: the token was used once.
+func TestForgottenByAWrongClock(t *testing.T) {
+	m := newMaker("ca")
+	founder := m.certificate("founder", nil)
+	node := m.certify(trust.Certificate{Name: "node", Credential: m.token, NotAfter: start.Add(time.Hour)})
+	r := New(m.charter)
+	hear(t, r, founder.Raw)
+	for range maxPerIdentity + 2 {
+		r.expireNow(start)
+		hear(t, r, node.Raw, m.admission(node, founder, 0))
+		mustBe(t, r, "founder", "node")
+		r.expireNow(start.Add(3 * time.Hour))
+		if known, _ := r.Certificate(node.Hash); known != nil {
+			t.Fatal("it is not forgotten")
+		}
+	}
+	if n := r.Uses(m.token.Serial); n != 1 {
+		t.Errorf("the token was used %d times", n)
+	}
+}
