@@ -31,3 +31,11 @@ func (g *Gossip) Stats() Stats {
 	}
 	return Stats{i.name, i.address, slices.SortedFunc(maps.Keys(live), mesh.NodeID.Compare)}
 }
+
+// Hear has an object come, as with a packet.
+func (g *Gossip) Hear(object []byte) {
+	m, err := parseMessage(encodeObjects(maxState, object))
+	if err != nil || !g.inbox.put(m) {
+		panic("no room")
+	}
+}

@@ -1,0 +1,72 @@
+package gossip_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"meshd/mesh/gossip"
+	"meshd/mesh/member"
+	"meshd/mesh/meshtest"
+)
+
+// stepping notes when the core may act.
+type stepping struct {
+	*core
+	at []time.Time
+}
+
+func (s *stepping) Step(now time.Time) member.Output {
+	s.mu.Lock()
+	s.at = append(s.at, now)
+	s.mu.Unlock()
+	return s.core.Step(now)
+}
+
+// TestStepsOfABurst: a member acts on a message after silence at once, on those of a
+// burst together, and on the last of them soon.
+func TestStepsOfABurst(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		var s *stepping
+		x := start(t, meshtest.NewNetwork(1), 1, func(opt *gossip.Options, c *core) {
+			s = &stepping{core: c}
+			opt.Core = s
+		})
+		time.Sleep(time.Minute)
+		steps := func(from time.Time) (since []time.Duration) {
+			synctest.Wait()
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for _, at := range s.at[slices.IndexFunc(append(slices.Clone(s.at), time.Now()), func(at time.Time) bool { return !at.Before(from) }):] {
+				since = append(since, at.Sub(from))
+			}
+			return since
+		}
+		begin := time.Now()
+		x.Hear([]byte("alone"))
+		if got := steps(begin); len(got) != 1 || got[0] != 0 {
+			t.Errorf("after silence it acts after %s", got)
+		}
+		time.Sleep(10 * time.Second)
+		begin = time.Now()
+		for i := range 200 {
+			x.Hear(fmt.Appendf(nil, "one of many %d", i))
+			time.Sleep(5 * time.Millisecond)
+			synctest.Wait()
+		}
+		if n := len(steps(begin)); n < 15 || n > 25 {
+			t.Errorf("it acts %d times within a second of 200 messages", n)
+		}
+		time.Sleep(10 * time.Second)
+		begin = time.Now()
+		x.Hear([]byte("the first of two"))
+		time.Sleep(10 * time.Millisecond)
+		x.Hear([]byte("the last one"))
+		time.Sleep(90 * time.Millisecond)
+		if got := steps(begin); len(got) != 2 || got[1] != 50*time.Millisecond {
+			t.Errorf("it acts on two messages after %s", got)
+		}
+	})
+}
