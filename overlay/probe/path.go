@@ -3,6 +3,7 @@ package probe
 import (
 	"math/bits"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -19,9 +20,10 @@ const (
 )
 
 const (
-	// rounds in which the largest has to get lost.
-	rounds = 7
-	// plenty is in how many of them a smaller one has to be answered, so that it was
+	// rounds in which the largest has to get lost; up to mostRounds where some of all
+	// sizes are, as while a tunnel comes up.
+	rounds, mostRounds = 7, 12
+	// plenty is in how many of six in a row a smaller one has to be answered, so that it was
 	// not chance that took the largest: of wide paths that lose one packet in five
 	// each way, one measurement in 2000 is taken for narrow.
 	plenty = 5
@@ -39,7 +41,7 @@ const (
 // measurement:
 //
 //	due, and a probe was answered ─► round 1: one of full size
-//	                                 rounds 2 to 7: all sizes
+//	                                 rounds 2 to 7, or so: all sizes
 //	answered at full size         ─► it carries all
 //	else, in half a second or so  ─► the largest that was answered, if one was in
 //	                                 plenty of rounds
@@ -55,7 +57,7 @@ type path struct {
 	round  int           // rounds that went
 	id     uint64        // of the first question; the others count on, round by round
 	sizes  []int         // the largest first
-	hits   []uint8       // of each size, the rounds that were answered, as bits
+	hits   []uint16      // of each size, the rounds that were answered, as bits
 	second time.Time     // when the second round went
 	took   time.Duration // from then until anything was answered
 }
@@ -75,7 +77,7 @@ func sizesBelow(mtu int) []int {
 func (p *path) begin(now time.Time, id uint64, mtu int) {
 	if !p.active && mtu > leastMTU && !now.Before(p.due) {
 		sizes := sizesBelow(mtu)
-		*p = path{mtu: p.mtu, told: p.told, from: now, active: true, at: now, id: id, sizes: sizes, hits: make([]uint8, len(sizes))}
+		*p = path{mtu: p.mtu, told: p.told, from: now, active: true, at: now, id: id, sizes: sizes, hits: make([]uint16, len(sizes))}
 	}
 }
 
@@ -94,7 +96,8 @@ func (p *path) step(now time.Time, to netip.Addr, rtt, jitter time.Duration) []o
 	if !p.active || now.Before(p.at) {
 		return nil
 	}
-	if p.round == rounds {
+	last := p.last()
+	if p.round >= last {
 		if best := p.best(); best == 0 {
 			p.end(p.mtu, now.Add(measureAgain))
 		} else {
@@ -110,9 +113,9 @@ func (p *path) step(now time.Time, to netip.Addr, rtt, jitter time.Duration) []o
 		sizes = sizes[:1]
 	case p.round == 2:
 		p.second = now
-	case p.round == rounds && p.took == 0:
+	case p.round >= last && p.took == 0:
 		p.at = now.Add(patience)
-	case p.round == rounds: // what was asked earlier, in a greater packet, has had its time
+	case p.round >= last: // what was asked earlier, in a greater packet, has had its time
 		p.at = now.Add(min(roundSlack+2*p.took, patience))
 	}
 	var out []outgoing
@@ -120,6 +123,14 @@ func (p *path) step(now time.Time, to netip.Addr, rtt, jitter time.Duration) []o
 		out = append(out, outgoing{to, p.id + uint64((p.round-1)*len(p.sizes)+i), size - headers})
 	}
 	return out
+}
+
+// last is how many rounds there are.
+func (p *path) last() int {
+	if p.best() == 0 && slices.Max(p.hits) != 0 {
+		return mostRounds
+	}
+	return rounds
 }
 
 // question finds one of the questions by its id.
@@ -133,14 +144,16 @@ func (p *path) question(id uint64) (round, i int, ok bool) {
 
 // best is what the largest that was answered says of the path; 0: nothing.
 func (p *path) best() int {
-	best, most := 0, 0
+	best, enough := 0, false
 	for i, hits := range p.hits {
 		if hits != 0 && best == 0 {
 			best = p.sizes[i]
 		}
-		most = max(most, bits.OnesCount8(hits))
+		for ; hits != 0; hits >>= 1 {
+			enough = enough || bits.OnesCount16(hits&(1<<(rounds-1)-1)) >= plenty
+		}
 	}
-	if most < plenty {
+	if !enough {
 		return 0
 	}
 	return best
