@@ -139,7 +139,7 @@ func (p *Prober) SetView(view *mesh.View) {
 		switch {
 		case n.ID == view.Self:
 			self, at = n.Control, n.Endpoints
-		case !n.Left && !n.Key.IsZero():
+		case !n.Left && !n.Key.IsZero() && !view.Withheld: // nobody loses anything where there are no tunnels
 			targets = append(targets, target{n.ID, n.Control, n.Endpoints})
 		}
 	}

@@ -231,3 +231,16 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// Without tunnels nothing is lost: nobody is probed until there are some.
+func TestWithheldProbesNobody(t *testing.T) {
+	p := New(slog.New(slog.DiscardHandler), nil, nil)
+	view := mesh.View{Self: mesh.NodeID{1}, Withheld: true, Nodes: []mesh.Node{{ID: mesh.NodeID{1}, Key: mesh.Key{1}}, {ID: mesh.NodeID{2}, Key: mesh.Key{2}}}}
+	for _, withheld := range []bool{true, false, true} {
+		view.Withheld = withheld
+		p.SetView(&view)
+		if probed := len(p.schedule.peers) > 0; probed == withheld {
+			t.Errorf("withheld %v, probed %v", withheld, probed)
+		}
+	}
+}
