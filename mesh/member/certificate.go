@@ -50,17 +50,28 @@ func (m *Member) clock(now time.Time) time.Time {
 	return now
 }
 
-// valid gives the judge of certificates at this moment. While our own is out of
-// its time as well, it is rather our clock that is wrong: then nobody is dropped. A
-// clock that was set is not believed either: who counted before counts on.
+// valid gives the judge of certificates at this moment. A clock that was set is not
+// believed: who counted before counts on.
 func (m *Member) valid(now time.Time) func(*trust.Certificate) bool {
-	clock := m.clock(now)
+	is := m.validBy(now)
+	if m.doubts(now) {
+		was := m.validBy(now.Add(-m.jump.by))
+		return func(c *trust.Certificate) bool { return is(c) || was(c) }
+	}
+	return is
+}
+
+// validBy is that by what the wall clock shows. While our own certificate is out of its
+// time as well, it is rather the clock that is wrong: then nobody is dropped. And if it
+// shows an earlier time than the CA has signed, it is later than that, nobody knows by
+// how much: who has joined since counts.
+func (m *Member) validBy(wall time.Time) func(*trust.Certificate) bool {
+	clock := m.clock(wall)
 	switch {
 	case !m.cert.ValidAt(clock):
 		return anyTime
-	case m.doubts(now):
-		before := m.clock(now.Add(-m.jump.by))
-		return func(c *trust.Certificate) bool { return c.ValidAt(clock) || c.ValidAt(before) }
+	case clock.After(wall):
+		return func(c *trust.Certificate) bool { return clock.Before(c.NotAfter) }
 	}
 	return func(c *trust.Certificate) bool { return c.ValidAt(clock) }
 }

@@ -419,6 +419,41 @@ func TestClockOf1970(t *testing.T) {
 	if c.views != views {
 		t.Errorf("%d views without any news", c.views-views)
 	}
+	s.run(time.Hour)
+	late, d := s.now.Add(-10*time.Minute), s.host("d", token)
+	d.cert = must((&trust.Certificate{
+		Serial: trust.Serial{200}, Identity: public("d"), Name: "d", NotBefore: late, NotAfter: late.Add(day), Admitted: late,
+		Credential: token.Credential, Rights: token.Credential.Rights,
+	}).Sign(token.Key))(t)
+	s.start(d, a)
+	s.run(10 * time.Second)
+	if !s.agreed() || len(c.view.Nodes) != 4 {
+		t.Errorf("c sees %d nodes, when one has joined an hour after all that the CA has signed", len(c.view.Nodes))
+	}
+}
+
+// Set to a wrong time from another one, by which its own certificate had ended too, a
+// clock drops nobody.
+func TestClockThatIsSetTwice(t *testing.T) {
+	s := newSim(t, narrow)
+	a, c := s.host("a", nil), s.host("c", s.token(nil))
+	b := s.host("b", s.token(nil)) // for 300 days
+	s.start(a, nil)
+	s.start(b, a)
+	s.start(c, a)
+	s.byCA(a, renewed(t, s, c, func(c *trust.Certificate) { c.NotAfter = start.Add(400 * day) }))
+	s.run(time.Minute)
+	c.stop()
+	c.skew = 3650 * day
+	s.start(c, a)
+	s.run(time.Minute)
+	c.skew = 350 * day
+	c.m.Jumped(s.now.Add(c.skew), -3300*day)
+	s.step(c)
+	s.run(time.Minute)
+	if len(c.view.Nodes) != 3 || !c.has("clock") {
+		t.Errorf("c sees %d nodes, says %v", len(c.view.Nodes), c.view.Health)
+	}
 }
 
 func TestClockBeyondTheCertificates(t *testing.T) {
