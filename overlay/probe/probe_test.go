@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"log/slog"
 	"net/netip"
 	"testing"
 	"time"
