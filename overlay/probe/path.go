@@ -21,7 +21,7 @@ const (
 
 const (
 	// rounds in which the largest has to get lost; up to mostRounds where some of all
-	// sizes are, as while a tunnel comes up.
+	// sizes are.
 	rounds, mostRounds = 7, 12
 	// plenty is in how many of six in a row a smaller one has to be answered, so that it was
 	// not chance that took the largest: of wide paths that lose one packet in five
@@ -118,8 +118,10 @@ func (p *path) step(now time.Time, to netip.Addr, rtt, jitter time.Duration) []o
 	case p.round >= last: // what was asked earlier, in a greater packet, has had its time
 		p.at = now.Add(min(roundSlack+2*p.took, patience))
 	}
+	// The smallest first: of packets that get smaller an engine may make one for the
+	// kernel, which a virtual router drops whole.
 	var out []outgoing
-	for i, size := range sizes {
+	for i, size := range slices.Backward(sizes) {
 		out = append(out, outgoing{to, p.id + uint64((p.round-1)*len(p.sizes)+i), size - headers})
 	}
 	return out
