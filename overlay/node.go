@@ -16,14 +16,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"meshd/mesh"
 	"meshd/overlay/attach"
-	"meshd/overlay/plan"
 	"meshd/overlay/probe"
 	"meshd/overlay/reconcile"
 	"meshd/overlay/status"
@@ -128,7 +126,8 @@ type Node struct {
 	prober *probe.Prober
 	ready  chan struct{} // closed when the node was ready for the first time
 
-	changed   chan struct{} // a setting was; capacity 1
+	changed   chan struct{}      // a setting was; capacity 1
+	waiting   chan chan struct{} // closed when there is a plan by the newest view
 	mtuSet    atomic.Int64
 	advertise atomic.Pointer[[]netip.AddrPort]
 
@@ -155,7 +154,7 @@ type Node struct {
 // New builds a node; it does nothing before Run.
 func New(opt Options) *Node {
 	n := &Node{
-		opt: opt, ready: make(chan struct{}), changed: make(chan struct{}, 1),
+		opt: opt, ready: make(chan struct{}), changed: make(chan struct{}, 1), waiting: make(chan chan struct{}),
 		quit: make(chan error, 1), stopped: make(chan struct{}), moved: make(chan struct{}, 1), released: map[string]bool{},
 	}
 	n.mtuSet.Store(int64(opt.MTU))
@@ -306,66 +305,6 @@ func (n *Node) end(ctx context.Context, cause error) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// follow turns views into plans.
-func (n *Node) follow(ctx context.Context) error {
-	report := newReporter(n.opt.Log)
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case view := <-n.opt.Mesh.Views():
-			report.say(mesh.Diff(n.view.Swap(view), view), time.Now())
-			n.prober.SetView(view)
-			if err := n.replan(ctx); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-// replan builds the plan from the newest view and underlay. It fails if the
-// first plan would take traffic that this host has already; what appears later
-// is a finding, and nothing is torn down for it. A network besides the default one
-// that would take such traffic is left out: somebody else may have made it.
-func (n *Node) replan(ctx context.Context) error {
-	n.planMu.Lock()
-	defer n.planMu.Unlock()
-	view := n.view.Load()
-	if view == nil {
-		return nil
-	}
-	self, _ := view.Node(view.Self)
-	own := plan.Own(self.Control, self.Leases)
-	if !n.planned {
-		if err := CheckHost(ctx, n.opt.Host, plan.Needed(view.Control, view.Networks), own, n.opt.Log); err != nil {
-			return err
-		}
-		if _, err := n.lookAtUses(ctx, view); err != nil {
-			return err
-		}
-		n.planned = true
-	}
-	all := view
-	view, left := n.fit(ctx, all, own)
-	if len(left) > 0 {
-		if _, err := n.lookAtUses(ctx, all); err != nil { // when they go, it is to be noticed
-			n.opt.Log.Warn("uses of the mesh's ranges not read, will be tried again", "err", err)
-		}
-	}
-	under := n.underlay.Load()
-	opt := plan.Options{Link: n.opt.Link, MTU: n.mtu(), NoIPv6: under.NoIPv6, NoMasquerade: n.opt.NoMasquerade, Others: under.Bridges, Paths: n.prober.Paths()}
-	n.prober.SetMTU(opt.MTU)
-	opt.Containers = n.contain(view, opt)
-	p := plan.Build(view, opt)
-	p.Health = slices.Concat(p.Health, left, plan.Stranded(view), n.delegate())
-	for _, o := range plan.Overlaps(view.Ranges(), own, *n.uses.Load()) {
-		p.Health = append(p.Health, mesh.Finding{Level: "error", Code: "overlap", Message: o.String()})
-	}
-	n.health.Store(&p.Health)
-	n.loop.Set(&p)
-	return nil
 }
 
 // awaitReady notices when the node is ready for the first time.

@@ -43,7 +43,11 @@ func (p *parts) operate(ctx context.Context, do func(now time.Time) error) error
 	if err != nil {
 		return err
 	}
-	return p.gossip.Saved(ctx)
+	if err := p.gossip.Saved(ctx); err != nil {
+		return err
+	}
+	p.node.Planned(ctx)
+	return nil
 }
 
 // worded is an error that is also another one, and keeps its text.

@@ -18,7 +18,7 @@ import (
 // together is how many of the tests that may run beside others do so: most wait
 // for timers most of the time. Those that flood, or whose figures are in the docs, run
 // alone before them.
-const together = "8"
+const together = "6"
 
 func TestMain(m *testing.M) {
 	if err := flag.Set("test.parallel", together); err != nil {

@@ -308,7 +308,7 @@ func TestStateUnsaved(t *testing.T) {
 			if p := peerNamed(document(t, beta), "alpha"); p == nil || p.State != status.PeerUp {
 				t.Errorf("beta sees %+v", p)
 			}
-			if lost, sent := flow.Lost(time.Now().Add(-time.Second)); lost > 1 || sent < 40 {
+			if lost, sent := flow.Lost(time.Now().Add(-time.Second)); lost > 1 || sent < 10 {
 				t.Errorf("%d of %d pings lost meanwhile", lost, sent)
 			}
 			if out, code := runDaemon(t, alpha, "--check"); code != 0 {
