@@ -258,6 +258,7 @@ func (c *crowd) restore(n int) {
 	}
 	h.kill()
 	h.disk, h.excuse = h.backup.clone(), "its backup was restored"
+	h.void = 0 // the disk knows nothing of that; by its clock the backup may be of tomorrow
 	h.again()
 	c.revokeAgain()
 }
