@@ -107,7 +107,9 @@ func (h *machine) note(leases []mesh.Lease) {
 		}
 	}
 	if h.first.State != 0 && !slices.Equal(h.first.Prefixes, now.Prefixes) {
-		if h.excuse == "" && !slices.ContainsFunc(c.claims, h.wins) {
+		// Of whom somebody has said that it is gone, a lease from before its last start is void.
+		void := c.buried[h.id] && h.first.ClaimEpoch < h.disk.state.Epoch
+		if h.excuse == "" && !void && !slices.ContainsFunc(c.claims, h.wins) {
 			c.violate("lease", "%s gives up %s, which nobody else had a better claim to", h, h.first.Prefixes[0])
 		}
 		h.first, h.excuse = claim{}, ""
