@@ -68,7 +68,7 @@ func tuneRuntime(cfg *config.Config) {
 	case os.Getenv("GOGC") != "":
 	case isNative(cfg):
 		// Little is in use, so with Go's 100 it collects after every few MiB, and each
-		// time bothers all those slots: a quarter of a start among 30 nodes. This takes
+		// time bothers all those slots: a tenth of a start among 30 nodes, or more. This takes
 		// 4 MiB more, of which it gives most back soon after.
 		debug.SetGCPercent(200)
 	default:
