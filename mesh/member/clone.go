@@ -43,7 +43,11 @@ type twin struct {
 	near     bool      // it was heard, and is not known to be gone
 	elder    bool      // then, it has run for longer
 	contests uint64    // how often it was found to speak, or to be gone
+}
 
+// doubt is whether this daemon may run on a copy of another one's state, as one does that
+// runs where its last run did not.
+type doubt struct {
 	was    []netip.Addr // at which the last run was reached; empty: not known
 	spoke  time.Time    // when this run did first; zero: it has not
 	placed time.Time    // since when it has endpoints; zero: it has none
@@ -109,12 +113,12 @@ func (m *Member) doubtItself(now time.Time) {
 	t := &m.twin
 	switch {
 	case len(m.own.endpoints) == 0:
-		t.placed = time.Time{}
-	case t.placed.IsZero():
-		t.placed = now
+		m.doubt.placed = time.Time{}
+	case m.doubt.placed.IsZero():
+		m.doubt.placed = now
 	}
-	if m.contact.exchanged && t.met.IsZero() {
-		t.met = now
+	if m.contact.exchanged && m.doubt.met.IsZero() {
+		m.doubt.met = now
 	}
 	passed := func(at time.Time) bool {
 		if now.Before(at) {
@@ -127,8 +131,8 @@ func (m *Member) doubtItself(now time.Time) {
 		t.contests++
 		t.near, t.elder = false, false
 	}
-	if !t.sure && !t.placed.IsZero() {
-		t.sure = !m.isElsewhere() || !t.spoke.IsZero() && passed(m.objectedBy())
+	if !m.doubt.sure && !m.doubt.placed.IsZero() {
+		m.doubt.sure = !m.isElsewhere() || !m.doubt.spoke.IsZero() && passed(m.objectedBy())
 	}
 }
 
@@ -136,17 +140,17 @@ func (m *Member) doubtItself(now time.Time) {
 // was said before there was a network, nor before anybody was reached who is there.
 func (m *Member) objectedBy() time.Time {
 	t := &m.twin
-	if t.met.IsZero() && m.expectsOthers() {
-		return latest(t.placed.Add(nobodyFor), t.heard.Add(answerWithin))
+	if m.doubt.met.IsZero() && m.expectsOthers() {
+		return latest(m.doubt.placed.Add(nobodyFor), t.heard.Add(answerWithin))
 	}
-	return latest(latest(t.spoke, t.heard), latest(t.placed, t.met)).Add(answerWithin)
+	return latest(latest(m.doubt.spoke, t.heard), latest(m.doubt.placed, m.doubt.met)).Add(answerWithin)
 }
 
 // withheld tells whether this daemon may be the copy of one that runs. A restart on the
 // same host is none: it costs no traffic. That it knows of nobody else says nothing: the
 // table of others is a cache.
 func (m *Member) withheld() bool {
-	return m.twin.near && m.twin.elder || !m.twin.sure && m.isElsewhere()
+	return m.twin.near && m.twin.elder || !m.doubt.sure && m.isElsewhere()
 }
 
 // waits tells whether this daemon has to say that it is withheld: without a network it
@@ -156,8 +160,8 @@ func (m *Member) waits() bool { return m.withheld() && len(m.own.endpoints) > 0 
 // isElsewhere tells whether this host has none of the addresses of the last run, or none
 // yet: a tunnel that waits for the network would be quicker than who reads what came.
 func (m *Member) isElsewhere() bool {
-	same := func(e netip.AddrPort) bool { return slices.Contains(m.twin.was, e.Addr()) }
-	return len(m.twin.was) > 0 && !slices.ContainsFunc(m.own.endpoints, same)
+	same := func(e netip.AddrPort) bool { return slices.Contains(m.doubt.was, e.Addr()) }
+	return len(m.doubt.was) > 0 && !slices.ContainsFunc(m.own.endpoints, same)
 }
 
 // told are the endpoints that others are told.
@@ -171,8 +175,8 @@ func (m *Member) told() []netip.AddrPort {
 // noteSpoken remembers when this run spoke first, and where the next one is to expect
 // itself.
 func (m *Member) noteSpoken(now time.Time) {
-	if m.twin.spoke.IsZero() {
-		m.twin.spoke = now
+	if m.doubt.spoke.IsZero() {
+		m.doubt.spoke = now
 		m.wakeAt(now.Add(answerWithin))
 	}
 	if m.withheld() || len(m.own.endpoints) == 0 {

@@ -103,6 +103,7 @@ type Member struct {
 	buried  burial
 	rekeys  rekeying
 	twin    twin
+	doubt   doubt
 	todo    agenda
 	roll    roll
 }
@@ -147,7 +148,7 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 		own: saying{quietUntil: now.Add(quietFor)}, nets: networks{charter: charter.Hash}, contact: contact{synced: cfg.Founder},
 		guests: guests{turns: map[trust.Hash]time.Time{}, refused: map[trust.Hash]refusal{}},
 		watch:  watch{heard: map[mesh.NodeID]hearing{}, lots: map[mesh.NodeID]time.Time{}},
-		buried: burial{since: state.Epoch}, twin: twin{was: state.Addresses},
+		buried: burial{since: state.Epoch}, doubt: doubt{was: state.Addresses},
 		todo: agenda{dirty: true, tickAt: now.Add(complainAfter)},
 	}
 	if m.cfg.TTL <= 0 {

@@ -166,3 +166,19 @@ func TestForgottenByAWrongClock(t *testing.T) {
 		t.Errorf("the token was used %d times", n)
 	}
 }
+
+// Who could confirm a tombstone does not depend on what time it is: else two members
+// that look at different times would differ about it.
+func TestWitnessesWhateverTheTime(t *testing.T) {
+	m := newMaker("ca")
+	founder, gone := m.certificate("founder", nil), m.certificate("gone", m.token)
+	other := m.certify(trust.Certificate{Name: "other", Credential: m.token, NotAfter: start.Add(time.Hour)})
+	r := New(m.charter)
+	hear(t, r, founder.Raw, gone.Raw, m.admission(gone, founder, 0), other.Raw, m.admission(other, founder, 0))
+	for _, later := range []time.Duration{0, 3 * time.Hour} {
+		r.now = start.Add(later)
+		if r.isSoleWitness(founder.ID(), gone.ID()) {
+			t.Errorf("after %s nobody else is there", later)
+		}
+	}
+}
