@@ -30,8 +30,8 @@ const (
 	loadAt = 64
 	// loadFor is for how long cookies are asked for after that.
 	loadFor = time.Second
-	// triesPerEndpoint is how many initiations go to an endpoint before the next
-	// one is tried.
+	// triesPerEndpoint is how many initiations go to an endpoint, copies counted, before
+	// the next one is tried.
 	triesPerEndpoint = 2
 )
 
@@ -120,7 +120,10 @@ func (c *control) shake(h handshake) {
 	c.machine.UnderLoad(now.Before(c.loadEnds))
 	actions, err := c.machine.Receive(now, h.message[:h.size], h.from)
 	if err != nil {
-		c.drops.add(dropHandshake, 1)
+		if !errors.Is(err, wg.ErrCopy) {
+			c.drops.add(dropHandshake, 1)
+		}
+		h.from = netip.AddrPort{} // anybody may have repeated it, from where he likes
 	}
 	c.doFrom(actions, h)
 }
@@ -147,7 +150,7 @@ func (c *control) doFrom(actions []wg.Action, h handshake) {
 		case wg.Send:
 			if p := c.byKey[a.Peer]; p != nil {
 				p.came(h.from, h.local) // an answer leaves from where it was asked
-				c.sendTo(p, a.Packet)
+				c.sendTo(p, a)
 			}
 		case wg.Reply:
 			c.transmit(udp.Train{Data: a.Packet, Remote: a.To, Local: h.local}, nil)
@@ -176,24 +179,32 @@ func (c *control) saveLast() {
 }
 
 // sendTo sends a message to a peer. An initiation that is repeated goes to its
-// next endpoint.
-func (c *control) sendTo(p *peer, msg []byte) {
-	if wg.IsInitiation(msg) {
-		if rx := p.rx.Load(); rx != p.seen {
-			p.seen, p.tries = rx, 0
-		}
-		if p.tries >= triesPerEndpoint {
-			p.tries = 0
-			c.point(p, p.next())
-		}
-		p.tries++
+// next endpoint, unless the peer was heard from this one meanwhile.
+func (c *control) sendTo(p *peer, a wg.Send) {
+	repeated := wg.IsInitiation(a.Packet)
+	if rx := p.rx.Load(); repeated && rx != p.seen {
+		p.seen, p.tries, repeated = rx, 1, false
 	}
-	at := p.path.Load()
-	if at == nil {
-		c.drops.add(dropNoEndpoint, 1)
-		return
+	for range a.Copies {
+		if repeated {
+			c.turn(p)
+		}
+		at := p.path.Load()
+		if at == nil {
+			c.drops.add(dropNoEndpoint, 1)
+			return
+		}
+		c.transmit(udp.Train{Data: a.Packet, Remote: at.remote, Local: at.local}, p)
 	}
-	c.transmit(udp.Train{Data: msg, Remote: at.remote, Local: at.local}, p)
+}
+
+// turn counts a copy of an initiation, and goes on to the next endpoint after a few.
+func (c *control) turn(p *peer) {
+	if p.tries >= triesPerEndpoint {
+		p.tries = 0
+		c.point(p, p.next())
+	}
+	p.tries++
 }
 
 // transmit sends one message, to a peer or nobody that is known.

@@ -70,7 +70,7 @@ type Options struct {
 	// SaveStamp makes a time durable, once a minute, or more often while the clock
 	// is behind what was saved: peers refuse handshakes that are dated before the
 	// last one, so ours must never go back. nil: after a restart with a clock that
-	// was set back, peers may take until then to answer. It is called on a goroutine
+	// was set back, peers refuse the first one and begin one themselves. It is called on a goroutine
 	// of its own, one call at a time: a disk that hangs stops no handshake, and may
 	// keep the last call from returning before Run does.
 	SaveStamp func(time.Time) error

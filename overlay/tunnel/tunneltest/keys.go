@@ -181,6 +181,7 @@ func wrongKey(t *testing.T, l *lab) {
 	b.apply(t, a.peer())
 	a.pipe.Send(marker(a.v4(), b.v4()))
 	b.pipe.Send(marker(b.v4(), a.v4()))
+	taken(t, a) // or it would be for whoever is the peer when it is
 	silence(t, a)
 	silence(t, b)
 	for _, h := range []*host{a, b} {

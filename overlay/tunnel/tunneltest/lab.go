@@ -154,6 +154,15 @@ func (h *host) receive(timeout time.Duration) ([]byte, bool) {
 	}
 }
 
+// taken waits until the engine has taken what the host has sent: it takes one packet
+// after the other, and counts those of a foreign source.
+func taken(t *testing.T, h *host) {
+	t.Helper()
+	before := h.Stats().Drops[tunnel.DropSource]
+	h.pipe.Send(marker(netip.MustParseAddr("192.0.2.1"), h.v4()))
+	dropped(t, h, tunnel.DropSource, before+1)
+}
+
 // silence fails if anything arrives.
 func silence(t *testing.T, h *host) {
 	t.Helper()

@@ -15,6 +15,7 @@ func removedPeer(t *testing.T, l *lab) {
 	a.apply(t)
 	a.pipe.Send(marker(a.v4(), b.v4()))
 	b.pipe.Send(marker(b.v4(), a.v4()))
+	taken(t, a)
 	silence(t, a)
 	silence(t, b)
 	if n := len(a.Stats().Peers); n != 0 {

@@ -32,6 +32,9 @@ func mac(key []byte, data ...[]byte) (sum [macSize]byte) {
 	return sum
 }
 
+// mac1 is the first one of a handshake message.
+func mac1(msg []byte) [macSize]byte { return [macSize]byte(msg[len(msg)-2*macSize:]) }
+
 // macKeys are the two keys that are known of whoever has a public key.
 type macKeys struct{ mac1, cookie [32]byte }
 

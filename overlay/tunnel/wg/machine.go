@@ -1,7 +1,6 @@
 package wg
 
 import (
-	"crypto/ecdh"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -17,8 +16,8 @@ import (
 type Config struct {
 	PrivateKey [32]byte
 	// LastStamp is the newest [Save] that was carried out, or what Stamp gave when
-	// the last run ended. Without it, peers may refuse us after a restart if the
-	// clock was set back.
+	// the last run ended. Without it, if the clock was set back, peers refuse
+	// our first handshake after a restart, and begin one themselves.
 	LastStamp time.Time
 	Rand      io.Reader // nil: crypto/rand; tests give another
 }
@@ -32,47 +31,6 @@ type Peer struct {
 	// Keepalive is the greatest time without a message; zero: silence is fine.
 	Keepalive time.Duration
 }
-
-// Action is work for the owner: one of [Send], [Reply], [Use], [Move], [GiveUp],
-// [Save].
-type Action interface{ isAction() }
-
-type (
-	// Send a message to where the peer is now.
-	Send struct {
-		Peer   mesh.Key
-		Packet []byte
-	}
-	// Reply to an address, of which nothing is known.
-	Reply struct {
-		To     netip.AddrPort
-		Packet []byte
-	}
-	// Use the session for what goes to the peer from now on. Nil: there is none;
-	// hold the data, and call Want.
-	Use struct {
-		Peer    mesh.Key
-		Session *Session
-	}
-	// Move says that the peer has proved to be at that address.
-	Move struct {
-		Peer     mesh.Key
-		Endpoint netip.AddrPort
-	}
-	// GiveUp says that the peer does not answer: drop the data that waits. The
-	// next Want tries again.
-	GiveUp struct{ Peer mesh.Key }
-	// Save the stamp where the next run finds it, before the actions that follow.
-	// It is asked for once a minute at most while the clock runs as it should.
-	Save struct{ Stamp time.Time }
-)
-
-func (Send) isAction()   {}
-func (Reply) isAction()  {}
-func (Use) isAction()    {}
-func (Move) isAction()   {}
-func (GiveUp) isAction() {}
-func (Save) isAction()   {}
 
 // Machine is one end of the protocol. Its methods, but for Table, belong to one
 // goroutine. Returned actions and packets are the caller's.
@@ -91,23 +49,8 @@ type Machine struct {
 	stamps    stamps
 	limiter   limiter
 	underLoad bool
+	answered  answered
 	out       []Action // of the call that runs
-}
-
-// end is this end under one of its keys.
-type end struct {
-	private *ecdh.PrivateKey
-	public  mesh.Key
-	checker checker
-}
-
-func newEnd(key [32]byte, rand io.Reader) (end, error) {
-	private, err := ecdh.X25519().NewPrivateKey(key[:])
-	if err != nil {
-		return end{}, fmt.Errorf("read private key: %w", err)
-	}
-	public := mesh.Key(private.PublicKey().Bytes())
-	return end{private, public, checker{macKeys: macKeysOf(public), rand: rand}}, nil
 }
 
 // New builds a machine without peers.
@@ -135,68 +78,6 @@ func New(cfg Config) (*Machine, error) {
 // Table gives the sessions by index. It is the same for the machine's life, and
 // may be used by any goroutine.
 func (m *Machine) Table() *Table { return m.table }
-
-// CheckKey tells whether a key can be a peer's: there are a few points that make
-// every secret the same.
-func CheckKey(key mesh.Key) error {
-	var one [32]byte
-	one[0] = 1
-	private, err := ecdh.X25519().NewPrivateKey(one[:])
-	if err == nil {
-		_, err = exchange(private, key[:])
-	}
-	if err != nil {
-		return errors.New("not a public key")
-	}
-	return nil
-}
-
-// PublicKey gives the key by which peers know this end.
-func (m *Machine) PublicKey() mesh.Key { return m.self.public }
-
-// SetKey gives this end another key. Sessions go on. For some seconds, in which
-// peers hear of the new key, handshakes are made with the one before; and for some
-// minutes messages to that are still taken.
-func (m *Machine) SetKey(now time.Time, key [32]byte) error {
-	next, err := newEnd(key, m.rand)
-	if err != nil || next.public == m.self.public {
-		return err
-	}
-	for _, p := range m.order {
-		static, err := exchange(next.private, p.Key[:])
-		if err != nil {
-			return err // it was tried when the peer was added
-		}
-		p.static = [32]byte(static)
-		clear(static)
-	}
-	if m.former == nil || !now.Before(m.goOverAt) { // else nobody was shown the one in between
-		former := m.self
-		m.former = &former
-	}
-	m.self = next
-	m.goOverAt, m.formerEnds = now.Add(goOverAfter), now.Add(formerFor)
-	return nil
-}
-
-// shown is the end that peers are shown in an initiation.
-func (m *Machine) shown(now time.Time) *end {
-	if m.former != nil && now.Before(m.goOverAt) {
-		return m.former
-	}
-	return &m.self
-}
-
-// addressed is the end that a handshake message is for; nil: neither.
-func (m *Machine) addressed(now time.Time, msg []byte) *end {
-	switch {
-	case m.self.checker.valid1(msg):
-		return &m.self
-	case m.former != nil && now.Before(m.formerEnds) && m.former.checker.valid1(msg):
-		return m.former
-	}
-	return nil
-}
 
 // Slept says that the host was asleep, for a time that no time given here counts.
 // Sessions that have become too old meanwhile end with the next Step.
@@ -322,6 +203,10 @@ func (m *Machine) receive(now time.Time, s *suite, k kind, msg []byte, from neti
 }
 
 func (m *Machine) takeInitiation(now time.Time, s *suite, at *end, msg []byte, from netip.AddrPort) error {
+	mac := mac1(msg)
+	if m.answered.mac == mac {
+		return m.answered.again()
+	}
 	r, err := readInitiation(s, at.private, msg)
 	if err != nil {
 		return err
@@ -341,7 +226,11 @@ func (m *Machine) takeInitiation(now time.Time, s *suite, at *end, msg []byte, f
 	if err != nil {
 		return err
 	}
-	return p.answer(now, &r, from)
+	if err := p.answer(now, &r, from); err != nil {
+		return err
+	}
+	m.answered.mac = mac
+	return nil
 }
 
 // peer is the one that had a key until a moment ago, or has it. In this order, since
@@ -379,7 +268,11 @@ func (m *Machine) takeCookie(now time.Time, s *suite, msg []byte) error {
 	if p.suite != s {
 		return ErrSuite
 	}
-	return p.signer.take(now, msg)
+	err := p.signer.take(now, msg)
+	if err == nil {
+		p.try.made = 0 // nothing was lost: the peer has much to do
+	}
+	return err
 }
 
 // Want says that data waits for the peer, or that [Session.NoteSent] asked for a
@@ -442,17 +335,6 @@ func (m *Machine) stamp(now time.Time) stamp {
 		m.do(Save{m.stamps.saved})
 	}
 	return st
-}
-
-func (m *Machine) newKey() *ecdh.PrivateKey {
-	var b [32]byte
-	read(m.rand, b[:])
-	key, err := ecdh.X25519().NewPrivateKey(b[:])
-	if err != nil {
-		panic(err) // the length is right, and every key is valid
-	}
-	clear(b[:])
-	return key
 }
 
 // jitter spreads what several ends would do at once.

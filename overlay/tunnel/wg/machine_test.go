@@ -205,7 +205,7 @@ func TestRefused(t *testing.T) {
 				{"reserved bytes", x.b, append([]byte{fresh[0], 1}, fresh[2:]...), ErrMalformed},
 				{"MAC", x.b, mac, ErrMAC},
 				{"for another", x.a, fresh, ErrMAC},
-				{"seen", x.b, old, ErrReplay},
+				{"copy of the last one", x.b, old, ErrCopy},
 				{"other suite", other.b, fresh, ErrSuite},
 				{"response to nothing", x.b, index(answer, 8), ErrUnknown},
 				{"response to nothing, other suite", other.b, answer, ErrUnknown},
@@ -216,7 +216,8 @@ func TestRefused(t *testing.T) {
 				{"response", x.b, answer, nil},
 				{"response again", x.b, answer, ErrUnknown},
 				{"initiation", x.b, fresh, nil},
-				{"initiation again", x.b, fresh, ErrReplay},
+				{"initiation again", x.b, fresh, ErrCopy},
+				{"seen, and another since", x.b, old, ErrReplay},
 			} {
 				if err := refuse(c.m, c.message); !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
 					t.Errorf("%s: %v, want %v", c.name, err, c.want)
@@ -273,7 +274,7 @@ func TestNextIsSoonEnough(t *testing.T) {
 	if !ok || next.After(now.Add(KeepAlive)) {
 		t.Fatalf("to be looked at after %s, %t", next.Sub(now), ok)
 	}
-	got := now.Add(time.Nanosecond)
+	got := now.Add(early + time.Nanosecond) // what came before that is answered now
 	x.session.NoteReceived(got, true, netip.AddrPort{})
 	x.b.Step(next)
 	if next, _ := x.b.Next(); !next.Equal(got.Add(KeepAlive)) {

@@ -156,10 +156,10 @@ func TestStoryClockBack(t *testing.T) {
 	a.boot()
 	a.send(b, "third")
 	w.run(time.Second)
-	w.note("without what was saved, nobody listens until the clock is right")
+	w.note("without what was saved, b refuses, and begins a handshake itself")
 	a.stamp = time.Time{}
 	a.boot()
-	a.send(b, "unheard")
+	a.send(b, "fourth")
 	w.run(12 * time.Second)
 	w.golden("clock_back")
 }
@@ -282,4 +282,56 @@ func TestCopyIsOvertaken(t *testing.T) {
 	if ahead := a.stamp.Sub(a.time()); ahead > 3*reserve {
 		t.Errorf("its stamps are %s ahead", ahead)
 	}
+}
+
+// What a restored backup does not know: which stamps it has shown since. Those who have
+// seen them come to it.
+func TestStoryRestored(t *testing.T) {
+	w := newWorld(t)
+	w.brief = true
+	a, b := w.pair(Peer{})
+	a.send(b, "one")
+	old := w.air[0]
+	w.run(time.Second)
+	backup := a.stamp
+	w.note("a is killed three times, each time its stamps are further ahead of its clock")
+	for range 3 {
+		a.boot()
+		a.send(b, "on")
+		w.run(2 * time.Second)
+	}
+	w.note("then it is restored from a backup; the first initiation is lost")
+	a.stamp = backup
+	a.boot()
+	w.lose = func(*host, *host, string) bool { w.lose = nil; return true }
+	before, from := b.remote(a).got, w.now
+	a.send(b, "restored")
+	for b.remote(a).got == before && w.now.Sub(from) < time.Minute {
+		w.run(100 * time.Millisecond)
+	}
+	if took := w.now.Sub(from); took > 2*firstTry {
+		t.Errorf("b is reached after %s", took)
+	}
+	w.note("somebody repeats what a said once, four times a second: a handshake in five seconds")
+	before, all := b.remote(a).got, 0
+	w.lose = func(_, _ *host, message string) bool {
+		if message == "initiation" {
+			all++
+		}
+		return false
+	}
+	for range 24 {
+		old.at = w.now
+		w.air = append(w.air, old)
+		w.run(250 * time.Millisecond)
+		a.send(b, "goes on")
+	}
+	w.run(time.Second)
+	if got := b.remote(a).got - before; got != 24 {
+		t.Errorf("b got %d of 24", got)
+	}
+	if all == 0 || all > 2 {
+		t.Errorf("%d initiations in 6 s", all)
+	}
+	w.golden("restored")
 }

@@ -31,9 +31,11 @@ const (
 	GiveUpAfter = 90 * time.Second  // and no more after this time
 	KeepAlive   = 10 * time.Second  // received data is answered by something within this time
 
+	// early is how much sooner the keepalive goes if the owner looks anyway, as every
+	// second: with many peers each of theirs would wake an idle process else.
+	early = time.Second
 	// firstTry: an initiation or its response that gets lost would cost a new path
-	// five seconds. So it is repeated after one, two and four at first: no more
-	// messages in a minute than the paper's, but for two.
+	// five seconds. So it is repeated after one, two and four at first.
 	firstTry = time.Second
 	// noAnswer: nothing was heard for so long after data was sent; the peer would
 	// have answered after KeepAlive, and a handshake is given time for one try.
@@ -41,6 +43,13 @@ const (
 	// lastMinute: an initiator that only receives renews the session early enough
 	// for a try, and for the keepalive that would have told it.
 	lastMinute = RejectAfter - KeepAlive - RekeyTry
+	// maxCopies is in how many copies an initiation goes out at most: the second in two,
+	// and so on. With half of all packets lost one of four handshakes in one copy
+	// succeeds, and two of three in four, each copy that arrives being answered.
+	maxCopies = 4
+	// copiedTries is how many do: who has not answered by then, after some 40 s, is
+	// gone rather than unlucky.
+	copiedTries = 10
 	// maxJitter keeps two ends that lost the same packet from repeating in step.
 	maxJitter = 333 * time.Millisecond
 	// goOverAfter: peers hear of a new key of ours in this time. Until then they are
@@ -76,6 +85,7 @@ var (
 	ErrUnknown   = errors.New("no such peer or index")
 	ErrSuite     = errors.New("peer has another suite")
 	ErrReplay    = errors.New("seen before, or too old")
+	ErrCopy      = errors.New("copy of the initiation answered last: answered again") // that is no fault
 	ErrFlood     = errors.New("too many initiations of this peer")
 	ErrEnded     = errors.New("session has ended")
 )

@@ -3,6 +3,7 @@ package wg
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"flag"
 	"fmt"
 	"net/netip"
@@ -220,7 +221,9 @@ func (h *host) carryOut(actions []Action) {
 	for _, a := range actions {
 		switch a := a.(type) {
 		case Send:
-			h.transmit(h.peers[a.Peer].at, a.Packet)
+			for range a.Copies {
+				h.transmit(h.peers[a.Peer].at, a.Packet)
+			}
 		case Reply:
 			h.transmit(a.To, a.Packet)
 		case Use:
@@ -277,7 +280,10 @@ func (h *host) receive(d datagram) {
 	if !ok {
 		message := describe(d.contents)
 		actions, err := h.machine.Receive(now, d.contents, d.from)
-		if err != nil {
+		switch {
+		case errors.Is(err, ErrCopy):
+			w.say("%s answers a copy", h.name)
+		case err != nil:
 			w.say("%s refuses %s: %v", h.name, message, err)
 		}
 		h.carryOut(actions)
