@@ -62,6 +62,28 @@ func TestSlots(t *testing.T) {
 	}
 }
 
+// TestSlotsIn compares with a look at each slot.
+func TestSlotsIn(t *testing.T) {
+	n := network("10.0.16.0/20", 27, "fd00::/57", 64)
+	for _, s := range []string{
+		"10.0.0.0/8", "10.0.16.0/20", "10.0.17.0/24", "10.0.17.32/27", "10.0.17.32/28", "10.0.31.224/27", "10.1.0.0/16",
+		"fd00::/16", "fd00::/57", "fd00:0:0:70::/60", "fd00:0:0:7f::/64", "fd00:0:0:80::/60", "fd01::/64",
+	} {
+		p := netip.MustParsePrefix(s)
+		first, end := n.SlotsIn(p)
+		for i := range n.Slots() {
+			in := slices.ContainsFunc(n.Slot(i), func(q netip.Prefix) bool { return p.Bits() <= q.Bits() && p.Contains(q.Addr()) })
+			if want := first <= i && i < end; in != want {
+				t.Errorf("%s: slots %d to %d, and that of %d is in it: %v", p, first, end, i, in)
+				break
+			}
+		}
+	}
+	if first, end := network("", 0, "fd00::/8", 64).SlotsIn(netip.MustParsePrefix("fd01::/40")); first < end {
+		t.Errorf("slots %d to %d are beyond the last", first, end)
+	}
+}
+
 func TestSlotsAreDisjointAndComplete(t *testing.T) {
 	n := network("10.0.16.0/20", 27, "fd00::/57", 64)
 	seen := map[netip.Prefix]bool{}

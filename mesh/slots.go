@@ -50,6 +50,22 @@ func (n Network) SlotOf(p netip.Prefix) (int, error) {
 	return 0, ErrNoSlot
 }
 
+// SlotsIn gives the slots first <= i < end whose subnet of p's family lies in p.
+func (n Network) SlotsIn(p netip.Prefix) (first, end int) {
+	r, bits := n.IPv4, n.IPv4Len
+	if p.Addr().Is6() {
+		r, bits = n.IPv6, n.IPv6Len
+	}
+	switch {
+	case !r.IsValid() || !r.Overlaps(p) || p.Bits() > bits:
+		return 0, 0
+	case p.Bits() <= r.Bits():
+		return 0, n.Slots()
+	}
+	first = slotIndex(r, bits, p.Masked().Addr())
+	return min(first, n.Slots()), min(first+1<<min(bits-p.Bits(), 24), n.Slots())
+}
+
 // subnet gives the i-th subnet of the given length in range r.
 func subnet(r netip.Prefix, bits, i int) netip.Prefix {
 	addr := r.Masked().Addr().AsSlice()

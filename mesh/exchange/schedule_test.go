@@ -69,6 +69,33 @@ func TestEager(t *testing.T) {
 	often("when nobody has answered for long", now.Add(eager), false)
 }
 
+// Where nothing is new there is less to compare, until somebody does not answer.
+func TestCalm(t *testing.T) {
+	now := time.Now()
+	s, all := scheduled(now, 2)
+	s.met(now, all[0], false)
+	pause := func(what string, now time.Time, want time.Duration) {
+		t.Helper()
+		s.asked(now, nil)
+		if d := s.at.Sub(now); d < want*3/4 || d > want*5/4 {
+			t.Errorf("%s the next exchange is after %s, want about %s", what, d, want)
+		}
+	}
+	pause("soon after a member came", now.Add(stillFor-1), every)
+	now = now.Add(stillFor)
+	pause("when all is still", now, calm)
+	s.failed(now, all[0], false)
+	pause("when somebody does not answer", now, every)
+	s.met(now, all[0], false)
+	pause("when it does", now, calm)
+	s.met(now, all[1], true)
+	for range s.news {
+		pause("with news", now, haste)
+	}
+	pause("soon after news", now, every)
+	pause("long after news", now.Add(stillFor), calm)
+}
+
 // Who does not answer in time is left alone, a little longer the second time; one
 // who refuses at once is not.
 func TestAway(t *testing.T) {

@@ -55,11 +55,7 @@ type Core interface {
 
 // Store keeps what must survive. statedir.Dir is one.
 type Store interface {
-	SaveCharter([]byte) error
-	SaveCertificate([]byte) error
-	SaveKeyring(member.Keyring) error
-	SaveState(member.State) error
-	SaveTable([][]byte) error
+	member.Disk
 	SavePeers([]netip.AddrPort) error
 	// Check tells whether the state could be saved now. It is cheap.
 	Check() error
@@ -102,6 +98,11 @@ const (
 	// hundred when a large mesh starts, and after each of them it may show a view, for
 	// which the node plans anew. What is news is relayed at once.
 	stepEvery = 50 * time.Millisecond
+	// stepRest is how many times as long as what it has just done it rests, if that is
+	// more, and longestRest the most: where the host is too slow for all that comes,
+	// it decides on more at a time.
+	stepRest    = 8
+	longestRest = 500 * time.Millisecond
 	// maxSpread is how many new objects of one exchange are relayed. A partition
 	// that heals spreads by this within seconds on both sides.
 	maxSpread = 256
@@ -119,6 +120,11 @@ const (
 	goodbyes = 3
 )
 
+// rest is how long to leave off from what took so long: least, or more on a slow host.
+func rest(least, took time.Duration) time.Duration {
+	return max(least, min(stepRest*took, longestRest))
+}
+
 // Gossip is this node's part in the mesh's gossip.
 type Gossip struct {
 	// fixed at construction
@@ -128,6 +134,7 @@ type Gossip struct {
 	bounds  *bounds
 	views   chan *mesh.View
 	inbox   *inbox
+	taken   taken         // what the core was given of late
 	moved   chan struct{} // the live members changed; capacity 1
 	poke    chan struct{} // wish changed; capacity 1
 	leave   chan chan error

@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"log/slog"
+	"slices"
+	"sync"
 	"time"
 
 	"meshd/mesh/exchange"
@@ -17,7 +19,6 @@ import (
 type intake struct {
 	known   map[[sha256.Size]byte]bool // hashes of the table's objects
 	seen    recent                     // objects that came, for relaying each once
-	taken   taken                      // what the core was given of late
 	updates updates
 }
 
@@ -93,12 +94,16 @@ func (l *loop) Put(ctx context.Context, objects [][]byte, whole bool) (decided [
 func (l *loop) take(object []byte) bool {
 	hash := sha256.Sum256(object)
 	now := time.Now()
-	if l.intake.known[hash] || l.intake.taken.has(hash, now) {
+	if l.taken.has(hash, now) {
+		return false
+	}
+	if l.intake.known[hash] {
+		l.taken.add(hash)
 		return false
 	}
 	err := l.opt.Core.Receive(object)
 	if errors.Is(err, registry.ErrStale) {
-		l.intake.taken.add(hash)
+		l.taken.add(hash)
 		return false // whoever lacks what is newer gets that
 	}
 	if err != nil {
@@ -106,7 +111,10 @@ func (l *loop) take(object []byte) bool {
 		return false
 	}
 	l.speech.stale = true
-	l.intake.taken.add(hash)
+	if kind, _ := trust.KindOf(object); kind == trust.KindRevocation {
+		l.speech.urgent = true // gossip misses one member in 3000, which must not wait
+	}
+	l.taken.add(hash)
 	return l.intake.seen.add(hash)
 }
 
@@ -132,21 +140,34 @@ const recentSize = 4096
 func (r *recent) has(h [sha256.Size]byte) bool { return r.young[h] || r.old[h] }
 
 // takenFor is how long an object that the core took in, or found outdated, is not
-// given to it again. Everybody sends an object to everybody about ten times within
+// given to it again. Everybody sends an object to everybody about eight times within
 // some seconds. What the core forgets in that time comes again later.
 const takenFor = 10 * time.Second
 
-// taken are the objects that the core has had of late.
+// taken are the objects that the core has had of late. It is safe for concurrent use.
 type taken struct {
-	recent
+	mu    sync.Mutex
+	have  recent
 	since time.Time
 }
 
 func (t *taken) has(h [sha256.Size]byte, now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if now.Sub(t.since) >= takenFor {
-		*t = taken{since: now}
+		t.have, t.since = recent{}, now
 	}
-	return t.recent.has(h)
+	return t.have.has(h)
+}
+
+func (t *taken) hasAll(objects [][]byte, now time.Time) bool {
+	return !slices.ContainsFunc(objects, func(o []byte) bool { return !t.has(sha256.Sum256(o), now) })
+}
+
+func (t *taken) add(h [sha256.Size]byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.have.add(h)
 }
 
 // add tells whether a hash was not remembered.

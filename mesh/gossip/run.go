@@ -117,7 +117,8 @@ func (l *loop) run() {
 			l.opt.Core.Asked(l.asking.answered)
 			l.asking.answered = 0
 		}
-		now := time.Now()
+		began := time.Now()
+		now := began
 		l.lookAtClocks(now)
 		if l.step(now); l.clone {
 			return
@@ -128,7 +129,7 @@ func (l *loop) run() {
 		l.saver.saveCaches(now)
 		l.saver.check(now)
 		now = time.Now()
-		l.stepAt = now.Add(stepEvery)
+		l.stepAt = now.Add(rest(stepEvery, now.Sub(began)))
 		timer.Reset(l.wait(now))
 	}
 }

@@ -33,13 +33,9 @@ type saver struct {
 
 	use func(member.Keyring) // what is saved
 
-	charter      []byte          // not saved yet; nil: it is
-	certificate  []byte          // the same
-	keyring      *member.Keyring // the same
-	state        *member.State   // the same
-	tableNow     bool            // the table is to be saved before more is said
-	stateAt      time.Time       // when to try, as below
-	renewed      *member.State   // to be saved soon, and nothing waits for it
+	first        member.Durable // to be saved before more is said
+	firstAt      time.Time      // when to try, as below
+	renewed      *member.State  // to be saved soon, and nothing waits for it
 	renewedAt    time.Time
 	tableChanged bool
 	tableAt      time.Time
@@ -52,47 +48,32 @@ func (s *saver) keep(out member.Output, now time.Time) {
 	switch {
 	case out.Save != nil:
 		s.renewed = nil
-	case out.Keep != nil && s.state != nil:
-		s.state = out.Keep
+	case out.Keep != nil && s.first.Save != nil:
+		s.first.Save = out.Keep
 	case out.Keep != nil:
 		s.renewed = out.Keep
 	}
-	if out.Charter == nil && out.Certificate == nil && out.Keyring == nil && out.Save == nil && !out.Table {
-		return
+	if out.Any() {
+		s.first.Add(out.Durable)
+		s.firstAt = now
 	}
-	if out.Charter != nil {
-		s.charter = out.Charter
-	}
-	if out.Certificate != nil {
-		s.certificate = out.Certificate
-	}
-	if out.Keyring != nil {
-		s.keyring = out.Keyring
-	}
-	if out.Save != nil {
-		s.state = out.Save
-	}
-	s.tableNow = s.tableNow || out.Table
-	s.stateAt = now
 }
 
 // saved tells whether nothing waits to be saved before more is said.
-func (s *saver) saved() bool {
-	return s.charter == nil && s.certificate == nil && s.keyring == nil && s.state == nil && !s.tableNow
-}
+func (s *saver) saved() bool { return !s.first.Any() }
 
 // saveNow saves what must be before more is said, and tells whether it is.
 func (s *saver) saveNow(now time.Time) bool {
 	if s.saved() {
 		return true
 	}
-	if now.Before(s.stateAt) {
+	if now.Before(s.firstAt) {
 		return false
 	}
 	err := s.write()
 	s.note(err, now)
 	if err != nil {
-		s.stateAt = now.Add(saveAgain)
+		s.firstAt = now.Add(saveAgain)
 		s.say.say(slog.LevelError, "state is not saved, so nothing new is said; trying on", "err", err)
 		return false
 	}
@@ -100,41 +81,27 @@ func (s *saver) saveNow(now time.Time) bool {
 	return true
 }
 
-// write saves the charter first: the state may have a lease in a network that no
-// charter before it has.
+// write saves what must be before more is said.
 func (s *saver) write() error {
-	if s.charter != nil {
-		if err := s.store.SaveCharter(s.charter); err != nil {
-			return err
-		}
-		s.charter = nil
+	table := func() [][]byte {
+		s.tableChanged = false
+		return s.table()
 	}
-	if s.certificate != nil {
-		if err := s.store.SaveCertificate(s.certificate); err != nil {
-			return err
-		}
-		s.certificate = nil
+	return s.first.SaveTo(using{s.store, s.use}, table)
+}
+
+// using is a store whose keyrings are used once they are saved.
+type using struct {
+	Store
+	use func(member.Keyring)
+}
+
+func (u using) SaveKeyring(k member.Keyring) error {
+	if err := u.Store.SaveKeyring(k); err != nil {
+		return err
 	}
-	if s.keyring != nil {
-		if err := s.store.SaveKeyring(*s.keyring); err != nil {
-			return err
-		}
-		s.use(*s.keyring)
-		s.keyring.Wipe(member.Keyring{})
-		s.keyring = nil
-	}
-	if s.tableNow {
-		if err := s.store.SaveTable(s.table()); err != nil {
-			return err
-		}
-		s.tableNow, s.tableChanged = false, false
-	}
-	if s.state != nil {
-		if err := s.store.SaveState(*s.state); err != nil {
-			return err
-		}
-		s.state = nil
-	}
+	u.use(k)
+	k.Wipe(member.Keyring{})
 	return nil
 }
 
@@ -207,7 +174,7 @@ func (s *saver) next() (at time.Time, ok bool) {
 			at, ok = t, true
 		}
 	}
-	due(s.stateAt, !s.saved())
+	due(s.firstAt, !s.saved())
 	due(s.renewedAt, s.renewed != nil)
 	due(s.tableAt, s.tableChanged)
 	due(s.peersAt, s.book.changed)

@@ -34,7 +34,7 @@ func (l *loop) speak(now time.Time) {
 	s.urgent = s.urgent || len(said) > 0 && l.unheard() || slices.ContainsFunc(said, func(o []byte) bool { return len(o) > trust.MaxBroadcast })
 	if s.stale && (!now.Before(s.encodeAt) || len(l.parting.waiting) > 0) {
 		l.encode()
-		s.encodeAt = now.Add(encodeEvery)
+		s.encodeAt = now.Add(rest(encodeEvery, time.Since(now)))
 	}
 	for _, o := range said {
 		if len(o) > trust.MaxBroadcast {

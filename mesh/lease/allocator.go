@@ -24,6 +24,7 @@ type Config struct {
 	Self       mesh.NodeID
 	Network    mesh.Network
 	Pins       []netip.Prefix                     // the only subnets that the certificate permits; one of a family stands for its slot; empty: any
+	Ranges     []netip.Prefix                     // outside of which the certificate permits none; empty: it may anywhere
 	Admitted   time.Time                          // this node's seniority
 	Permit     func(prefixes []netip.Prefix) bool // what the certificate permits
 	OnConflict OnConflict
@@ -117,8 +118,8 @@ func (a *Allocator) SetOnConflict(p OnConflict) { a.cfg.OnConflict = p }
 
 // SetRights says what the certificate permits, after it was renewed. A lease that
 // it does not permit any more is given up with the next Step.
-func (a *Allocator) SetRights(pins []netip.Prefix, admitted time.Time, permit func([]netip.Prefix) bool) {
-	a.cfg.Pins, a.cfg.Admitted, a.cfg.Permit = pins, admitted, permit
+func (a *Allocator) SetRights(pins, ranges []netip.Prefix, admitted time.Time, permit func([]netip.Prefix) bool) {
+	a.cfg.Pins, a.cfg.Ranges, a.cfg.Admitted, a.cfg.Permit = pins, ranges, admitted, permit
 	a.lookAt = time.Time{}
 }
 
@@ -153,7 +154,7 @@ func (a *Allocator) Renumber(w World) bool {
 	}
 	old := a.lease.Prefixes
 	other := func(prefixes []netip.Prefix) bool { return !slices.Equal(prefixes, old) && a.mayTake(prefixes) }
-	next, ok := choose(a.cfg.Network, a.cfg.Self, nil, other, w.Others)
+	next, ok := choose(a.cfg.Network, a.cfg.Self, nil, a.cfg.Ranges, other, w.Others)
 	if ok {
 		a.lease, a.lost, a.wish, a.state = mesh.Lease{}, true, next, mesh.Renumbering
 	}
@@ -272,7 +273,7 @@ func (a *Allocator) claimNext(now time.Time, w World) bool {
 		a.state = mesh.NoFreeSubnets
 		return false
 	}
-	prefixes, ok := choose(a.cfg.Network, a.cfg.Self, a.wish, a.mayTake, w.Others)
+	prefixes, ok := choose(a.cfg.Network, a.cfg.Self, a.wish, a.cfg.Ranges, a.mayTake, w.Others)
 	if !ok {
 		a.state, a.none, a.lookAt = mesh.NoFreeSubnets, slices.Clone(w.Others), now.Add(lookAgain)
 		return false

@@ -404,7 +404,7 @@ func TestFirstWishesSpread(t *testing.T) {
 	taken := map[netip.Prefix]int{}
 	const nodes = 2000
 	for i := range nodes {
-		p, ok := choose(n, spread(i), nil, func([]netip.Prefix) bool { return true }, nil)
+		p, ok := choose(n, spread(i), nil, nil, func([]netip.Prefix) bool { return true }, nil)
 		if !ok {
 			t.Fatal("nothing free")
 		}
@@ -417,6 +417,28 @@ func TestFirstWishesSpread(t *testing.T) {
 	// 7.8 per slot on average; 3 sigma of a Poisson distribution over 256 slots is well below 25.
 	if len(taken) < 250 || most > 25 {
 		t.Errorf("%d wishes use %d of 256 slots, one of them %d times", nodes, len(taken), most)
+	}
+}
+
+// TestChooseLooksInRangesOnly: to look everywhere in a network of 2^24 slots took
+// seconds, in which the owner of the allocator does nothing else.
+func TestChooseLooksInRangesOnly(t *testing.T) {
+	n := mesh.Network{Name: "default", IPv4: netip.MustParsePrefix("10.0.0.0/8"), IPv4Len: 30, IPv6: netip.MustParsePrefix("fd00::/32"), IPv6Len: 64}
+	ranges := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/12"), netip.MustParsePrefix("fd00:0:0:100::/60"), netip.MustParsePrefix("fd00:0:7:100::/60")}
+	looks := 0
+	permit := func(p []netip.Prefix) bool {
+		looks++
+		return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(p[1].Addr()) })
+	}
+	got, _ := choose(n, mesh.NodeID{1}, nil, ranges, permit, nil)
+	if looks > 32 {
+		t.Errorf("looked at %d slots of 32", looks)
+	}
+	if want, _ := choose(n, mesh.NodeID{1}, nil, nil, permit, nil); !slices.Equal(got, want) {
+		t.Errorf("chose %v; looking everywhere, %v", got, want)
+	}
+	if got, ok := choose(n, mesh.NodeID{1}, nil, []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24")}, permit, nil); ok {
+		t.Errorf("chose %v outside of the range", got)
 	}
 }
 

@@ -123,7 +123,7 @@ func TestLifeTranscripts(t *testing.T) {
 	})
 	t.Run("a renewed certificate permits less", func(t *testing.T) {
 		s := newScript(t, Config{}, held(2))
-		s.a.SetRights(nil, start, func(p []netip.Prefix) bool { return slices.Equal(p, n.Slot(0)) })
+		s.a.SetRights(nil, nil, start, func(p []netip.Prefix) bool { return slices.Equal(p, n.Slot(0)) })
 		s.after(0, "another one is permitted", nil)
 		s.golden()
 	})
@@ -225,7 +225,7 @@ func TestNothingFreeIsRemembered(t *testing.T) {
 		step(time.Second, false)
 	}
 	step(lookAgain, true)
-	a.SetRights(nil, time.Time{}, only(5))
+	a.SetRights(nil, nil, time.Time{}, only(5))
 	step(time.Second, true)
 	other := held
 	other.Owner, other.Prefixes = mesh.NodeID{3}, n.Slot(6)

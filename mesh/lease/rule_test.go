@@ -185,10 +185,11 @@ func BenchmarkResolve(b *testing.B) {
 func BenchmarkChoose(b *testing.B) {
 	for _, c := range []struct {
 		name   string
+		ranges []netip.Prefix
 		permit func([]netip.Prefix) bool
 	}{
-		{"any", func([]netip.Prefix) bool { return true }},
-		{"narrow", func(p []netip.Prefix) bool { return netip.MustParsePrefix("10.0.16.0/24").Contains(p[0].Addr()) }},
+		{"any", nil, func([]netip.Prefix) bool { return true }},
+		{"narrow", []netip.Prefix{netip.MustParsePrefix("10.0.16.0/24")}, func(p []netip.Prefix) bool { return netip.MustParsePrefix("10.0.16.0/24").Contains(p[0].Addr()) }},
 	} {
 		b.Run(fmt.Sprintf("slots=65536/permit=%s", c.name), func(b *testing.B) {
 			n := mesh.Network{Name: "default", IPv4: netip.MustParsePrefix("10.0.0.0/12"), IPv4Len: 28}
@@ -197,7 +198,7 @@ func BenchmarkChoose(b *testing.B) {
 				others = append(others, Claim{Owner: mesh.NodeID{byte(i)}, Lease: mesh.Lease{Network: "default", Prefixes: n.Slot(i * 300), State: mesh.Held}})
 			}
 			for b.Loop() {
-				if _, ok := choose(n, mesh.NodeID{1, 2, 3, 4}, nil, c.permit, others); !ok {
+				if _, ok := choose(n, mesh.NodeID{1, 2, 3, 4}, nil, c.ranges, c.permit, others); !ok {
 					b.Fatal("nothing free")
 				}
 			}

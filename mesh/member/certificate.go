@@ -92,7 +92,7 @@ func (m *Member) followCertificate() (raw []byte) {
 		}
 		m.cert, m.cfg.Certificate = c, c.Raw
 		for _, h := range m.nets.holdings {
-			h.alloc.SetRights(c.Rights.Pins, c.Admitted, c.Rights.Permit)
+			h.alloc.SetRights(c.Rights.Pins, c.Rights.Ranges, c.Admitted, c.Rights.Permit)
 		}
 		return c.Raw
 	}

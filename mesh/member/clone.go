@@ -19,6 +19,10 @@ const (
 	// decide: what each one hears of the other's age is some seconds old, so of two
 	// that started together both may take themselves for the older one.
 	undecided = 3
+	// objectionAfter is how long after the first word of a run others are asked what they
+	// have heard, if there was a run before: a copy that says that it is where
+	// the other one is hears no gossip, which goes there.
+	objectionAfter = 2 * time.Second
 	// nobodyFor is how long a host with addresses waits to reach one of those whom it
 	// expects, before it goes on as if nobody were to object: gossip may be blocked
 	// where tunnels are not.
@@ -43,12 +47,14 @@ type twin struct {
 	near     bool      // it was heard, and is not known to be gone
 	elder    bool      // then, it has run for longer
 	contests uint64    // how often it was found to speak, or to be gone
+	askAt    time.Time // when others are asked what it says; zero: they were, or nobody is to be asked
 }
 
 // doubt is whether this daemon may run on a copy of another one's state, as one does that
 // runs where its last run did not.
 type doubt struct {
 	was    []netip.Addr // at which the last run was reached; empty: not known
+	before bool         // there was a run before
 	spoke  time.Time    // when this run did first; zero: it has not
 	placed time.Time    // since when it has endpoints; zero: it has none
 	met    time.Time    // when it first had exchanged with somebody; zero: it has not
@@ -89,8 +95,21 @@ func (m *Member) meetTwin(now time.Time) (clone bool) {
 		times = t.times + 1
 	}
 	m.raise(rec.Version.Epoch + 1)
-	t.nonce, t.epoch, t.times, t.outbidAt = rec.Nonce, m.state.Epoch, times, now
+	t.nonce, t.epoch, t.times, t.outbidAt, t.askAt = rec.Nonce, m.state.Epoch, times, now, now.Add(answerWithin)
 	return false
+}
+
+// asksForTwin tells whether to ask others what they have heard of a twin.
+func (m *Member) asksForTwin(now time.Time) bool {
+	at := m.twin.askAt
+	if at.IsZero() || now.Before(at) {
+		if !at.IsZero() {
+			m.wakeAt(at)
+		}
+		return false
+	}
+	m.twin.askAt = time.Time{}
+	return true
 }
 
 // youngerThan tells whether this daemon has run for less long than the one that
@@ -178,6 +197,9 @@ func (m *Member) noteSpoken(now time.Time) {
 	if m.doubt.spoke.IsZero() {
 		m.doubt.spoke = now
 		m.wakeAt(now.Add(answerWithin))
+		if m.doubt.before {
+			m.twin.askAt = now.Add(objectionAfter)
+		}
 	}
 	if m.withheld() || len(m.own.endpoints) == 0 {
 		return

@@ -198,6 +198,23 @@ func (s *sim) plugIn(h *host) {
 	s.step(h)
 }
 
+// TestCloneThatHearsNothing says that it is where the other one is, and so what all are
+// told goes there. It asks, and ends.
+func TestCloneThatHearsNothing(t *testing.T) {
+	s, a, _, c := trio(t)
+	s.run(time.Minute)
+	copied := s.clone(c)
+	copied.place, copied.deaf = c.place, true
+	s.start(copied, a)
+	begin := s.now
+	for !copied.ended && s.now.Sub(begin) < time.Minute {
+		s.run(50 * time.Millisecond)
+	}
+	if most := objectionAfter + answerWithin + 2*time.Second; s.now.Sub(begin) > most {
+		t.Errorf("the copy has ended: %v, after %s, want %s", copied.ended, s.now.Sub(begin), most)
+	}
+}
+
 // TestCloneThatKnowsNobody has lost the table, which is a cache, and has no seeds: it
 // speaks before it has heard of anybody, and tells no endpoints even so.
 func TestCloneThatKnowsNobody(t *testing.T) {

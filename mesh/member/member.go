@@ -6,7 +6,7 @@
 //	exchange completed ───► Synced ──┤            ┌─► Save       (first, durable)
 //	addresses, charter ───► Set... ──┼─► Step(now)┼─► Broadcast  (signed objects)
 //	leave ────────────────► Leave ───┘     ▲      ├─► Want       (to fetch)
-//	members asked ────────► Asked ─────────┘      ├─► Ask        (before a claim is held)
+//	members asked ────────► Asked ─────────┘      ├─► Ask        (before a claim is held, or of a twin)
 //	                             Next() ───┘      └─► View       (for the data plane)
 //
 // The owner calls Step after every event and when Next is due. A Member knows no
@@ -61,17 +61,13 @@ type State struct {
 
 // Output is what one Step asks its owner to do.
 type Output struct {
-	Charter     []byte       // not nil: newer than the one before; must be durable before Save is
-	Certificate []byte       // not nil: this node's own was renewed; must be durable before Broadcast goes out
-	Keyring     *Keyring     // not nil: changed; must be durable before it is used, and used before Broadcast goes out
-	Save        *State       // not nil: must be durable before Broadcast goes out
-	Broadcast   [][]byte     // signed objects for everybody
-	Table       bool         // the table must be durable before Broadcast goes out
-	Want        []trust.Hash // certificates that others refer to and we lack
-	Ask         uint64       // not 0: exchange tables with a few members, then call Asked with it
-	View        *mesh.View   // not nil: changed
-	Keep        *State       // not nil: should be saved soon, and nothing waits for it
-	Clone       bool         // a daemon with this identity runs elsewhere, for longer: this one must end
+	Durable                // must be on disk before Broadcast goes out
+	Broadcast [][]byte     // signed objects for everybody
+	Want      []trust.Hash // certificates that others refer to and we lack
+	Ask       uint64       // not 0: exchange tables with a few members, then call Asked with it
+	View      *mesh.View   // not nil: changed
+	Keep      *State       // not nil: should be saved soon, and nothing waits for it
+	Clone     bool         // a daemon with this identity runs elsewhere, for longer: this one must end
 }
 
 // Timers.
@@ -148,7 +144,7 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 		own: saying{quietUntil: now.Add(quietFor)}, nets: networks{charter: charter.Hash}, contact: contact{synced: cfg.Founder},
 		guests: guests{turns: map[trust.Hash]time.Time{}, refused: map[trust.Hash]refusal{}},
 		watch:  watch{heard: map[mesh.NodeID]hearing{}, lots: map[mesh.NodeID]time.Time{}},
-		buried: burial{since: state.Epoch}, doubt: doubt{was: state.Addresses},
+		buried: burial{since: state.Epoch}, doubt: doubt{was: state.Addresses, before: !state.Renewed.IsZero()},
 		todo: agenda{dirty: true, tickAt: now.Add(complainAfter)},
 	}
 	if m.cfg.TTL <= 0 {
@@ -315,6 +311,9 @@ func (m *Member) Step(now time.Time) Output {
 		out.Ask = m.allocate(now)
 		out.Keyring = m.turnKeys(now)
 		m.publish(now)
+		if m.asksForTwin(now) && out.Ask == 0 {
+			out.Ask = m.nets.nextAsk()
+		}
 	}
 	out.Broadcast, m.todo.outBound = m.todo.outBound, nil
 	out.Table, m.todo.urgent = m.todo.urgent, false

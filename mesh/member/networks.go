@@ -128,7 +128,7 @@ func (m *Member) newHolding(network mesh.Network, now time.Time) *holding {
 		}
 	}
 	h := &holding{network: network, alloc: lease.New(lease.Config{
-		Self: m.id, Network: network, Pins: m.cert.Rights.Pins, Admitted: m.cert.Admitted,
+		Self: m.id, Network: network, Pins: m.cert.Rights.Pins, Ranges: m.cert.Rights.Ranges, Admitted: m.cert.Admitted,
 		Permit: m.cert.Rights.Permit, OnConflict: m.cfg.OnConflict,
 		Reserved: func(prefixes []netip.Prefix) bool { return m.reg.Charter().IsReserved(prefixes) },
 	}, previous)}
@@ -147,6 +147,12 @@ func (m *Member) leases() []mesh.Lease {
 		}
 	}
 	return out
+}
+
+// nextAsk gives the number of another question.
+func (n *networks) nextAsk() uint64 {
+	n.ask++
+	return n.ask
 }
 
 // allocate steps every lease, and remembers those that are held for the next
@@ -168,8 +174,7 @@ func (m *Member) allocate(now time.Time) (ask uint64) {
 			h.ask = 0
 		case h.ask == 0:
 			if ask == 0 {
-				m.nets.ask++
-				ask = m.nets.ask
+				ask = m.nets.nextAsk()
 			}
 			h.ask = ask
 		}

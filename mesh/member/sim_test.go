@@ -77,6 +77,7 @@ type host struct {
 	ttl     time.Duration // 0: the default
 	rotates time.Duration // how often, by itself; 0: never
 	side    int           // of a partition
+	deaf    bool          // what all are told goes elsewhere
 	boot    time.Duration // by how much its BOOTTIME is ahead, from suspends
 	inUse   []string      // networks, from the start on
 	from    *host         // whose state this is a copy of; nil: none's
@@ -392,7 +393,7 @@ func (s *sim) spread(h *host, raw []byte) {
 	}
 	s.after(s.delay, func() {
 		for _, to := range s.hosts {
-			if to != h && to.m != nil && to.side == h.side {
+			if to != h && to.m != nil && to.side == h.side && !to.deaf {
 				_ = to.m.Receive(raw)
 				s.step(to)
 			}

@@ -70,7 +70,7 @@ func (r *Registry) addCertificate(h trust.Hash, raw []byte) error {
 	r.changes, r.rooted = r.changes+1, false
 	if c.admitted {
 		r.signedAt(c.NotBefore)
-		r.settle()
+		r.settleFor(c.Hash)
 		if !wanted && r.over(c.NotAfter) {
 			return ErrStale // it may be the witness of what comes next; else it goes again
 		}
@@ -78,7 +78,7 @@ func (r *Registry) addCertificate(h trust.Hash, raw []byte) error {
 	}
 	r.signedAt(c.Credential.NotBefore)
 	r.unadmitted = append(r.unadmitted, c.Hash)
-	r.settle()
+	r.settleFor(c.Hash)
 	r.makeRoom()
 	if !wanted && r.over(c.NotAfter) || c.revoked != nil && !c.admitted {
 		return ErrStale // what admitted a revoked one, before it was, may come next
@@ -127,7 +127,7 @@ func (r *Registry) decideAdmission(a *trust.Admission) error {
 			nodes[seen.id] = append(nodes[seen.id], seen.Hash)
 		}
 		r.unadmitted = slices.DeleteFunc(r.unadmitted, func(h trust.Hash) bool { return h == seen.Hash })
-		r.settle()
+		r.settleFor(seen.Hash)
 	}
 	return nil
 }

@@ -212,16 +212,11 @@ func (r *Registry) signedAt(t time.Time) {
 
 // decideRecord believes a record, refuses it, or lets it wait.
 func (r *Registry) decideRecord(rec *trust.Record) error {
-	cert := r.certs[rec.Certificate]
-	switch {
-	case cert != nil && cert.revoked != nil:
-		return fmt.Errorf("record of %s: %w", cert.Name, ErrRevoked)
-	case cert == nil || !cert.admitted:
-		r.wait(waiting{
-			hash: rec.Hash, needs: []trust.Hash{rec.Certificate}, leases: rec.Leases,
-			retry: func() error { return r.decideRecord(rec) },
-		})
-		return nil
+	cert, err := r.signer("record", rec.Certificate, waiting{
+		hash: rec.Hash, leases: rec.Leases, retry: func() error { return r.decideRecord(rec) },
+	})
+	if cert == nil {
+		return err
 	}
 	if old := r.records[cert.id]; old != nil {
 		if !newer(rec, old) {
@@ -234,8 +229,8 @@ func (r *Registry) decideRecord(rec *trust.Record) error {
 	}
 	r.records[cert.id] = rec
 	r.changes++
-	if slices.ContainsFunc(r.waiting, func(w *waiting) bool { return w.node == cert.id }) {
-		r.settle()
+	if reached := func(w *waiting) bool { return w.node == cert.id }; slices.ContainsFunc(r.waiting, reached) {
+		r.settle(reached)
 	}
 	return nil
 }
@@ -256,6 +251,21 @@ func newer(a, b *trust.Record) bool {
 	return a.Hash.Compare(b.Hash) > 0
 }
 
+// signer finds the certificate that something was signed with. It gives none and no
+// error while that is unknown or unadmitted: w waits for it then.
+func (r *Registry) signer(what string, h trust.Hash, w waiting) (*certificate, error) {
+	cert := r.certs[h]
+	switch {
+	case cert != nil && cert.revoked != nil:
+		return nil, fmt.Errorf("%s by %s: %w", what, cert.Name, ErrRevoked)
+	case cert == nil || !cert.admitted:
+		w.needs = []trust.Hash{h}
+		r.wait(w)
+		return nil, nil
+	}
+	return cert, nil
+}
+
 func (r *Registry) wait(w waiting) {
 	r.waits++
 	if len(r.waiting) >= maxWaiting {
@@ -267,15 +277,27 @@ func (r *Registry) wait(w waiting) {
 	r.isWaiting[w.hash] = true
 }
 
-// settle decides again what waited. Errors are dropped: the sender is long gone.
-func (r *Registry) settle() {
+// settle decides again what waited for something that has come. Errors are dropped:
+// the sender is long gone.
+func (r *Registry) settle(came func(*waiting) bool) {
 	r.waits++
-	old := r.waiting
-	r.waiting = nil
-	clear(r.isWaiting)
-	for _, w := range old {
+	var ready []*waiting
+	r.waiting = slices.DeleteFunc(r.waiting, func(w *waiting) bool {
+		if !came(w) {
+			return false
+		}
+		delete(r.isWaiting, w.hash)
+		ready = append(ready, w)
+		return true
+	})
+	for _, w := range ready {
 		_ = w.retry()
 	}
+}
+
+// settleFor is settle of what waited for a certificate, to be known or admitted.
+func (r *Registry) settleFor(h trust.Hash) {
+	r.settle(func(w *waiting) bool { return slices.Contains(w.needs, h) })
 }
 
 // waitNoMore forgets what waits for certificates that are not to come.

@@ -3,7 +3,6 @@ package registry
 import (
 	"bytes"
 	"cmp"
-	"fmt"
 	"maps"
 	"slices"
 
@@ -23,13 +22,9 @@ const (
 
 // decideRekey believes a rekey, refuses it, or lets it wait.
 func (r *Registry) decideRekey(k *trust.Rekey) error {
-	cert := r.certs[k.Signer]
-	switch {
-	case cert != nil && cert.revoked != nil:
-		return fmt.Errorf("rekey by %s: %w", cert.Name, ErrRevoked)
-	case cert == nil || !cert.admitted:
-		r.wait(waiting{hash: k.Hash, needs: []trust.Hash{k.Signer}, retry: func() error { return r.decideRekey(k) }})
-		return nil
+	cert, err := r.signer("rekey", k.Signer, waiting{hash: k.Hash, retry: func() error { return r.decideRekey(k) }})
+	if cert == nil {
+		return err
 	}
 	known := r.rekeys[cert.id]
 	all := keepRekeys(append(slices.Clone(known), k))

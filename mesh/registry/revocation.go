@@ -94,7 +94,7 @@ func (r *Registry) addRevocation(raw []byte) error {
 	for id, all := range r.rekeys {
 		r.setRekeys(id, slices.DeleteFunc(slices.Clone(all), func(k *trust.Rekey) bool { return !r.certs[k.Signer].counts() }))
 	}
-	r.settle()
+	r.settle(func(*waiting) bool { return true })
 	return nil
 }
 

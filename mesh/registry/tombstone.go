@@ -2,7 +2,6 @@ package registry
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 
 	"meshd/mesh"
@@ -30,13 +29,9 @@ func (r *Registry) decideTombstone(t *trust.Tombstone) error {
 	}
 	var issuer *trust.Certificate
 	if !t.ByCA() {
-		cert := r.certs[t.Issuer]
-		switch {
-		case cert != nil && cert.revoked != nil:
-			return fmt.Errorf("tombstone by %s: %w", cert.Name, ErrRevoked)
-		case cert == nil || !cert.admitted:
-			r.wait(waiting{hash: t.Hash, needs: []trust.Hash{t.Issuer}, retry: func() error { return r.decideTombstone(t) }})
-			return nil
+		cert, err := r.signer("tombstone", t.Issuer, waiting{hash: t.Hash, retry: func() error { return r.decideTombstone(t) }})
+		if cert == nil {
+			return err
 		}
 		issuer = cert.Certificate
 	}

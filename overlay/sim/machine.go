@@ -59,6 +59,31 @@ type record struct {
 	table                [][]byte
 }
 
+func (r *record) SaveCharter(charter []byte) error {
+	r.charter = charter
+	return nil
+}
+
+func (r *record) SaveCertificate(certificate []byte) error {
+	r.certificate = certificate
+	return nil
+}
+
+func (r *record) SaveKeyring(k member.Keyring) error {
+	r.keyring = &k
+	return nil
+}
+
+func (r *record) SaveTable(table [][]byte) error {
+	r.table = table
+	return nil
+}
+
+func (r *record) SaveState(state member.State) error {
+	r.state = state
+	return nil
+}
+
 func (r record) clone() record {
 	r.table = slices.Clone(r.table)
 	r.state.Leases = slices.Clone(r.state.Leases)
@@ -166,26 +191,12 @@ func (h *machine) step() {
 		h.kill()
 		return
 	}
-	d := &h.disk
-	if out.Charter != nil {
-		d.charter = out.Charter
-	}
-	if out.Certificate != nil {
-		d.certificate = out.Certificate
-	}
-	if out.Keyring != nil {
-		d.keyring = out.Keyring
-	}
-	if out.Save != nil {
-		d.state = *out.Save
-	}
+	die := h.dies == afterSave && (out.Save != nil || out.Table)
+	_ = out.SaveTo(&h.disk, h.m.Table) // never fails
 	if out.Keep != nil {
-		d.state = *out.Keep
+		h.disk.state = *out.Keep
 	}
-	if out.Table {
-		d.table = h.m.Table()
-	}
-	if h.dies == afterSave && (out.Save != nil || out.Table) {
+	if die {
 		h.dies = never
 		h.kill()
 		return
