@@ -4,13 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"meshd/mesh"
-	"meshd/tun"
 )
 
 // document is what is kept of a network.
@@ -20,32 +19,6 @@ type document struct {
 	Reserved    []*reservation `json:"reserved,omitempty"`    // by address
 	Uses        []string       `json:"uses,omitempty"`        // IDs, sorted
 	Pools       []poolState    `json:"pools,omitempty"`
-}
-
-// entry is an attachment.
-//
-//	address held ─► link made ─► saved ─► the door is told ─► link moved into the container
-//	                                                   link removed ─► saved, address free
-//
-// A crash on the way leaves a link that no document knows, or one that was never
-// moved, or a document's entry without its link; the kernel's list tells all
-// three. See [Manager.Load] and [Manager.Collect].
-type entry struct {
-	ID        string         `json:"id"`
-	Mode      Mode           `json:"mode"`
-	Parent    string         `json:"parent,omitempty"`
-	Container string         `json:"container,omitempty"`
-	Internal  bool           `json:"internal,omitempty"`
-	MAC       string         `json:"mac"`
-	MTU       int            `json:"mtu"`
-	Addresses []netip.Prefix `json:"addresses"` // with the subnet's length
-	// Of a link on a physical one the host sees nothing once it is in its container:
-	// it counts as there from when it was moved until the host starts again.
-	Moved bool   `json:"moved,omitempty"`
-	Boot  string `json:"boot,omitempty"` // when its link was made
-
-	making bool      // it is not saved, and nobody was told of it
-	made   *tun.Port // how its link was made last; nil: not since the start
 }
 
 // reservation is an address that a door has asked for by itself.
@@ -123,33 +96,6 @@ func parseDocument(network string, raw []byte) (*document, error) {
 	return &d, nil
 }
 
-func (e *entry) check() error {
-	mode := e.Mode
-	if mode == IPVLAN {
-		mode = MACVLAN // an entry has a MAC address that only of those may be asked for
-	}
-	_, err := Ask{ID: e.ID, Mode: mode, Parent: e.Parent, Container: e.Container, MAC: e.MAC}.normal()
-	if _, bad := net.ParseMAC(e.MAC); err == nil {
-		err = bad
-	}
-	switch {
-	case err != nil:
-		return err
-	case e.Mode == "":
-		return fmt.Errorf("%s has no mode", e.ID)
-	case len(e.Addresses) == 0 || len(e.Addresses) > 2:
-		return fmt.Errorf("%s has %d addresses", e.ID, len(e.Addresses))
-	case len(e.Addresses) == 2 && family(e.Addresses[0].Addr()) == family(e.Addresses[1].Addr()):
-		return fmt.Errorf("%s has two addresses of one family", e.ID)
-	}
-	for _, a := range e.Addresses {
-		if err := checkHeld(a); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // checkHeld verifies an address that a pool has given.
 func checkHeld(a netip.Prefix) error {
 	if !a.IsValid() || a.Addr().Is4In6() || !newPool(a.Masked(), nil, poolState{}).usable(a.Addr()) {
@@ -164,4 +110,51 @@ func checkDoor(name string) error {
 		return fmt.Errorf("%w: door %.40q", ErrBadAsk, name)
 	}
 	return nil
+}
+
+// fill takes what a document says.
+func (n *network) fill(d *document) {
+	n.kept = d.Pools
+	for _, e := range d.Attachments {
+		n.add(e)
+	}
+	for _, r := range d.Reserved {
+		n.reserved[r.Address.Addr()] = r
+	}
+	for _, id := range d.Uses {
+		n.uses[id] = true
+	}
+}
+
+// document is what is to be kept.
+func (n *network) document() *document {
+	d := &document{Network: n.name, Pools: n.poolStates()}
+	for _, e := range n.entries {
+		if !e.making {
+			d.Attachments = append(d.Attachments, e)
+		}
+	}
+	for _, r := range n.reserved {
+		d.Reserved = append(d.Reserved, r)
+	}
+	for id := range n.uses {
+		d.Uses = append(d.Uses, id)
+	}
+	return d
+}
+
+// ids are those of attachments and uses.
+func (d *document) ids() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, e := range d.Attachments {
+			if !yield(e.ID) {
+				return
+			}
+		}
+		for _, id := range d.Uses {
+			if !yield(id) {
+				return
+			}
+		}
+	}
 }
