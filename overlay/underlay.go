@@ -14,8 +14,9 @@ import (
 const tunnelOverhead = 40 + 8 + 16 + 16
 
 const (
-	// lookAround is how often the underlay is read even if no event came.
-	lookAround = 10 * time.Second
+	// lookAround is when the underlay is read even if no event came: one may have been
+	// lost, and of sysctls there are none.
+	lookAround = 30 * time.Second
 	// lookAgain is when it is read again after that went wrong.
 	lookAgain = time.Second
 )

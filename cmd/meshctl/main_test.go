@@ -41,6 +41,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("SSH_CONNECTION", "")
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // or each command sleeps for a second
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

@@ -81,6 +81,7 @@ var (
 	descUp        = desc("peer_up", "1 if the peer is up.", "peer", "id")
 	descRTT       = desc("peer_rtt_seconds", "Round-trip time through the tunnel.", "peer", "id")
 	descLoss      = desc("peer_loss_ratio", "Share of probes through the tunnel that got no answer.", "peer", "id")
+	descPathMTU   = desc("peer_path_mtu_bytes", "Largest packet that the path to the peer carries, where that is less than the MTU of the engine.", "peer", "id")
 	descRx        = desc("peer_receive_bytes_total", "Bytes received from the peer.", "peer", "id")
 	descTx        = desc("peer_transmit_bytes_total", "Bytes sent to the peer.", "peer", "id")
 	descRevoked   = desc("revocations", "Number of revocations that this node knows, of nodes and tokens.")
@@ -97,7 +98,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descBuild, descState, descEpoch, descLease, descPeers, descAttached, descHealth, descDrops,
 		descRevoked, descConflicts, descExpired, descCert, descKey, descKeyMade,
-		descUp, descRTT, descLoss, descRx, descTx, descHandshake,
+		descUp, descRTT, descLoss, descPathMTU, descRx, descTx, descHandshake,
 	} {
 		out <- d
 	}
@@ -167,6 +168,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		}
 		if p.Loss != nil {
 			gauge(descLoss, *p.Loss, p.Name, id)
+		}
+		if p.PathMTU != nil {
+			gauge(descPathMTU, float64(*p.PathMTU), p.Name, id)
 		}
 		if p.RxBytes != nil {
 			counter(descRx, *p.RxBytes, p.Name, id)
