@@ -31,12 +31,15 @@ import (
 const (
 	largeJudged   = 50
 	largeAllPairs = 30 * time.Second
-	largeIdleCPU  = 1.0 // percent of a core, of each daemon
+	largeJoin     = 5 * time.Second // its claim waits for objections for half of that
+	largeIdleCPU  = 1.0             // percent of a core, of each daemon
 	largeRSS      = 40 << 20
 	// largePatience bounds each step, so that a mesh which does not form ends
 	// the test; with more nodes on one machine it is so much for each.
 	largePatience   = 5 * time.Minute
 	patiencePerNode = 6 * time.Second
+	// sweeping is how many hosts ask all others at a time: not every pair of 200.
+	sweeping = 50
 	// largeProgress is how often a person who watches is told of it.
 	largeProgress = 2 * time.Second
 )
@@ -50,6 +53,8 @@ type largeFigures struct {
 	AfterSeed  float64     `json:"after_seed"`  // the same, from the start of the seed, which is the last
 	StartCPU   float64     `json:"start_cpu"`   // of all daemons until then
 	Others     float64     `json:"others_cpu"`  // of all else on the machine until then, in seconds of CPU
+	JoinOne    float64     `json:"join_one"`    // another host comes later: from its daemon's start until it and all others reach each other
+	JoinAll    float64     `json:"join_all"`    // the same, from the start of meshctl join
 	Restart    float64     `json:"restart"`     // one daemon stopped and started: until it and all others reach each other
 	Crash      float64     `json:"crash"`       // every tenth killed and started: the same
 	WithCached float64     `json:"with_cached"` // restart without table and seed: the same
@@ -66,7 +71,8 @@ type idleFigures struct {
 	Seconds     float64 `json:"seconds"`
 	CPU         spread  `json:"cpu_percent"` // of one core
 	RSS         spread  `json:"rss_mib"`
-	Heap        spread  `json:"heap_mib"` // in use
+	RSSAll      float64 `json:"rss_mib_all"` // of all daemons together
+	Heap        spread  `json:"heap_mib"`    // in use
 	Goroutines  spread  `json:"goroutines"`
 	Descriptors spread  `json:"descriptors"`
 	Gossip      spread  `json:"gossip_kbit"` // per second, both directions, on the wire
@@ -85,10 +91,11 @@ func spreadOf(values []float64) spread {
 }
 
 // A mesh of MESHD_NODES daemons starts cold, with its seed last; it idles for
-// MESHD_IDLE; something changes; a node is revoked; daemons are restarted and
-// killed, and the seed dies for good. With
-// MESHD_PACE the seed starts first, and the others so long after one another: for
-// sizes whose cold start is too much for one machine.
+// MESHD_IDLE; one more host joins; something changes; a node is revoked; daemons are
+// restarted and killed, and the seed dies for good. With
+// MESHD_PACE the seed starts first, and the others so long after one another, or, if
+// that is "ready", as soon as few are on their way: for sizes whose cold start is too
+// much for one machine.
 func TestLarge(t *testing.T) {
 	n, rest := 12, 5*time.Second
 	if text := os.Getenv("MESHD_NODES"); text != "" {
@@ -101,10 +108,14 @@ func TestLarge(t *testing.T) {
 		rest, err = time.ParseDuration(text)
 		must(t, err)
 	}
-	var pace time.Duration
-	if text := os.Getenv("MESHD_PACE"); text != "" {
+	var pace pace
+	switch text := os.Getenv("MESHD_PACE"); text {
+	case "":
+	case "ready":
+		pace.ready = true
+	default:
 		var err error
-		pace, err = time.ParseDuration(text)
+		pace.each, err = time.ParseDuration(text)
 		must(t, err)
 	}
 	// An interrupt lets the test clean up.
@@ -113,10 +124,12 @@ func TestLarge(t *testing.T) {
 
 	l := &large{t: t, figures: largeFigures{Nodes: n}}
 	begin := time.Now()
-	l.Cluster = hosts(t, n)
-	l.say("lab of %d hosts built in %.1f s", n, time.Since(begin).Seconds())
+	l.Cluster = hosts(t, n+1)
+	l.guest, l.Nodes = l.Nodes[n], l.Nodes[:n]
+	l.say("lab of %d hosts built in %.1f s", n+1, time.Since(begin).Seconds())
 	l.start(ctx, pace)
 	l.idle(ctx, rest)
+	l.join(ctx)
 	l.changes(ctx)
 	l.revocation(ctx)
 	l.restarts(ctx)
@@ -132,6 +145,7 @@ type large struct {
 	*cluster.Cluster
 	t       *testing.T
 	figures largeFigures
+	guest   *cluster.Node                  // who joins when all others are there
 	own     map[*cluster.Node][]netip.Addr // addresses in the mesh
 }
 
@@ -150,9 +164,15 @@ func (l *large) bounded(ctx context.Context) context.Context {
 	return ctx
 }
 
+// pace is how daemons start; its zero value: all at once, the seed last.
+type pace struct {
+	each  time.Duration // one so long after the other
+	ready bool          // one as soon as few others are on their way
+}
+
 // start makes the states, starts the daemons and waits until everybody reaches
 // everybody.
-func (l *large) start(ctx context.Context, pace time.Duration) {
+func (l *large) start(ctx context.Context, pace pace) {
 	t := l.t
 	begin := time.Now()
 	must(t, l.Init(ctx))
@@ -161,21 +181,26 @@ func (l *large) start(ctx context.Context, pace time.Duration) {
 
 	machine := machineCPU(t)
 	begin = time.Now()
-	seed := begin
-	if pace > 0 {
+	seed, atOnce := begin, pace.each == 0 && !pace.ready
+	if !atOnce {
 		must(t, l.seed().Start())
 	}
-	for _, n := range l.Nodes[1:] {
-		pause(ctx, pace)
+	waiting := []*cluster.Node{l.seed()}
+	for i, n := range l.Nodes[1:] {
+		pause(ctx, pace.each)
+		if pace.ready {
+			waiting = l.waitReady(l.bounded(ctx), waiting, onTheirWay(i+1)-1)
+		}
 		must(t, n.Start())
+		waiting = append(waiting, n)
 	}
-	if pace == 0 {
+	if atOnce {
 		seed = time.Now()
 		must(t, l.seed().Start())
 	}
 	l.say("daemons started in %.1f s", time.Since(begin).Seconds())
 	ctx = l.bounded(ctx)
-	must(t, l.waitLogged(ctx, "msg=ready"))
+	l.waitReady(ctx, waiting, 0)
 	l.figures.Ready = time.Since(begin).Seconds()
 	l.say("all ready after %.1f s", l.figures.Ready)
 	must(t, l.learnAddresses(ctx))
@@ -190,18 +215,30 @@ func (l *large) start(ctx context.Context, pace time.Duration) {
 		l.figures.AllPairs, l.figures.AfterSeed, l.figures.StartCPU, l.figures.Others)
 }
 
-// waitLogged waits until every node has logged something. It asks the files, not
-// the daemons, which have enough to do.
-func (l *large) waitLogged(ctx context.Context, what string) error {
-	missing := slices.Clone(l.Nodes)
-	return cluster.Poll(ctx, func() (bool, error) {
-		missing = slices.DeleteFunc(missing, func(n *cluster.Node) bool { return strings.Contains(n.Log(), what) })
+// onTheirWay is how many daemons start at a time beside so many that run, where each
+// waits for others to be ready: first the seed, then four. Beyond 60 they are fewer, since
+// everybody has work with each newcomer.
+func onTheirWay(running int) int { return min(running, 4, max(1, 240/running)) }
+
+// waitReady waits until so few of the nodes at most are not ready, and gives those. It
+// asks the files, not the daemons, which have enough to do.
+func (l *large) waitReady(ctx context.Context, nodes []*cluster.Node, most int) []*cluster.Node {
+	nodes = slices.Clone(nodes)
+	told := time.Now()
+	must(l.t, cluster.Poll(ctx, func() (bool, error) {
+		nodes = slices.DeleteFunc(nodes, func(n *cluster.Node) bool { return strings.Contains(n.Log(), "msg=ready") })
 		var names []string
-		for _, n := range missing[:min(len(missing), 5)] {
+		for _, n := range nodes[:min(len(nodes), 5)] {
 			names = append(names, n.Name)
 		}
-		return len(missing) == 0, fmt.Errorf("%d of %d have not logged %q, such as %s", len(missing), len(l.Nodes), what, names)
-	})
+		missing := fmt.Errorf("%d are not ready, such as %s", len(nodes), names)
+		if time.Since(told) > largeProgress {
+			told = time.Now()
+			l.say("%s", missing)
+		}
+		return len(nodes) <= most, missing
+	}))
+	return nodes
 }
 
 // learnAddresses asks the seed for everybody's addresses.
@@ -234,7 +271,7 @@ func (l *large) allPairs(ctx context.Context, from, to []*cluster.Node) error {
 	defer cancel()
 	var pairs silence
 	var sweeps sync.WaitGroup
-	errs := make(chan error, len(from))
+	errs, turns := make(chan error, len(from)), make(chan struct{}, sweeping)
 	for _, f := range from {
 		names := map[netip.Addr]string{}
 		for _, n := range to {
@@ -246,6 +283,8 @@ func (l *large) allPairs(ctx context.Context, from, to []*cluster.Node) error {
 			}
 		}
 		sweeps.Go(func() {
+			turns <- struct{}{}
+			defer func() { <-turns }()
 			err := f.Host.Sweep(ctx, slices.Collect(maps.Keys(names)), func(a netip.Addr) { pairs.add(names[a], -1) })
 			if err != nil {
 				cancel() // the others
@@ -320,6 +359,7 @@ func (l *large) idle(ctx context.Context, rest time.Duration) {
 	after, took := l.usage(), time.Since(begin)
 	busy := machineCPU(t) - machine
 
+	total := 0.0
 	var cpu, rss, heap, goroutines, descriptors, gossip, tunnel []float64
 	for i, n := range l.Nodes {
 		gossip = append(gossip, float64(meters[i].Bytes(gossipPort))*8/1000/took.Seconds())
@@ -328,6 +368,7 @@ func (l *large) idle(ctx context.Context, rest time.Duration) {
 		busy -= used
 		cpu = append(cpu, 100*used.Seconds()/took.Seconds())
 		rss = append(rss, float64(after[i].RSS)/(1<<20))
+		total += rss[i]
 		descriptors = append(descriptors, float64(after[i].Descriptors))
 		m, err := n.Metrics(ctx, fmt.Sprintf("127.0.0.1:%d", config.DefaultHTTPPort), "go_goroutines", "go_memstats_heap_inuse_bytes")
 		must(t, err)
@@ -335,13 +376,34 @@ func (l *large) idle(ctx context.Context, rest time.Duration) {
 		heap = append(heap, m["go_memstats_heap_inuse_bytes"]/(1<<20))
 	}
 	l.figures.Idle = idleFigures{
-		Seconds: took.Seconds(), CPU: spreadOf(cpu), RSS: spreadOf(rss), Heap: spreadOf(heap),
+		Seconds: took.Seconds(), CPU: spreadOf(cpu), RSS: spreadOf(rss), RSSAll: total, Heap: spreadOf(heap),
 		Goroutines: spreadOf(goroutines), Descriptors: spreadOf(descriptors),
 		Gossip: spreadOf(gossip), Tunnel: spreadOf(tunnel),
 	}
 	l.say("idle: %.2f %% of a core (worst %.2f), %.1f MiB (worst %.1f); others used %.0f %% of the machine",
 		l.figures.Idle.CPU.Median, l.figures.Idle.CPU.Max, l.figures.Idle.RSS.Median, l.figures.Idle.RSS.Max,
 		100*busy.Seconds()/took.Seconds()/float64(runtime.NumCPU()))
+}
+
+// join has one more host join.
+func (l *large) join(ctx context.Context) {
+	t, ctx := l.t, l.bounded(ctx)
+	token, err := l.seed().Token(ctx)
+	must(t, err)
+	begin := time.Now()
+	must(t, l.guest.Join(ctx, token))
+	start := time.Now()
+	must(t, l.guest.Start())
+	must(t, l.guest.WaitReady(ctx))
+	ready := time.Since(start)
+	l.own[l.guest], err = l.guest.Addresses(ctx)
+	must(t, err)
+	guest := []*cluster.Node{l.guest}
+	must(t, l.allPairs(ctx, guest, l.Nodes))
+	must(t, l.allPairs(ctx, l.Nodes, guest))
+	l.figures.JoinOne, l.figures.JoinAll = time.Since(start).Seconds(), time.Since(begin).Seconds()
+	l.Nodes = append(l.Nodes, l.guest)
+	l.say("one more host has joined: ready after %.2f s, all pairs after %.2f s, %.2f s since meshctl join", ready.Seconds(), l.figures.JoinOne, l.figures.JoinAll)
 }
 
 // changes measures how what is new gets round: a record, and another gossip key.
@@ -473,6 +535,9 @@ func (l *large) judge() {
 	if f.AllPairs > largeAllPairs.Seconds() {
 		l.t.Errorf("all pairs after %.1f s, not within %s; other programs have used %.1f s of CPU meanwhile", f.AllPairs, largeAllPairs, f.Others)
 	}
+	if f.JoinOne > largeJoin.Seconds() {
+		l.t.Errorf("a host that joins reaches all others, and they it, after %.2f s, not within %s", f.JoinOne, largeJoin)
+	}
 	if f.Idle.CPU.Median > largeIdleCPU || f.Idle.CPU.Max > 2*largeIdleCPU {
 		l.t.Errorf("an idle daemon takes %.2f %% of a core, the worst one %.2f; it should be %.0f", f.Idle.CPU.Median, f.Idle.CPU.Max, largeIdleCPU)
 	}
@@ -514,6 +579,7 @@ func (f *largeFigures) table() string {
 	line("  since the seed's start", "%8.2f s", f.AfterSeed)
 	line("  CPU of the daemons", "%8.2f s", f.StartCPU)
 	line("  CPU of all else", "%8.2f s", f.Others)
+	line("join of one", "%8.2f s, %.2f s since meshctl join", f.JoinOne, f.JoinAll)
 	line("restart of one", "%8.2f s", f.Restart)
 	line("kill -9 of every tenth", "%8.2f s", f.Crash)
 	line("restart without seed and table", "%8.2f s", f.WithCached)
@@ -523,6 +589,7 @@ func (f *largeFigures) table() string {
 	fmt.Fprintf(&b, "%-34s %8s  %8s\n", fmt.Sprintf("idle for %.0f s", f.Idle.Seconds), "median", "worst")
 	both("  CPU", "% of a core", f.Idle.CPU)
 	both("  resident memory", "MiB", f.Idle.RSS)
+	line("    of all daemons", "%8.0f MiB", f.Idle.RSSAll)
 	both("  heap in use", "MiB", f.Idle.Heap)
 	both("  goroutines", "", f.Idle.Goroutines)
 	both("  descriptors", "", f.Idle.Descriptors)
@@ -544,6 +611,7 @@ func (f *largeFigures) markdown() string {
 	row("cold start to all pairs", "%.1f s", f.AllPairs)
 	row("CPU of all daemons until then", "%.1f s", f.StartCPU)
 	row("CPU of others until then", "%.1f s", f.Others)
+	row("join of one", "%.1f s", f.JoinOne)
 	row("restart of one", "%.1f s", f.Restart)
 	row("kill -9 of every tenth", "%.1f s", f.Crash)
 	row("restart without seed or table", "%.1f s", f.WithCached)

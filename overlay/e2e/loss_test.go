@@ -13,12 +13,8 @@ import (
 	"meshd/overlay/e2e/lab"
 )
 
-// pairsAnyway bounds how long it takes when the network eats handshakes: with half
-// of all packets lost one in four succeeds, and the next try is 5 s later.
-const pairsAnyway = time.Minute
-
 // While the network loses packets, what a node says that has just started is with
-// all others within the bound, and nobody is taken for gone.
+// all others within the bound, and all can talk, and nobody is taken for gone.
 func TestLoss(t *testing.T) {
 	t.Parallel()
 	c := newMesh(t, 5)
@@ -30,7 +26,9 @@ func TestLoss(t *testing.T) {
 		t.Run(fmt.Sprint(l.percent, " %"), func(t *testing.T) {
 			must(t, c.Filter(func(*cluster.Node) lab.Filter { return lab.Filter{Loss: float64(l.percent) / 100} }))
 			before := tellings(t, c)
-			within(t, "its word with all", l.bound, func() time.Duration {
+			// Whoever is late is tried a second time, so what is awaited may last for longer
+			// than the bound.
+			within(t, "its word with all, and all pairs", l.bound, func() time.Duration {
 				must(t, beta.Stop(bounded(t)))
 				word := fmt.Sprintf("%x", randomBytes(8))
 				must(t, beta.Configure(fmt.Sprintf("node: {name: %s, labels: {said: %q}}", beta.Name, word)))
@@ -45,11 +43,11 @@ func TestLoss(t *testing.T) {
 					return true, nil
 				}))
 				told := time.Since(start)
-				ctx, cancel := context.WithTimeout(t.Context(), pairsAnyway)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
 				must(t, c.WaitAllPairs(ctx))
-				t.Logf("its word with all after %.2f s, all pairs after %.2f s", told.Seconds(), time.Since(start).Seconds())
-				return told
+				t.Logf("its word with all after %.2f s", told.Seconds())
+				return time.Since(start)
 			})
 			pause(t.Context(), 2*time.Second)
 			for i, n := range c.Nodes {

@@ -60,16 +60,14 @@ func TestSmallHop(t *testing.T) {
 				if path.v6 && path.silent {
 					want = 1200
 				}
-				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // it may be measured just now
-				err := n.WaitFor(ctx, fmt.Sprintf("to show path_mtu %d", want), func(d *status.Document) bool {
+				// It may be measured just now.
+				if err := n.WaitFor(bounded(t), fmt.Sprintf("to show path_mtu %d", want), func(d *status.Document) bool {
 					got := 0
 					if mtu := d.Peers[0].PathMTU; mtu != nil {
 						got = *mtu
 					}
 					return got == want
-				})
-				cancel()
-				if err != nil {
+				}); err != nil {
 					t.Error(err)
 				}
 			}

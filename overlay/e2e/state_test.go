@@ -308,7 +308,14 @@ func TestStateUnsaved(t *testing.T) {
 			if p := peerNamed(document(t, beta), "alpha"); p == nil || p.State != status.PeerUp {
 				t.Errorf("beta sees %+v", p)
 			}
-			if lost, sent := flow.Lost(time.Now().Add(-time.Second)); lost > 1 || sent < 10 {
+			must(t, cluster.Poll(bounded(t), func() (bool, error) {
+				_, sent := flow.Lost(time.Now())
+				return sent >= 10, fmt.Errorf("only %d pings were sent", sent)
+			}))
+			end := time.Now()
+			_, err = flow.Flows(bounded(t), end)
+			must(t, err)
+			if lost, sent := flow.Lost(end); lost > 1 {
 				t.Errorf("%d of %d pings lost meanwhile", lost, sent)
 			}
 			if out, code := runDaemon(t, alpha, "--check"); code != 0 {

@@ -47,6 +47,7 @@ func needIperf(t *testing.T) {
 // One tiny round on the lab: every field is filled, and what is written can be
 // read.
 func TestRun(t *testing.T) {
+	t.Parallel()
 	bin := cluster.Programs(t)
 	needIperf(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -97,6 +98,7 @@ func TestRun(t *testing.T) {
 
 // The same of containers, on what every machine that runs the lab has.
 func TestContainers(t *testing.T) {
+	t.Parallel()
 	bin := cluster.Programs(t)
 	needIperf(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

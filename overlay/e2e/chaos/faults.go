@@ -129,9 +129,15 @@ func (d *drawer) act(f fault) act {
 	return a
 }
 
+// between draws how long something lasts: longer than least only as far as the run
+// has room for other faults.
 func (d *drawer) between(least, most time.Duration) time.Duration {
-	return least + time.Duration(d.Int64N(int64(most-least))).Round(time.Millisecond)
+	drawn := least + time.Duration(d.Int64N(int64(most-least))).Round(time.Millisecond)
+	return max(least, min(drawn, d.longest()))
 }
+
+// longest is an eighth of the run. All that can be drawn has room in 5 min 20 s.
+func (d *drawer) longest() time.Duration { return d.duration / 8 }
 
 func (d *drawer) node() *cluster.Node { return d.Nodes[d.IntN(len(d.Nodes))] }
 

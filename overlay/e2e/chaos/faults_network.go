@@ -50,8 +50,10 @@ func (d *drawer) oneWay() act {
 func (d *drawer) flapping() act {
 	a, b := d.split()
 	var beats []time.Duration
-	for range 2 * (3 + d.IntN(5)) {
+	total, most := time.Duration(0), 2*(3+d.IntN(5))
+	for len(beats) < most && (total < d.longest() || len(beats)%2 == 1) {
 		beats = append(beats, d.between(100*time.Millisecond, 1500*time.Millisecond))
+		total += beats[len(beats)-1]
 	}
 	return act{
 		text: fmt.Sprintf("flapping, %d times: %s | %s", len(beats)/2, list(a), list(b)), hurts: across(a),

@@ -79,7 +79,7 @@ func run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("chaos", flag.ContinueOnError)
 	flags.StringVar(&o.bin, "bin", cmp.Or(os.Getenv("MESHD_BIN"), filepath.Dir(exe)), "`directory` of meshd and meshctl; also in MESHD_BIN")
 	flags.IntVar(&o.nodes, "nodes", 10, "how many daemons, 3 to 50")
-	flags.DurationVar(&o.duration, "duration", 10*time.Minute, "no fault begins later")
+	flags.DurationVar(&o.duration, "duration", 10*time.Minute, "no fault begins later, and most last for an eighth of it at most")
 	flags.Uint64Var(&o.seed, "seed", 0, "what the faults are drawn from; 0: another one each time")
 	flags.IntVar(&o.step, "step", 0, "play only the `n`-th fault of the seed; 0: all in turn")
 	flags.StringVar(&o.only, "only", "", "draw only from these faults, `names` with commas between them")

@@ -43,6 +43,8 @@ type violation struct {
 	At   float64 `json:"at"` // seconds since the begin
 	Step int     `json:"step"`
 	Text string  `json:"text"`
+	// Again plays the step once more.
+	Again string `json:"again"`
 }
 
 var errViolation = errors.New("something was seen that must never be")
@@ -152,7 +154,8 @@ func (c *chaos) soak(ctx context.Context) error {
 	if c.options.step > 0 {
 		first, last = c.options.step, c.options.step
 	}
-	for step := first; step <= last && time.Since(c.begin) < c.duration; step++ {
+	begin := time.Now()
+	for step := first; step <= last && time.Since(begin) < c.duration; step++ {
 		if err := c.happen(ctx, step); err != nil {
 			return fmt.Errorf("step %d: %w", step, err)
 		}
@@ -294,10 +297,19 @@ func (c *chaos) violateLocked(invariant, format string, args ...any) {
 		return
 	}
 	c.seen[text] = true
-	v := violation{time.Since(c.begin).Seconds(), c.step, text}
+	v := violation{time.Since(c.begin).Seconds(), c.step, text, c.again(c.step)}
 	c.wrong = append(c.wrong, v)
 	fmt.Fprintf(c.out, "%7.1f  VIOLATION in step %d (%s): %s\n", v.At, c.step, c.doing, text)
-	fmt.Fprintf(c.out, "         again: make chaos NODES=%d SEED=%d STEP=%d\n", c.nodes, c.seed, c.step)
+	fmt.Fprintf(c.out, "         again: %s\n", v.Again)
+}
+
+// again is what plays a step once more.
+func (o options) again(step int) string {
+	line := fmt.Sprintf("make chaos NODES=%d DURATION=%s SEED=%d STEP=%d", o.nodes, o.duration, o.seed, step)
+	if o.only != "" {
+		line += " ONLY=" + o.only
+	}
+	return line
 }
 
 func (c *chaos) violations() []violation {

@@ -147,7 +147,7 @@ func (r *report) String() string {
 	}
 	fmt.Fprintf(&b, "\n%d violations\n", len(r.Violations))
 	for _, v := range r.Violations {
-		fmt.Fprintf(&b, "%7.1f  step %d  %s\n         again: make chaos NODES=%d SEED=%d STEP=%d\n", v.At, v.Step, v.Text, r.Nodes, r.Seed, v.Step)
+		fmt.Fprintf(&b, "%7.1f  step %d  %s\n         again: %s\n", v.At, v.Step, v.Text, v.Again)
 	}
 	return b.String()
 }

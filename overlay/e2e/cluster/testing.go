@@ -26,19 +26,41 @@ func Bounded(t testing.TB) context.Context {
 	return ctx
 }
 
-// built is where programs are built, once for all tests of a package.
-var built struct {
+// build is where programs are built, once for all tests of a package.
+type build struct {
 	once sync.Once
 	dir  string // empty: nothing was built
 	bin  Binaries
 	err  error
 }
 
-// Main runs the tests and removes what [Programs] has built: TestMain calls it.
+var built, builtWithClocks build
+
+// get gives the programs, which program puts into a directory.
+func (b *build) get(t testing.TB, program func(dir string) (Binaries, error)) Binaries {
+	t.Helper()
+	b.once.Do(func() {
+		if b.dir, b.err = os.MkdirTemp("", "meshd-bin-"); b.err != nil { //nolint:usetesting // outlives the test
+			return
+		}
+		if b.err = os.Chmod(b.dir, 0o755); b.err == nil { // daemons run as other users, too
+			b.bin, b.err = program(b.dir)
+		}
+	})
+	if b.err != nil {
+		t.Fatal(b.err)
+	}
+	return b.bin
+}
+
+// Main runs the tests and removes what [Programs] and [ProgramsWithClocks] have
+// built: TestMain calls it.
 func Main(m *testing.M) {
 	m.Run()
-	if built.dir != "" {
-		os.RemoveAll(built.dir)
+	for _, b := range []*build{&built, &builtWithClocks} {
+		if b.dir != "" {
+			os.RemoveAll(b.dir)
+		}
 	}
 }
 
@@ -54,23 +76,21 @@ func Programs(t testing.TB) Binaries {
 		}
 		t.Skip(err)
 	}
-	built.once.Do(func() {
-		if dir := os.Getenv("MESHD_BIN"); dir != "" {
-			built.bin, built.err = Find(dir)
-			return
+	if dir := os.Getenv("MESHD_BIN"); dir != "" {
+		bin, err := Find(dir)
+		if err != nil {
+			t.Fatal(err)
 		}
-		built.dir, built.err = os.MkdirTemp("", "meshd-bin-") //nolint:usetesting // outlives the test
-		if built.err == nil {
-			built.err = os.Chmod(built.dir, 0o755) // daemons run as other users, too
-		}
-		if built.err == nil {
-			built.bin, built.err = Build(t.Context(), built.dir, false)
-		}
-	})
-	if built.err != nil {
-		t.Fatal(built.err)
+		return bin
 	}
-	return built.bin
+	return built.get(t, func(dir string) (Binaries, error) { return Build(t.Context(), dir, false) })
+}
+
+// ProgramsWithClocks is [Programs] with [Binaries.WithClocks].
+func ProgramsWithClocks(t testing.TB) Binaries {
+	t.Helper()
+	bin := Programs(t)
+	return builtWithClocks.get(t, func(dir string) (Binaries, error) { return bin.WithClocks(t.Context(), dir) })
 }
 
 // ForTest is [Binaries.ForTest] with what [Programs] gives.

@@ -201,6 +201,7 @@ func connects(t *testing.T, from, to *netns.NS, at netip.Addr) {
 
 // The reference tool takes containers through their life on two hosts.
 func TestCnitool(t *testing.T) {
+	t.Parallel()
 	boxes := newMesh(t, "alpha", "beta")
 	alpha, beta := boxes[0], boxes[1]
 	configure(t, alpha, version11)
@@ -385,6 +386,7 @@ func another(r types100.Result) netip.Addr {
 // member of the mesh reaches the container by it. (CHECK is left out: Debian's
 // portmap, 1.1.1, looks for its rules of IPv4 among those of IPv6.)
 func TestChain(t *testing.T) {
+	t.Parallel()
 	boxes := newMesh(t, "alpha", "beta")
 	alpha, beta := boxes[0], boxes[1]
 	configure(t, alpha, func(list, entry map[string]any) {
@@ -439,6 +441,7 @@ func TestChain(t *testing.T) {
 
 // Real containers on two hosts reach each other, and what has ended is detached.
 func TestContainerd(t *testing.T) {
+	t.Parallel()
 	boxes := newMesh(t, "alpha", "beta")
 	var runtimes []*Containerd
 	for _, b := range boxes {
@@ -481,6 +484,7 @@ func TestContainerd(t *testing.T) {
 // A hundred containers at once, with the daemon killed in the middle, and the same
 // when they end: each has addresses of its own, and none is lost.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	const n = 100
 	alpha := newMesh(t, "alpha")[0]
 	conf := fmt.Sprintf(`{"cniVersion": "1.1.0", "name": "many", "type": "mesh-cni", "socket": %q}`, alpha.Node.Socket())

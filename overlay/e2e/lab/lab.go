@@ -20,7 +20,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -28,7 +27,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"meshd/tun/netns"
 )
@@ -43,6 +41,7 @@ const (
 type Lab struct {
 	sw    *netns.NS // fixed at construction; nil: two hosts on a cable
 	hosts []*Host   // fixed at construction
+	room  room      // fixed at construction
 
 	mu         sync.Mutex
 	processes  []*Process // guarded by mu; every one that was started
@@ -83,7 +82,7 @@ func (l *Lab) build(ctx context.Context, names []string) (err error) {
 		}
 	}
 	if len(l.hosts) > fewHosts {
-		if err := l.introduce(); err != nil {
+		if err := errors.Join(l.introduce(), l.room.make()); err != nil {
 			return fmt.Errorf("introduce hosts: %w", err)
 		}
 	}
@@ -117,46 +116,6 @@ func (l *Lab) add(name string) (*Host, error) {
 		// An address is usable at once: nobody else can have it.
 		return setSysctl("net/ipv6/conf/default/accept_dad", "0")
 	})
-}
-
-// fewHosts look each other up, as real ones do. The kernel's tables of neighbours
-// are one for all namespaces, with room for 1024 entries (gc_thresh3): beyond
-// about 30 hosts that talk to each other, packets get lost for want of room.
-const fewHosts = 16
-
-// introduce tells every host of all others for good; such entries are not counted.
-func (l *Lab) introduce() error {
-	cards := make([]net.HardwareAddr, len(l.hosts))
-	for i, h := range l.hosts {
-		if err := h.onNIC(func(eth netlink.Link) error { cards[i] = eth.Attrs().HardwareAddr; return nil }); err != nil {
-			return err
-		}
-	}
-	for _, h := range l.hosts {
-		err := h.onNIC(func(eth netlink.Link) error {
-			k, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-			if err != nil {
-				return err
-			}
-			defer k.Close()
-			for i, other := range l.hosts {
-				for _, a := range []netip.Addr{other.IPv4, other.IPv6} {
-					n := &netlink.Neigh{LinkIndex: eth.Attrs().Index, IP: a.AsSlice(), State: netlink.NUD_PERMANENT, HardwareAddr: cards[i]}
-					if other == h {
-						continue
-					}
-					if err := k.NeighSet(n); err != nil {
-						return fmt.Errorf("set neighbour %s of %s: %w", a, h.Name, err)
-					}
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // waitUp waits until a link passes packets: the kernel lets it some milliseconds
@@ -283,5 +242,5 @@ func (l *Lab) Close() error {
 	if l.sw != nil {
 		l.sw.Close()
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, l.room.giveBack())...)
 }
