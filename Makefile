@@ -122,7 +122,7 @@ e2e: build ## the end-to-end tests alone, as root
 	@MESHD_BIN='$(CURDIR)/bin' MESHD_REQUIRE_ROOT=1 $(GO) run ./.ci/gotest -count=1 ./overlay/e2e/...
 
 .PHONY: e2e-large
-e2e-large: build ## N=50 daemons on this machine: start, idle for IDLE=60s, restarts; prints figures (root)
+e2e-large: build ## N=50 daemons on this machine: start, all at once or PACE=600ms or ready apart, idle for IDLE=60s, restarts; prints figures (root)
 	@if [ "$$(id -u)" != 0 ]; then echo "make e2e-large: needs root: sudo make e2e-large" >&2; exit 77; fi
 	@MESHD_BIN='$(CURDIR)/bin' MESHD_REQUIRE_ROOT=1 MESHD_NODES='$(N)' MESHD_IDLE='$(IDLE)' MESHD_PACE='$(PACE)' \
 		$(GO) test -count=1 -v -timeout 90m -run '^TestLarge$$' ./overlay/e2e

@@ -30,6 +30,7 @@ func files(t *testing.T, dir string) map[string]fs.FileMode {
 
 // TestInstall installs into a directory and removes it again.
 func TestInstall(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("make"); err != nil {
 		t.Skip(err)
 	}

@@ -17,6 +17,7 @@ import (
 // TestDayTwo does to a mesh what docs/operations.md says about a host that died:
 // a new one takes its subnet, and one that comes from a backup is the same node.
 func TestDayTwo(t *testing.T) {
+	t.Parallel()
 	c := cluster.ForTest(t, []string{"alpha", "beta", "gamma"})
 	alpha, beta, gamma := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	must(t, c.Init(t.Context()))
@@ -87,6 +88,7 @@ func TestDayTwo(t *testing.T) {
 // TestFirewall types the rules of docs/operations.md on hosts that let nothing in:
 // before it there is no mesh, and after it there is one.
 func TestFirewall(t *testing.T) {
+	t.Parallel()
 	c := cluster.ForTest(t, []string{"alpha", "beta"})
 	if _, err := exec.LookPath("nft"); err != nil {
 		missing(t, err)

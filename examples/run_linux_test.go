@@ -3,6 +3,7 @@ package examples
 import (
 	"bufio"
 	"context"
+	"flag"
 	"io"
 	"net/netip"
 	"os"
@@ -17,7 +18,13 @@ import (
 	"meshd/overlay/status"
 )
 
-func TestMain(m *testing.M) { cluster.Main(m) }
+// Most of the tests wait for timers most of the time.
+func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
+	}
+	cluster.Main(m)
+}
 
 func must(t *testing.T, err error) {
 	t.Helper()
@@ -28,6 +35,7 @@ func must(t *testing.T, err error) {
 
 // TestEmbed has the program that embeds a node and a real daemon reach each other.
 func TestEmbed(t *testing.T) {
+	t.Parallel()
 	c := cluster.ForTest(t, []string{"alpha", "worker"})
 	alpha, worker := c.Nodes[0], c.Nodes[1]
 	must(t, c.Init(t.Context()))
@@ -118,6 +126,7 @@ func commands(t *testing.T, file string) []string {
 // TestTwoHosts types what the files say, on two hosts with the addresses that they
 // name. The router that forwards to beta is left out: beta itself has its address.
 func TestTwoHosts(t *testing.T) {
+	t.Parallel()
 	bin := cluster.Programs(t)
 	l, err := lab.New(t.Context(), "alpha", "beta")
 	must(t, err)
