@@ -381,7 +381,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 			CertificateEnds: &now, GossipKey: &status.Generations{}, GossipKeyMade: &now,
 		},
 		Engine: status.Engine{Drops: map[string]uint64{"x": 1}},
-		Peers:  []status.Peer{{RTTms: &one, Loss: &one, RxBytes: &number, TxBytes: &number, LastHandshake: &now}},
+		Peers:  []status.Peer{{RTTms: &one, Loss: &one, PathMTU: new(1200), RxBytes: &number, TxBytes: &number, LastHandshake: &now}},
 		Health: []status.Finding{{}}, Attachments: []status.AttachmentCount{{}},
 	}})
 	answer := httptest.NewRecorder()
