@@ -47,9 +47,11 @@ var buildTool = sync.OnceValues(func() (path string, err error) {
 	}
 	cmd := exec.Command("go", "tool", "-modfile=.ci/tools.mod", "-n", "cnitool")
 	cmd.Dir = filepath.Dir(strings.TrimSpace(string(mod)))
-	out, err := cmd.CombinedOutput()
+	var said strings.Builder // also what it downloads, when all goes well
+	cmd.Stderr = &said
+	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, out)
+		return "", fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, &said)
 	}
 	return strings.TrimSpace(string(out)), nil
 })
