@@ -83,15 +83,8 @@ func (c Claim) overlaps(prefixes []netip.Prefix) bool {
 // Resolve picks the winners: claims are taken greedily in their order, each one
 // unless it overlaps one already taken. The result is sorted by that order.
 func Resolve(claims []Claim) []Claim {
-	claims = slices.DeleteFunc(slices.Clone(claims), func(c Claim) bool { return !c.candidate() })
-	slices.SortFunc(claims, Claim.compare)
-	var winners []Claim
-	for _, c := range claims {
-		if !slices.ContainsFunc(winners, func(w Claim) bool { return w.overlaps(c.Prefixes) }) {
-			winners = append(winners, c)
-		}
-	}
-	return winners
+	var taken subnets
+	return taken.take(sorted(claims, Claim.candidate))
 }
 
 // Routed picks the claims to whose owners packets are sent: the winners that are
@@ -99,15 +92,61 @@ func Resolve(claims []Claim) []Claim {
 // cheap: if a void lease lost its route at once, then a long silence of gossip
 // would have all members take down each other's traffic.
 func Routed(claims []Claim) []Claim {
-	routed := slices.DeleteFunc(Resolve(claims), func(c Claim) bool { return c.State != mesh.Held })
-	void := slices.DeleteFunc(slices.Clone(claims), func(c Claim) bool { return !c.Void || c.State != mesh.Held })
-	slices.SortFunc(void, Claim.compare)
-	for _, c := range void {
-		if !slices.ContainsFunc(routed, func(w Claim) bool { return w.overlaps(c.Prefixes) }) {
-			routed = append(routed, c)
+	var taken subnets
+	routed := taken.take(slices.DeleteFunc(Resolve(claims), func(c Claim) bool { return c.State != mesh.Held }))
+	return append(routed, taken.take(sorted(claims, func(c Claim) bool { return c.Void && c.State == mesh.Held }))...)
+}
+
+// sorted gives those of the claims that are meant, in their order.
+func sorted(claims []Claim, meant func(Claim) bool) []Claim {
+	claims = slices.DeleteFunc(slices.Clone(claims), func(c Claim) bool { return !meant(c) })
+	slices.SortFunc(claims, Claim.compare)
+	return claims
+}
+
+// subnets are those that are taken: sorted, and none overlaps another, so that one is
+// found without a look at all.
+type subnets []netip.Prefix
+
+// take picks those of the claims that overlap none before them.
+func (s *subnets) take(claims []Claim) []Claim {
+	return slices.DeleteFunc(claims, func(c Claim) bool {
+		if slices.ContainsFunc(c.Prefixes, s.overlaps) {
+			return true
 		}
+		for _, p := range c.Prefixes {
+			s.add(p)
+		}
+		return false
+	})
+}
+
+func (s *subnets) overlaps(p netip.Prefix) bool {
+	_, found := s.find(p)
+	return found
+}
+
+// add takes p, in place of those that are in it.
+func (s *subnets) add(p netip.Prefix) {
+	i, _ := s.find(p)
+	end := i
+	for end < len(*s) && (*s)[end].Overlaps(p) {
+		if (*s)[end].Bits() < p.Bits() {
+			return // it is in that one
+		}
+		end++
 	}
-	return routed
+	*s = slices.Replace(*s, i, end, p)
+}
+
+// find gives the first that overlaps p, or before which p belongs.
+func (s *subnets) find(p netip.Prefix) (int, bool) {
+	return slices.BinarySearchFunc(*s, p, func(q, p netip.Prefix) int {
+		if q.Overlaps(p) {
+			return 0
+		}
+		return q.Addr().Compare(p.Addr())
+	})
 }
 
 // wins tells whether own is among the winners beside others.

@@ -94,6 +94,36 @@ func TestResolveLaws(t *testing.T) {
 	})
 }
 
+// TestTaken compares with a look at all that were taken, for claims whose own subnets
+// overlap too.
+func TestTaken(t *testing.T) {
+	subnet := rapid.Custom(func(t *rapid.T) netip.Prefix {
+		if rapid.Bool().Draw(t, "is v6") {
+			return netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 15: byte(rapid.IntRange(0, 31).Draw(t, "v6"))}), rapid.IntRange(122, 128).Draw(t, "bits")).Masked()
+		}
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(rapid.IntRange(0, 31).Draw(t, "v4"))}), rapid.IntRange(26, 32).Draw(t, "bits")).Masked()
+	})
+	rapid.Check(t, func(t *rapid.T) {
+		var all, want []Claim
+		for i, own := range rapid.SliceOfN(rapid.SliceOfN(subnet, 0, 3), 0, 20).Draw(t, "claims") {
+			c := Claim{Owner: mesh.NodeID{byte(i)}, Lease: mesh.Lease{Prefixes: own}}
+			all = append(all, c)
+			if !slices.ContainsFunc(want, func(w Claim) bool { return w.overlaps(own) }) {
+				want = append(want, c)
+			}
+		}
+		var taken subnets
+		if got := taken.take(all); !equal(got, want) {
+			t.Fatalf("taken:\n%v\nwant:\n%v", got, want)
+		}
+		for i := range taken {
+			if i > 0 && (taken[i-1].Overlaps(taken[i]) || taken[i-1].Addr().Compare(taken[i].Addr()) >= 0) {
+				t.Fatalf("%v is not sorted, or overlaps", taken)
+			}
+		}
+	})
+}
+
 func TestCompareIsATotalOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		all := claims(t)
