@@ -169,6 +169,8 @@ func New(now time.Time, cfg Config, state State, table [][]byte) (*Member, error
 		return nil, err
 	}
 	m.arrange(now)
+	admitted, _ := m.ownCertificate()
+	m.guests.newcomer = !admitted
 	return m, nil
 }
 

@@ -273,7 +273,7 @@ func (s *sim) start(h, seed *host) {
 	if h.charter != nil {
 		charter = h.charter
 	}
-	m, err := New(s.now.Add(h.skew), Config{
+	m, err := New(s.now.Add(h.skew-time.Nanosecond), Config{ // a daemon's first step is later
 		Identity: key(h.owner().name), Charter: charter, Certificate: h.cert, TunnelKey: mesh.Key(sha256.Sum256([]byte(h.owner().name))),
 		Nonce: h.nonce, Founder: h.founder, HasSeeds: seed != nil, OnConflict: lease.Auto, Suites: []string{"chacha20poly1305"},
 		TTL: h.ttl, SealKey: sealKey(h.owner().name), Keyring: h.keyring, RotateEvery: h.rotates, Parsed: &s.parsed,

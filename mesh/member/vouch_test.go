@@ -48,3 +48,29 @@ func TestRootlessVouchesForNobody(t *testing.T) {
 		}
 	}
 }
+
+// A daemon that is admitted when it starts vouches for others at once, as a mesh waits
+// for that whose seed starts last; who was admitted a moment ago leaves it to others.
+func TestWhoVouchesSoon(t *testing.T) {
+	s := newSim(t, narrow)
+	token := s.token(nil)
+	a, b, c := s.host("a", nil), s.host("b", token), s.host("c", token)
+	b.founder, c.founder = false, false
+	s.start(a, nil)
+	s.start(b, a)
+	s.run(3 * s.delay)
+	if n := s.admissions[trust.Hash(sha256.Sum256(b.cert))]; n != 1 {
+		t.Fatalf("%d have vouched for b when the seed had heard of it, want 1", n)
+	}
+	a.stop()
+	s.start(c, b)
+	vouched := func() int { return s.admissions[trust.Hash(sha256.Sum256(c.cert))] }
+	s.run(admitTurns*admitTurn - 4*s.delay)
+	if n := vouched(); n != 0 {
+		t.Errorf("%d have vouched for c, and b was admitted a moment ago", n)
+	}
+	s.run(admitTurns * admitTurn * 2)
+	if n := vouched(); n != 1 {
+		t.Errorf("%d have vouched for c, want 1", n)
+	}
+}

@@ -31,7 +31,8 @@ type guests struct {
 	turns   map[trust.Hash]time.Time // when it is our turn to witness
 	refused map[trust.Hash]refusal
 
-	admittedAt time.Time // when this daemon first knew that it is admitted
+	newcomer   bool      // this daemon started without being admitted
+	admittedAt time.Time // when it was, nevertheless
 }
 
 // refusal is a certificate's that we will not admit.
@@ -43,7 +44,7 @@ type refusal struct {
 // witness admits certificates that a token has signed, once it is our turn.
 func (m *Member) witness(now time.Time) {
 	admitted, _ := m.ownCertificate()
-	if admitted && m.guests.admittedAt.IsZero() {
+	if admitted && m.guests.newcomer && m.guests.admittedAt.IsZero() {
 		m.guests.admittedAt = now
 	}
 	waiting, g := map[trust.Hash]bool{}, m.guests
@@ -125,7 +126,7 @@ func (m *Member) lot(object trust.Hash, of mesh.NodeID, now time.Time) time.Dura
 			turn++
 		}
 	}
-	fresh := m.guests.admittedAt.After(m.started) && now.Sub(m.guests.admittedAt) < admitTurns*admitTurn
+	fresh := !m.guests.admittedAt.IsZero() && now.Sub(m.guests.admittedAt) < admitTurns*admitTurn
 	if turn < admitTurns && !fresh {
 		return time.Duration(turn) * admitTurn
 	}

@@ -348,7 +348,11 @@ func (p *plot) checkInvariants(t *rapid.T, r *Registry, marks map[mesh.NodeID]me
 			t.Fatalf("after %q: %s has %d admissions", last.says, p.name(c.Certificate), len(c.admissions))
 		}
 	}
-	if len(r.waiting) > maxWaiting || len(r.unadmitted) > maxUnadmitted {
-		t.Fatalf("after %q: %d wait", last.says, len(r.waiting))
+	waits, changes := len(r.waiting), r.changes
+	if waits > maxWaiting || len(r.unadmitted) > maxUnadmitted {
+		t.Fatalf("after %q: %d wait", last.says, waits)
+	}
+	if r.settle(func(*waiting) bool { return true }); len(r.waiting) != waits || r.changes != changes {
+		t.Fatalf("after %q: %d wait that could be decided", last.says, waits-len(r.waiting))
 	}
 }
