@@ -7,6 +7,7 @@
 package mesh
 
 import (
+	"bytes"
 	"encoding/base32"
 	"encoding/base64"
 	"errors"
@@ -36,7 +37,7 @@ func (id ID) Short() string { return id.String()[:8] }
 func (id ID) IsZero() bool { return id == ID{} }
 
 // Compare orders IDs by their bytes.
-func (id ID) Compare(other ID) int { return slices.Compare(id[:], other[:]) }
+func (id ID) Compare(other ID) int { return bytes.Compare(id[:], other[:]) }
 
 // MarshalText implements [encoding.TextMarshaler].
 func (id ID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }

@@ -92,9 +92,13 @@ func Resolve(claims []Claim) []Claim {
 // cheap: if a void lease lost its route at once, then a long silence of gossip
 // would have all members take down each other's traffic.
 func Routed(claims []Claim) []Claim {
+	routed := slices.DeleteFunc(Resolve(claims), func(c Claim) bool { return c.State != mesh.Held })
+	void := sorted(claims, func(c Claim) bool { return c.Void && c.State == mesh.Held })
+	if len(void) == 0 {
+		return routed // nearly always
+	}
 	var taken subnets
-	routed := taken.take(slices.DeleteFunc(Resolve(claims), func(c Claim) bool { return c.State != mesh.Held }))
-	return append(routed, taken.take(sorted(claims, func(c Claim) bool { return c.Void && c.State == mesh.Held }))...)
+	return append(taken.take(routed), taken.take(void)...)
 }
 
 // sorted gives those of the claims that are meant, in their order.
@@ -128,6 +132,7 @@ func (s *subnets) overlaps(p netip.Prefix) bool {
 
 // add takes p, in place of those that are in it.
 func (s *subnets) add(p netip.Prefix) {
+	p = p.Masked()
 	i, _ := s.find(p)
 	end := i
 	for end < len(*s) && (*s)[end].Overlaps(p) {
@@ -141,12 +146,11 @@ func (s *subnets) add(p netip.Prefix) {
 
 // find gives the first that overlaps p, or before which p belongs.
 func (s *subnets) find(p netip.Prefix) (int, bool) {
-	return slices.BinarySearchFunc(*s, p, func(q, p netip.Prefix) int {
-		if q.Overlaps(p) {
-			return 0
-		}
-		return q.Addr().Compare(p.Addr())
-	})
+	i, _ := slices.BinarySearchFunc(*s, p.Masked().Addr(), func(q netip.Prefix, a netip.Addr) int { return q.Addr().Compare(a) })
+	if i > 0 && (*s)[i-1].Overlaps(p) {
+		return i - 1, true
+	}
+	return i, i < len(*s) && (*s)[i].Overlaps(p)
 }
 
 // wins tells whether own is among the winners beside others.

@@ -108,10 +108,22 @@ func (m *Member) revoked() bool {
 // certificateFindings reports what ends soon, and what a wrong clock hides.
 func (m *Member) certificateFindings(now time.Time, view *mesh.View, find func(level, code, format string, args ...any)) {
 	date := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
-	others := slices.DeleteFunc(slices.Clone(view.Nodes), func(n mesh.Node) bool { return n.ID == m.id || n.Left })
-	lasts := func(n mesh.Node) bool { return n.Ends.After(m.clock(now)) }
-	switch clock := m.clock(now); {
-	case clock.Before(m.cert.NotBefore), !m.cert.ValidAt(clock) && (m.doubts(now) || len(others) > 0 && !slices.ContainsFunc(others, lasts)):
+	clock, others, last := m.clock(now), 0, 0
+	var ending []string
+	for _, n := range view.Nodes {
+		if n.ID == m.id || n.Left {
+			continue
+		}
+		others++
+		if n.Ends.After(clock) {
+			last++
+		}
+		if n.Ends.Sub(clock) < warnBefore {
+			ending = append(ending, fmt.Sprintf("%s (%s)", n.Name, n.Ends.UTC().Format(time.DateOnly)))
+		}
+	}
+	switch {
+	case clock.Before(m.cert.NotBefore), !m.cert.ValidAt(clock) && (m.doubts(now) || others > 0 && last == 0):
 		find("error", "clock", "this node's certificate is valid from %s to %s, and by the clock it is not that time: set the clock", date(m.cert.NotBefore), date(m.cert.NotAfter))
 	case !m.cert.ValidAt(clock):
 		find("error", "certificate_ends", "this node's certificate has ended at %s, and others drop it by now: renew it with `meshctl cert renew`, or set the clock if it is wrong", date(m.cert.NotAfter))
@@ -121,12 +133,6 @@ func (m *Member) certificateFindings(now time.Time, view *mesh.View, find func(l
 		find("warning", "clock", "this host's clock is behind: the mesh has signed something as late as %s: set the clock", date(clock))
 	case m.cert.NotAfter.Sub(clock) < warnBefore:
 		find("warning", "certificate_ends", "this node's certificate ends at %s: renew it with `meshctl cert renew`", date(m.cert.NotAfter))
-	}
-	var ending []string
-	for _, n := range others {
-		if n.Ends.Sub(m.clock(now)) < warnBefore {
-			ending = append(ending, fmt.Sprintf("%s (%s)", n.Name, n.Ends.UTC().Format(time.DateOnly)))
-		}
 	}
 	if len(ending) == 0 {
 		return

@@ -331,7 +331,7 @@ func (m *Member) isInUse(network string) bool { return slices.Contains(m.nets.in
 // claimsOf lists a member's leases that are subnets of the charter's networks;
 // what a record says beyond that counts for nothing.
 func claimsOf(n registry.Member, charter *trust.Charter) []lease.Claim {
-	var out []lease.Claim
+	out := make([]lease.Claim, 0, len(n.Leases()))
 	for _, l := range n.Leases() {
 		net, ok := charter.Network(l.Network)
 		if !ok || !lease.IsSlot(net, l.Prefixes) {

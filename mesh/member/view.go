@@ -65,6 +65,7 @@ func (m *Member) buildView(now time.Time) *mesh.View {
 			winners[owned{c.Owner, c.Network}] = true
 		}
 	}
+	view.Nodes = make([]mesh.Node, 0, len(members))
 	for i, n := range members {
 		node := m.nodeOf(n, view.Mesh)
 		for _, c := range all[i] {

@@ -354,7 +354,7 @@ func (r *Registry) Record(id mesh.NodeID) (*trust.Record, bool) {
 // which valid accepts and nobody revoked, each with the certificate that counts:
 // the one its record names, else, so that it stays a member, the one that ends last.
 func (r *Registry) Members(valid func(*trust.Certificate) bool) []Member {
-	best := map[mesh.NodeID]*certificate{}
+	best := make(map[mesh.NodeID]*certificate, len(r.records))
 	for _, c := range r.certs {
 		if !c.counts() || !valid(c.Certificate) {
 			continue

@@ -427,7 +427,9 @@ func (l *large) changes(ctx context.Context) {
 
 	var flows []*lab.Pings
 	for i, n := range l.Nodes {
-		p, err := n.Host.Pings(ctx, l.own[l.Nodes[(i+1)%len(l.Nodes)]][0], 100*time.Millisecond)
+		// Beyond 50 all together send 500 a second: else it is pings that are measured.
+		pause := max(100*time.Millisecond, time.Duration(len(l.Nodes))*2*time.Millisecond)
+		p, err := n.Host.Pings(ctx, l.own[l.Nodes[(i+1)%len(l.Nodes)]][0], pause)
 		must(t, err)
 		defer p.Stop()
 		flows = append(flows, p)

@@ -298,3 +298,34 @@ func TestNothingOwedAfterTheEnd(t *testing.T) {
 		t.Errorf("something is due after %s", at.Sub(w.now))
 	}
 }
+
+// What is kept to answer a copy of an initiation goes with its session, whose keys
+// nothing may keep, and with its peer.
+func TestAnsweredEndsWithItsSession(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		ends func(w *world, b *host)
+	}{
+		{"too old", func(w *world, _ *host) { w.run(RejectAfter + time.Minute) }},
+		{"peer removed", func(w *world, b *host) {
+			if _, err := b.machine.SetPeers(w.now, nil); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			a, b := w.pair(Peer{})
+			a.send(b, "first")
+			w.run(time.Second)
+			kept := &b.machine.answered
+			if s := b.remote(a).session; s == nil || kept.session != s {
+				t.Fatal("it is not kept as long as the session is used")
+			}
+			c.ends(w, b)
+			if kept.session != nil || kept.peer != nil || kept.response != nil {
+				t.Error("it is still there")
+			}
+		})
+	}
+}
