@@ -134,6 +134,17 @@ func TestLargeMesh(t *testing.T) {
 	if wakes > 600 {
 		t.Errorf("woke %d times in 600 s", wakes)
 	}
+	// Where nobody answers any more it is us, and asking all of them all the time no help.
+	drive(s, end, 20*time.Second, always(-1))
+	if sent := drive(s, end.Add(20*time.Second), 100*time.Second, always(-1)); sent > 2200 || sent < 1500 {
+		t.Errorf("%d probes in 100 s to those that do not answer, want 20 a second", sent)
+	}
+	drive(s, end.Add(2*time.Minute), 11*time.Second, always(time.Millisecond))
+	for id, r := range s.results() {
+		if r.Down {
+			t.Errorf("%s is down, and has answered for 11 s", id.Short())
+		}
+	}
 }
 
 func TestDownAndUpAgain(t *testing.T) {

@@ -32,6 +32,9 @@ const (
 	patience = time.Second
 	// retry is the time between probes of a peer that does not answer.
 	retry = 5 * time.Second
+	// perLost makes both times longer where more than 20 do not answer: then it is this
+	// node's network, or a machine that has too much to do, and more probes are no help.
+	perLost = time.Second / 20
 	// downAfter is the number of probes lost in a row, one every second or so, that
 	// make a peer down. A handshake that gets lost is repeated after up to 5.4 s, so
 	// what spans less than 6 s proves nothing.
@@ -73,6 +76,7 @@ func (p *peer) healthy() bool { return p.id == 0 && p.warm && p.result.RTT != 0 
 type schedule struct {
 	peers map[mesh.NodeID]*peer
 	newAt time.Time        // when the next new peer is due
+	lost  int              // how many did not answer last, at the last step
 	mtu   int              // of the TUN device; 0: not known, so no path is measured
 	at    []netip.AddrPort // where we are
 	rand  *rand.Rand
@@ -143,6 +147,12 @@ func (s *schedule) step(now time.Time) []outgoing {
 	var out []outgoing
 	next, ok := s.next()
 	due := ok && !now.Before(next) // else somebody just looks in
+	s.lost = 0
+	for _, p := range s.peers {
+		if p.lost > 0 {
+			s.lost++
+		}
+	}
 	for _, p := range s.peers {
 		if p.id != 0 && now.Sub(p.sent) >= patience {
 			p.outcome(false)
@@ -256,9 +266,9 @@ func (s *schedule) after(p *peer) time.Duration {
 	base := s.every()
 	switch {
 	case p.lost > 0 && p.lost < downAfter:
-		base = patience
+		base = max(patience, time.Duration(s.lost)*perLost)
 	case p.lost >= downAfter:
-		base = retry
+		base = max(retry, time.Duration(s.lost)*perLost)
 	}
 	return base*19/20 + time.Duration(s.rand.Int64N(int64(base/10)))
 }

@@ -8,14 +8,24 @@ type attempt struct {
 	next  time.Time     // when an initiation goes out
 	pause time.Duration // until the one after that
 	made  int           // initiations since it began, or since the last cookie
+	late  time.Duration // of the last initiation, if that is not the owner's habit
 }
 
-// copies is in how many an initiation goes out.
+// copies is in how many an initiation goes out. Who is late is not unlucky, but has too
+// much to do, and so may the peer.
 func (t *attempt) copies() int {
-	if t.made > copiedTries {
+	if t.made > copiedTries || t.late > 0 {
 		return 1
 	}
 	return min(t.made, maxCopies)
+}
+
+// repeat says when the next initiation goes out, after the one that does now.
+func (t *attempt) repeat(now time.Time, jitter time.Duration) {
+	t.late = max(0, now.Sub(t.next)-patience)
+	t.next = now.Add(t.pause + min(lateRest*t.late, longestRest) + jitter)
+	t.pause = min(2*t.pause, RekeyTry)
+	t.made++
 }
 
 // want begins to try for a session, unless that is done or needless.
@@ -51,9 +61,7 @@ func (p *peer) goOn(now time.Time) {
 		p.m.do(GiveUp{p.Key})
 		return
 	}
-	p.try.next = now.Add(p.try.pause + p.m.jitter())
-	p.try.pause = min(2*p.try.pause, RekeyTry)
-	p.try.made++
+	p.try.repeat(now, p.m.jitter())
 	p.initiate(now)
 }
 

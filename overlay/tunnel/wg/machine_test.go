@@ -329,3 +329,43 @@ func TestAnsweredEndsWithItsSession(t *testing.T) {
 		})
 	}
 }
+
+// An owner that looks late has too much to do: it repeats an initiation once, not in
+// copies, and rests before the next. When it is in time again all is as usual.
+func TestLateRepetitionRests(t *testing.T) {
+	private, _ := keyPair(t, 1)
+	_, other := keyPair(t, 2)
+	m, err := New(Config{PrivateKey: private})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.SetPeers(start, []Peer{{Key: other, Suite: ChaCha20Poly1305}}); err != nil {
+		t.Fatal(err)
+	}
+	m.Want(start, other)
+	for _, c := range []struct {
+		late   time.Duration
+		copies int
+		pause  time.Duration
+	}{
+		{patience, 2, 2 * firstTry},
+		{patience + time.Second, 1, 4*firstTry + lateRest*time.Second},
+		{time.Minute / 2, 1, RekeyTry + longestRest},
+		{0, maxCopies, RekeyTry},
+	} {
+		next, _ := m.Next()
+		now := next.Add(c.late)
+		var sent []Send
+		for _, a := range m.Step(now) {
+			if s, ok := a.(Send); ok {
+				sent = append(sent, s)
+			}
+		}
+		if len(sent) != 1 || sent[0].Copies != c.copies {
+			t.Errorf("%s late: %d initiations go out, want one in %d copies", c.late, len(sent), c.copies)
+		}
+		if next, _ := m.Next(); next.Sub(now) < c.pause || next.Sub(now) > c.pause+maxJitter {
+			t.Errorf("%s late: the next is due after %s, want %s", c.late, next.Sub(now), c.pause)
+		}
+	}
+}

@@ -50,6 +50,13 @@ const (
 	// copiedTries is how many do: who has not answered by then, after some 40 s, is
 	// gone rather than unlucky.
 	copiedTries = 10
+	// patience is how late an owner may be, since it does several things together. One
+	// that is later with a repetition has too much to do, and rests lateRest times as
+	// long before the next: many hosts on one machine, whose handshakes are not
+	// answered in time, would else have no time for anything but more of them.
+	patience    = 250 * time.Millisecond
+	lateRest    = 8
+	longestRest = 10 * time.Second
 	// maxJitter keeps two ends that lost the same packet from repeating in step.
 	maxJitter = 333 * time.Millisecond
 	// goOverAfter: peers hear of a new key of ours in this time. Until then they are
