@@ -109,7 +109,7 @@ func sorted(claims []Claim, meant func(Claim) bool) []Claim {
 }
 
 // subnets are those that are taken: sorted, and none overlaps another, so that one is
-// found without a look at all.
+// found without looking at all of them.
 type subnets []netip.Prefix
 
 // take picks those of the claims that overlap none before them.

@@ -108,7 +108,7 @@ func (m *Member) revoked() bool {
 // certificateFindings reports what ends soon, and what a wrong clock hides.
 func (m *Member) certificateFindings(now time.Time, view *mesh.View, find func(level, code, format string, args ...any)) {
 	date := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
-	clock, others, last := m.clock(now), 0, 0
+	clock, others, lasting := m.clock(now), 0, 0
 	var ending []string
 	for _, n := range view.Nodes {
 		if n.ID == m.id || n.Left {
@@ -116,14 +116,14 @@ func (m *Member) certificateFindings(now time.Time, view *mesh.View, find func(l
 		}
 		others++
 		if n.Ends.After(clock) {
-			last++
+			lasting++
 		}
 		if n.Ends.Sub(clock) < warnBefore {
 			ending = append(ending, fmt.Sprintf("%s (%s)", n.Name, n.Ends.UTC().Format(time.DateOnly)))
 		}
 	}
 	switch {
-	case clock.Before(m.cert.NotBefore), !m.cert.ValidAt(clock) && (m.doubts(now) || others > 0 && last == 0):
+	case clock.Before(m.cert.NotBefore), !m.cert.ValidAt(clock) && (m.doubts(now) || others > 0 && lasting == 0):
 		find("error", "clock", "this node's certificate is valid from %s to %s, and by the clock it is not that time: set the clock", date(m.cert.NotBefore), date(m.cert.NotAfter))
 	case !m.cert.ValidAt(clock):
 		find("error", "certificate_ends", "this node's certificate has ended at %s, and others drop it by now: renew it with `meshctl cert renew`, or set the clock if it is wrong", date(m.cert.NotAfter))

@@ -181,12 +181,12 @@ func (c *control) saveLast() {
 // sendTo sends a message to a peer. An initiation that is repeated goes to its
 // next endpoint, unless the peer was heard from this one meanwhile.
 func (c *control) sendTo(p *peer, a wg.Send) {
-	repeated := wg.IsInitiation(a.Packet)
-	if rx := p.rx.Load(); repeated && rx != p.seen {
-		p.seen, p.tries, repeated = rx, 1, false
+	counts := wg.IsInitiation(a.Packet)
+	if rx := p.rx.Load(); counts && rx != p.seen {
+		p.seen, p.tries, counts = rx, 1, false
 	}
 	for range a.Copies {
-		if repeated {
+		if counts {
 			c.turn(p)
 		}
 		at := p.path.Load()

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// answer takes an initiation that is authentic.
-func (p *peer) answer(now time.Time, r *received, from netip.AddrPort) error {
+// answer takes an initiation that is authentic, with its first MAC.
+func (p *peer) answer(now time.Time, mac [macSize]byte, r *received, from netip.AddrPort) error {
 	if !r.at.after(p.latest) {
 		if r.at != p.latest && r.peer == p.Key {
 			p.askBack(now)
@@ -37,7 +37,7 @@ func (p *peer) answer(now time.Time, r *received, from netip.AddrPort) error {
 		to = &signer{macKeys: macKeysOf(r.peer)} // it may not know yet that we know its new key
 	}
 	p.sendHandshake(now, to, msg, 1)
-	p.m.answered = answered{peer: p, session: p.next, response: msg}
+	p.m.answered = answered{mac, p, p.next, msg}
 	return nil
 }
 
@@ -55,7 +55,7 @@ func (p *peer) askBack(now time.Time) {
 
 // answered is the last initiation that was: who repeats it may not have the response.
 type answered struct {
-	mac      [macSize]byte // the first one, so that it is the same message
+	mac      [macSize]byte // the initiation's first one, so that it is the same message
 	peer     *peer
 	session  *Session
 	response []byte

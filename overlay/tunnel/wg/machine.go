@@ -226,11 +226,7 @@ func (m *Machine) takeInitiation(now time.Time, s *suite, at *end, msg []byte, f
 	if err != nil {
 		return err
 	}
-	if err := p.answer(now, &r, from); err != nil {
-		return err
-	}
-	m.answered.mac = mac
-	return nil
+	return p.answer(now, mac, &r, from)
 }
 
 // peer is the one that had a key until a moment ago, or has it. In this order, since

@@ -130,9 +130,6 @@ func (p *peer) reset() {
 		p.end(s)
 	}
 	p.try, p.sentAt = attempt{}, time.Time{}
-	if p.m.answered.peer == p {
-		p.m.answered = answered{}
-	}
 	if used {
 		p.m.do(Use{p.Key, nil})
 	}
