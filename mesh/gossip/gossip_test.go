@@ -82,7 +82,7 @@ func (c *core) say(text string) {
 	c.objects[text] = true
 	c.out.Broadcast = append(c.out.Broadcast, []byte(text))
 	if c.saves {
-		c.out.Save = &member.State{Epoch: 1, Left: c.left}
+		c.out.State = &member.State{Epoch: 1, Left: c.left}
 	}
 }
 
@@ -586,7 +586,7 @@ func TestSaveComesBeforeTheView(t *testing.T) {
 			a.core.mu.Lock()
 			a.core.out.View = v
 			if save {
-				a.core.out.Save = &member.State{Epoch: 9, Leases: leases}
+				a.core.out.State = &member.State{Epoch: 9, Leases: leases}
 			}
 			a.core.mu.Unlock()
 			a.SetEndpoints(nil)

@@ -46,10 +46,10 @@ type saver struct {
 // keep takes what must be durable, in place of any before, to save it at once.
 func (s *saver) keep(out member.Output, now time.Time) {
 	switch {
-	case out.Save != nil:
+	case out.State != nil:
 		s.renewed = nil
-	case out.Keep != nil && s.first.Save != nil:
-		s.first.Save = out.Keep
+	case out.Keep != nil && s.first.State != nil:
+		s.first.State = out.Keep
 	case out.Keep != nil:
 		s.renewed = out.Keep
 	}

@@ -6,7 +6,7 @@ type Durable struct {
 	Certificate []byte   // not nil: this node's own was renewed
 	Keyring     *Keyring // not nil: changed; must not be used before it is durable
 	Table       bool     // that of now
-	Save        *State   // not nil: changed
+	State       *State   // not nil: changed
 }
 
 // Disk keeps what must be durable.
@@ -20,7 +20,7 @@ type Disk interface {
 
 // Any tells whether there is anything to save.
 func (d *Durable) Any() bool {
-	return d.Charter != nil || d.Certificate != nil || d.Keyring != nil || d.Table || d.Save != nil
+	return d.Charter != nil || d.Certificate != nil || d.Keyring != nil || d.Table || d.State != nil
 }
 
 // Add takes in what is newer, in place of what it had of that.
@@ -34,8 +34,8 @@ func (d *Durable) Add(newer Durable) {
 	if newer.Keyring != nil {
 		d.Keyring = newer.Keyring
 	}
-	if newer.Save != nil {
-		d.Save = newer.Save
+	if newer.State != nil {
+		d.State = newer.State
 	}
 	d.Table = d.Table || newer.Table
 }
@@ -69,11 +69,11 @@ func (d *Durable) SaveTo(disk Disk, table func() [][]byte) error {
 		}
 		d.Table = false
 	}
-	if d.Save != nil {
-		if err := disk.SaveState(*d.Save); err != nil {
+	if d.State != nil {
+		if err := disk.SaveState(*d.State); err != nil {
 			return err
 		}
-		d.Save = nil
+		d.State = nil
 	}
 	return nil
 }

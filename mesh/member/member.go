@@ -3,7 +3,7 @@
 // holds.
 //
 //	objects from gossip ──► Receive ─┐
-//	exchange completed ───► Synced ──┤            ┌─► Save       (first, durable)
+//	exchange completed ───► Synced ──┤            ┌─► Durable    (to be saved first)
 //	addresses, charter ───► Set... ──┼─► Step(now)┼─► Broadcast  (signed objects)
 //	leave ────────────────► Leave ───┘     ▲      ├─► Want       (to fetch)
 //	members asked ────────► Asked ─────────┘      ├─► Ask        (before a claim is held, or of a twin)
@@ -319,7 +319,7 @@ func (m *Member) Step(now time.Time) Output {
 	}
 	out.Broadcast, m.todo.outBound = m.todo.outBound, nil
 	out.Table, m.todo.urgent = m.todo.urgent, false
-	out.Save, out.Keep = m.save()
+	out.State, out.Keep = m.save()
 	out.Want = m.reg.Missing()
 	if view := m.buildView(now); m.todo.view == nil || !view.Equal(m.todo.view) {
 		m.todo.view, out.View = view, view

@@ -337,7 +337,7 @@ func (s *sim) step(h *host) {
 	if out.Charter != nil {
 		h.charter = out.Charter
 	}
-	for _, state := range []*State{out.Save, out.Keep} {
+	for _, state := range []*State{out.State, out.Keep} {
 		if state != nil {
 			h.disk = *state
 		}

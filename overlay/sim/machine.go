@@ -186,12 +186,12 @@ func (h *machine) soon(d time.Duration, do func()) {
 // step has the machine do what is due.
 func (h *machine) step() {
 	out := h.m.Step(h.now())
-	if h.dies == beforeSave && out.Save != nil {
+	if h.dies == beforeSave && out.State != nil {
 		h.dies = never
 		h.kill()
 		return
 	}
-	die := h.dies == afterSave && (out.Save != nil || out.Table)
+	die := h.dies == afterSave && (out.State != nil || out.Table)
 	_ = out.SaveTo(&h.disk, h.m.Table) // never fails
 	if out.Keep != nil {
 		h.disk.state = *out.Keep
