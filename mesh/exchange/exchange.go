@@ -204,7 +204,7 @@ func (e *Exchange) Run(ctx context.Context) {
 		var p *peer
 		if wait <= 0 && self.IsValid() && ctx.Err() == nil {
 			if e.asking < maxAsking {
-				p = e.schedule.pick()
+				p = e.schedule.pick(now)
 			}
 			e.schedule.asked(now, p)
 			wait = e.schedule.at.Sub(now)

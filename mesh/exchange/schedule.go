@@ -15,8 +15,8 @@ const (
 	// every is the pause between two exchanges of a node with nothing new, on
 	// average: everybody hears of what it missed within two such pauses, or two of calm.
 	every = 5 * time.Second
-	// calm is the pause after stillFor without anything new, while whoever is asked
-	// answers: else exchanges are 4 kbit/s of each node of a mesh that is left alone,
+	// calm is the pause after stillFor without anything new, while everybody who was
+	// asked has answered last: else exchanges are 4 kbit/s of each node of a mesh that is left alone,
 	// and a quarter of what one of 50 sends.
 	calm     = 10 * time.Second
 	stillFor = time.Minute
@@ -27,7 +27,7 @@ const (
 	// firstAway and lastAway bound how long a member that did not answer in time is
 	// left alone. It is short: after a partition of any length all is to be well soon,
 	// and a member that is off costs little.
-	firstAway, lastAway = 3 * time.Second, 6 * time.Second
+	firstAway, lastAway = 3 * time.Second, 5 * time.Second
 	// lonely is after how many failures in a row a success means that the node was
 	// cut off: then nobody is held for away any more.
 	lonely = 3
@@ -49,6 +49,7 @@ type peer struct {
 	addr    netip.Addr
 	asked   time.Time // last
 	met     bool      // the last exchange went well
+	failed  bool      // the last exchange did not; neither: there was none
 	awayTo  time.Time // not to be asked before
 	away    time.Duration
 	asking  chan struct{} // closed when the exchange that we began ends; nil: there is none
@@ -75,8 +76,7 @@ func (s *schedule) set(now time.Time, others map[mesh.NodeID]netip.Addr) {
 }
 
 // pick gives the member to ask now: one of those that were not asked for longest.
-func (s *schedule) pick() *peer {
-	now := time.Now()
+func (s *schedule) pick(now time.Time) *peer {
 	var free []*peer
 	for _, p := range s.peers {
 		if p.asking == nil && !now.Before(p.awayTo) {
@@ -101,11 +101,29 @@ func (s *schedule) asked(now time.Time, p *peer) {
 		s.at = now.Add(around(haste))
 	case !s.began.IsZero() && now.Sub(s.began) < eager:
 		s.at = now.Add(around(haste))
-	case s.lost == 0 && now.Sub(s.stir) >= stillFor:
+	case now.Sub(s.stir) >= stillFor && s.whole():
 		s.at = now.Add(around(calm))
 	default:
 		s.at = now.Add(around(every))
 	}
+	if p == nil {
+		for _, o := range s.peers { // nobody was free: as soon as somebody is
+			if o.awayTo.After(now) && o.awayTo.Before(s.at) {
+				s.at = o.awayTo
+			}
+		}
+	}
+}
+
+// whole tells whether nobody is missed. One that answers is no sign that all do: on
+// one side of a partition, who hears of the others late hears late of what they know.
+func (s *schedule) whole() bool {
+	for _, p := range s.peers {
+		if p.failed {
+			return false
+		}
+	}
+	return true
 }
 
 // hurry has the next exchange begin now, and some more follow soon: as many as it
@@ -123,7 +141,7 @@ func (s *schedule) met(now time.Time, p *peer, news bool) {
 		}
 		news = true
 	}
-	p.met, p.awayTo, p.away = true, time.Time{}, 0
+	p.met, p.failed, p.awayTo, p.away = true, false, time.Time{}, 0
 	s.lost, s.began = 0, time.Time{}
 	if news {
 		at := s.at
@@ -138,7 +156,7 @@ func (s *schedule) met(now time.Time, p *peer, news bool) {
 // failed notes one that did not. It is late if nothing was heard; an error at once
 // may well be ours, or of a daemon that starts.
 func (s *schedule) failed(now time.Time, p *peer, late bool) {
-	p.met = false
+	p.met, p.failed = false, true
 	s.lost++
 	if s.lost == lonely && s.began.IsZero() {
 		s.began = now

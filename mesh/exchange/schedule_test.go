@@ -86,6 +86,8 @@ func TestCalm(t *testing.T) {
 	pause("when all is still", now, calm)
 	s.failed(now, all[0], false)
 	pause("when somebody does not answer", now, every)
+	s.met(now, all[1], false)
+	pause("when only another one does", now, every)
 	s.met(now, all[0], false)
 	pause("when it does", now, calm)
 	s.met(now, all[1], true)
@@ -112,7 +114,7 @@ func TestAway(t *testing.T) {
 		}
 	}
 	for range 20 {
-		if p := s.pick(); p != all[1] {
+		if p := s.pick(now); p != all[1] {
 			t.Fatalf("asked is %v, who is left alone", p)
 		}
 	}
