@@ -109,7 +109,7 @@ func (l *loop) run() {
 		case <-timer.C:
 		}
 		l.drain()
-		if wait := time.Until(l.stepAt); heard && wait > 0 {
+		if wait := time.Until(l.stepAt); heard && wait > 0 && !l.speech.urgent {
 			timer.Reset(wait)
 			continue
 		}

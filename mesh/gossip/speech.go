@@ -32,7 +32,7 @@ func (l *loop) speak(now time.Time) {
 	said := s.held
 	s.held = nil
 	s.urgent = s.urgent || len(said) > 0 && l.unheard() || slices.ContainsFunc(said, func(o []byte) bool { return len(o) > trust.MaxBroadcast })
-	if s.stale && (!now.Before(s.encodeAt) || len(l.parting.waiting) > 0) {
+	if s.stale && (!now.Before(s.encodeAt) || s.urgent || len(l.parting.waiting) > 0) {
 		l.encode()
 		s.encodeAt = now.Add(rest(encodeEvery, time.Since(now)))
 	}
