@@ -62,9 +62,9 @@ func (e *ear) heard() (count int, last time.Time) {
 	return e.count, e.last
 }
 
-// shout sends datagrams from a host to an address, a hundred a second, whatever
+// shout sends datagrams from a host to an address, one after each pause, whatever
 // becomes of them.
-func shout(ctx context.Context, from *lab.Host, to netip.Addr) (stop func(), err error) {
+func shout(ctx context.Context, from *lab.Host, to netip.Addr, pause time.Duration) (stop func(), err error) {
 	c, err := from.ListenPacket(ctx, "udp4", "0.0.0.0:0")
 	if err != nil {
 		return nil, err
@@ -73,7 +73,7 @@ func shout(ctx context.Context, from *lab.Host, to netip.Addr) (stop func(), err
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		tick := time.NewTicker(10 * time.Millisecond)
+		tick := time.NewTicker(pause)
 		defer tick.Stop()
 		target := net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, earPort))
 		for ctx.Err() == nil {
@@ -109,7 +109,7 @@ func TestRevoke(t *testing.T) {
 	for _, n := range good {
 		addr := addresses(t, n)[0]
 		ears = append(ears, listenAt(t, n, addr))
-		stop, err := shout(t.Context(), evil.Host, addr)
+		stop, err := shout(t.Context(), evil.Host, addr, 10*time.Millisecond)
 		must(t, err)
 		t.Cleanup(stop)
 	}
