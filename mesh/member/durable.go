@@ -42,8 +42,9 @@ func (d *Durable) Add(newer Durable) {
 
 // SaveTo saves all and forgets it, as far as it comes: what is left after an error is
 // for the next time. The daemon may die after any part, so what others rest on goes
-// first: the state may have a lease in a network that no charter before it has, and a
-// lease counts for nothing without the admission that is in the table.
+// first: the state may have a lease in a network that no charter before it has, or that
+// no certificate before it allows, and a lease counts for nothing without the admission
+// that is in the table.
 func (d *Durable) SaveTo(disk Disk, table func() [][]byte) error {
 	if d.Charter != nil {
 		if err := disk.SaveCharter(d.Charter); err != nil {
