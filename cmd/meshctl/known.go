@@ -10,6 +10,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -212,11 +213,58 @@ func (k *known) find(name string) (registry.Member, error) {
 		doc.Peers = append(doc.Peers, p)
 	}
 	peer, err := doc.Find(name)
+	if errors.Is(err, status.ErrAmbiguousNode) {
+		err = fmt.Errorf("%w: %s", err, strings.Join(k.alive(err.Error(), time.Now()), "; "))
+	}
 	if err != nil {
 		return registry.Member{}, exit.With(exit.BadData, err)
 	}
 	all := k.members()
 	return all[slices.IndexFunc(all, func(m registry.Member) bool { return m.ID == peer.ID })], nil
+}
+
+// alive tells of each member that a text names by its ID whether it lives: of a dead
+// host and the one in its place, which have one name and one subnet, a person must not
+// throw out the wrong one.
+func (k *known) alive(text string, now time.Time) (states []string) {
+	for _, m := range k.members() {
+		if !strings.Contains(text, m.ID.String()) {
+			continue
+		}
+		var words []string
+		switch p := peerOf(k.doc, m); {
+		case m.ID == k.self:
+			words = []string{"this node"}
+		case p != nil:
+			words = peerWords(p, now)
+		}
+		if len(words) > 0 {
+			states = append(states, m.ID.Short()+" is "+strings.Join(words, ", "))
+		}
+	}
+	return states
+}
+
+// peerWords says of a peer what is known of its life. It was heard of by probes, or by what
+// others say of its lease.
+func peerWords(p *status.Peer, now time.Time) []string {
+	words := []string{string(p.State)}
+	if p.Expired != mesh.NotExpired {
+		words = append(words, string(p.Expired))
+	}
+	var heard time.Time
+	if p.LastSeen != nil {
+		heard = *p.LastSeen
+	}
+	for _, l := range p.Leases {
+		if l.Renewed != nil && l.Renewed.After(heard) {
+			heard = *l.Renewed
+		}
+	}
+	if !heard.IsZero() {
+		words = append(words, "last heard of "+remaining(heard, now)+" ago")
+	}
+	return words
 }
 
 // errOutcast says that this node can do nothing for itself any more.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	"meshd/mesh/meshtest"
 	"meshd/mesh/statedir"
 	"meshd/mesh/trust"
+	"meshd/overlay/status"
 )
 
 // What meshctl says of a lease is what the daemon says of it: two tombstones stand,
@@ -49,5 +51,24 @@ func TestLeaseListAsTheDaemon(t *testing.T) {
 	}
 	if _, expired := k.leasesOf(beta); expired == mesh.NotExpired {
 		t.Error("the daemon's rule says that the lease is void, and meshctl says that it is held")
+	}
+}
+
+// Of two namesakes the one that is dead is known by what is told of it.
+func TestLifeOfAPeer(t *testing.T) {
+	now := time.Now()
+	earlier, later := now.Add(-3*time.Minute), now.Add(-2*time.Second)
+	for _, c := range []struct {
+		peer status.Peer
+		want string
+	}{
+		{status.Peer{State: status.PeerUp, LastSeen: &later, Leases: []status.Lease{{Renewed: &earlier}}}, "up, last heard of 2s ago"},
+		{status.Peer{State: status.PeerDown, LastSeen: &earlier, Expired: mesh.Forgotten}, "down, forgotten, last heard of 3m ago"},
+		{status.Peer{State: status.PeerDown, Leases: []status.Lease{{}, {Renewed: &earlier}}}, "down, last heard of 3m ago"},
+		{status.Peer{State: status.PeerLeft}, "left"},
+	} {
+		if got := strings.Join(peerWords(&c.peer, now), ", "); got != c.want {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
 	}
 }
