@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -48,6 +49,7 @@ type death int
 const (
 	never      death = iota
 	beforeSave       // nothing of the step is saved
+	midSave          // the first part is, of two at least, as when a member is revoked
 	afterSave        // all of it is saved, and nothing is said
 )
 
@@ -57,30 +59,30 @@ type record struct {
 	keyring              *member.Keyring
 	state                member.State
 	table                [][]byte
+
+	dies int // before which part of a save the daemon dies, from 1; 0: it does not
 }
 
 func (r *record) SaveCharter(charter []byte) error {
-	r.charter = charter
-	return nil
+	return r.save(func() { r.charter = charter })
 }
 
 func (r *record) SaveCertificate(certificate []byte) error {
-	r.certificate = certificate
-	return nil
+	return r.save(func() { r.certificate = certificate })
 }
 
-func (r *record) SaveKeyring(k member.Keyring) error {
-	r.keyring = &k
-	return nil
-}
+func (r *record) SaveKeyring(k member.Keyring) error { return r.save(func() { r.keyring = &k }) }
+func (r *record) SaveTable(table [][]byte) error     { return r.save(func() { r.table = table }) }
+func (r *record) SaveState(state member.State) error { return r.save(func() { r.state = state }) }
 
-func (r *record) SaveTable(table [][]byte) error {
-	r.table = table
-	return nil
-}
+var errDies = errors.New("the daemon dies")
 
-func (r *record) SaveState(state member.State) error {
-	r.state = state
+func (r *record) save(part func()) error {
+	if r.dies == 1 {
+		return errDies
+	}
+	r.dies = max(0, r.dies-1)
+	part()
 	return nil
 }
 
@@ -115,6 +117,9 @@ func (h *machine) join() {
 		h.c.t.Fatal(err)
 	}
 	h.card, h.cert, h.wanted = &card, cert, true
+	if h.c.chance(0.5) {
+		h.dies = midSave
+	}
 	h.boot()
 }
 
@@ -192,7 +197,14 @@ func (h *machine) step() {
 		return
 	}
 	die := h.dies == afterSave && (out.State != nil || out.Table)
-	_ = out.SaveTo(&h.disk, h.m.Table) // never fails
+	if h.dies == midSave && out.Table && out.State != nil {
+		h.disk.dies = 2
+	}
+	if out.SaveTo(&h.disk, h.m.Table) != nil { // only if it dies
+		h.disk.dies, die = 0, true
+		h.c.say("%s: kill -9 while it saves", h)
+		h.c.after(2*time.Second, h.boot)
+	}
 	if out.Keep != nil {
 		h.disk.state = *out.Keep
 	}
