@@ -236,6 +236,25 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// Who has sent data has the response: a copy of its initiation is a replay, even before
+// Step knows that the session is used.
+func TestCopyAfterData(t *testing.T) {
+	for _, suite := range bothSuites {
+		x := newFuzzed(t, suite)
+		initiation, keepalive := x.messages[0], x.messages[4]
+		if _, err := x.b.Receive(start, initiation, netip.AddrPort{}); !errors.Is(err, ErrCopy) {
+			t.Errorf("%s: copy before data: %v, want %v", suite, err, ErrCopy)
+		}
+		if _, err := x.session.Open(keepalive); err != nil {
+			t.Fatal(err)
+		}
+		x.session.NoteReceived(start, false, netip.AddrPort{})
+		if actions, err := x.b.Receive(start, initiation, netip.AddrPort{}); !errors.Is(err, ErrReplay) || len(actions) > 0 {
+			t.Errorf("%s: copy after data: %v and %v, want %v", suite, err, actions, ErrReplay)
+		}
+	}
+}
+
 // A worker has heard from the initiator, and the next initiation is quicker than
 // Step: the session that is in use must not be taken for one that never was.
 func TestConfirmedBeforeStep(t *testing.T) {
