@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"meshd/mesh"
 	"meshd/overlay/e2e/cluster"
@@ -15,7 +17,8 @@ import (
 )
 
 // TestDayTwo does to a mesh what docs/operations.md says about a host that died:
-// a new one takes its subnet, and one that comes from a backup is the same node.
+// one that comes from a backup is the same node, a new one takes its name and subnet.
+// And a host that is a member already gets the pin that only newcomers get.
 func TestDayTwo(t *testing.T) {
 	t.Parallel()
 	c := cluster.ForTest(t, []string{"alpha", "beta", "gamma"})
@@ -40,10 +43,12 @@ func TestDayTwo(t *testing.T) {
 			beta.Kill()
 			must(t, beta.Configure("node: {name: beta, labels: {life: "+life+"}}"))
 			must(t, beta.Start())
-			must(t, alpha.WaitFor(cluster.Bounded(t), "to hear of the "+life+" life", func(d *status.Document) bool {
-				p, err := d.Find("beta")
-				return err == nil && p.Labels["life"] == life
-			}))
+			for _, n := range []*cluster.Node{alpha, gamma} { // or beta hears of an earlier one first
+				must(t, n.WaitFor(cluster.Bounded(t), "to hear of the "+life+" life", func(d *status.Document) bool {
+					p, err := d.Find("beta")
+					return err == nil && p.Labels["life"] == life
+				}))
+			}
 		}
 		lived := document(beta).Node.Epoch
 		beta.Kill()
@@ -64,24 +69,82 @@ func TestDayTwo(t *testing.T) {
 	t.Run("without one", func(t *testing.T) {
 		dead := document(gamma)
 		subnet := dead.Node.Leases[0].Prefixes[0]
-		gamma.Kill()
-		must(t, os.RemoveAll(gamma.StateDir()))
-		token, err := alpha.Token(t.Context(), "--subnet", subnet.String())
-		must(t, err)
-		must(t, gamma.Join(t.Context(), token, "--node", "gamma-2"))
-		must(t, gamma.Start())
-		must(t, c.WaitAllPairs(cluster.Bounded(t)))
-		now := document(gamma)
-		if now.Node.ID == dead.Node.ID || now.Node.Leases[0].Prefixes[0] != subnet || now.State != mesh.Ready {
-			t.Errorf("the dead node had %s, the new one is %+v", subnet, now.Node)
+		typed := func(args ...string) string {
+			t.Helper()
+			out, err := alpha.Meshctl(cluster.Bounded(t), args...)
+			must(t, err)
+			return out
 		}
-		// The dead one stays on the list, as down after 25 s.
+		replaced := func() {
+			t.Helper()
+			must(t, os.RemoveAll(gamma.StateDir()))
+			must(t, gamma.Join(t.Context(), typed("token", "create", "--subnet", subnet.String())))
+			must(t, gamma.Start())
+			must(t, gamma.WaitReady(cluster.Bounded(t)))
+			if now := document(gamma); now.Node.ID == dead.Node.ID || now.Node.Leases[0].Prefixes[0] != subnet {
+				t.Errorf("the dead node had %s, the new one is %+v", subnet, now.Node)
+			}
+		}
+		alone := func() {
+			t.Helper()
+			must(t, alpha.WaitFor(cluster.Bounded(t), "to have one gamma", func(d *status.Document) bool {
+				return len(d.Peers) == 2 && d.Healthy()
+			}))
+			began := time.Now()
+			if typed("keys", "rotate", "gossip", "--now"); time.Since(began) > time.Minute {
+				t.Error("the rotation waited for the dead node")
+			}
+		}
+
+		// It was forgotten, and the new one is there already: two have one name.
+		gamma.Kill()
+		typed("forget", "gamma", "--yes")
 		ctx, cancel := context.WithTimeout(t.Context(), 2*cluster.Soon)
 		defer cancel()
 		must(t, alpha.WaitFor(ctx, "to see that the dead node is down", func(d *status.Document) bool {
-			p, err := d.Find(dead.Node.ID.String())
-			return err == nil && p.State == status.PeerDown && d.ExitCode() == 1
+			p, err := d.Find("gamma")
+			return err == nil && p.State == status.PeerDown && p.Expired == mesh.Forgotten && d.Healthy()
 		}))
+		replaced()
+		_, err := alpha.Meshctl(cluster.Bounded(t), "revoke", "gamma", "--yes")
+		if told := dead.Node.ID.Short() + " is down, forgotten, last heard of "; err == nil || !strings.Contains(err.Error(), told) {
+			t.Errorf("which of the two is dead is not told: %v, want %q", err, told)
+		}
+		line := regexp.MustCompile(`(?m)^default .* forgotten .* (\S+)$`).FindStringSubmatch(typed("lease", "list", "-o", "wide"))
+		if line == nil || line[1] != dead.Node.ID.String() {
+			t.Fatalf("the list of leases says that %v was forgotten, want %s", line, dead.Node.ID)
+		}
+		typed("revoke", line[1], "--yes")
+		alone()
+
+		// The shorter way: the old one is thrown out before the new one comes.
+		dead = document(gamma)
+		gamma.Kill()
+		typed("revoke", "gamma", "--yes")
+		replaced()
+		alone()
+		must(t, c.WaitAllPairs(cluster.Bounded(t)))
+	})
+
+	t.Run("a member is pinned", func(t *testing.T) {
+		before := document(beta)
+		subnet := before.Node.Leases[0].Prefixes[0]
+		token, err := alpha.Token(t.Context(), "--subnet", subnet.String())
+		must(t, err)
+		_, err = beta.Meshctl(cluster.Bounded(t), "leave")
+		must(t, err)
+		<-beta.Process().Done()
+		must(t, beta.Join(t.Context(), token))
+		must(t, beta.Start())
+		must(t, c.WaitAllPairs(cluster.Bounded(t)))
+		after := document(beta)
+		if after.Node.ID == before.Node.ID || after.Node.Leases[0].Prefixes[0] != subnet {
+			t.Errorf("before %+v, after %+v", before.Node, after.Node)
+		}
+		if _, err := beta.Meshctl(cluster.Bounded(t), "lease", "renumber"); err == nil {
+			t.Error("the node is not pinned: it renumbers")
+		}
+		must(t, alpha.WaitFor(cluster.Bounded(t), "to be healthy", func(d *status.Document) bool { return d.Healthy() }))
 	})
 }
 
