@@ -35,12 +35,12 @@ var errHarmful = errors.New("not a message of a member")
 
 // checkPacket refuses a packet with which memberlist could not cope: compressed
 // ones above all, of which a thousandth arrives, and lengths that lie.
-func checkPacket(m []byte) error {
+func checkPacket(m []byte, self *standing) error {
 	if len(m) > 5 && m[0] == mlCRC {
 		m = m[5:]
 	}
 	if len(m) < 2 || m[0] != mlCompound {
-		return checkPart(m)
+		return checkPart(m, self)
 	}
 	parts := int(m[1])
 	lengths, rest := m[2:], []byte(nil)
@@ -50,7 +50,7 @@ func checkPacket(m []byte) error {
 	lengths, rest = lengths[:2*parts], lengths[2*parts:]
 	for ; len(lengths) > 0; lengths = lengths[2:] {
 		n := int(binary.BigEndian.Uint16(lengths))
-		if n > len(rest) || checkPart(rest[:n]) != nil {
+		if n > len(rest) || checkPart(rest[:n], self) != nil {
 			return errHarmful
 		}
 		rest = rest[n:]
@@ -59,15 +59,19 @@ func checkPacket(m []byte) error {
 }
 
 // checkPart refuses what is not a single message.
-func checkPart(m []byte) error {
+func checkPart(m []byte, self *standing) error {
 	if len(m) == 0 {
 		return errHarmful
 	}
 	switch m[0] {
 	case mlUser:
 		return nil
-	case mlPing, mlIndirectPing, mlAck, mlSuspect, mlAlive, mlDead, mlNack:
+	case mlPing, mlIndirectPing, mlAck, mlNack:
 		if _, ok := skipMap(m[1:], nil); ok {
+			return nil
+		}
+	case mlSuspect, mlAlive, mlDead:
+		if _, ok := checkWord(m[1:], self); ok {
 			return nil
 		}
 	}
@@ -75,7 +79,7 @@ func checkPart(m []byte) error {
 }
 
 // checkStream does the same with what came by stream.
-func checkStream(m []byte) error {
+func checkStream(m []byte, self *standing) error {
 	if len(m) == 0 {
 		return errHarmful
 	}
@@ -100,7 +104,7 @@ func checkStream(m []byte) error {
 			return errHarmful
 		}
 		for range nodes {
-			if rest, ok = skipMap(rest, nil); !ok {
+			if rest, ok = checkWord(rest, self); !ok {
 				return errHarmful
 			}
 		}
@@ -118,6 +122,20 @@ func checkStream(m []byte) error {
 // contains anything as values. If numbers is not nil, all values are numbers or
 // booleans, and those that are not negative are put there.
 func skipMap(raw []byte, numbers map[string]uint64) (rest []byte, ok bool) {
+	return eachField(raw, func(name []byte, value scalar) bool {
+		if numbers == nil {
+			return true
+		}
+		if _, twice := numbers[string(name)]; twice || value.kind != number {
+			return false
+		}
+		numbers[string(name)] = value.number
+		return true
+	})
+}
+
+// eachField does the same, and gives each field to f, which tells whether it may pass.
+func eachField(raw []byte, f func(name []byte, value scalar) bool) (rest []byte, ok bool) {
 	if len(raw) == 0 {
 		return nil, false
 	}
@@ -138,16 +156,9 @@ func skipMap(raw []byte, numbers map[string]uint64) (rest []byte, ok bool) {
 		if name, rest, ok = cutScalar(rest); !ok || name.kind != textual {
 			return nil, false
 		}
-		if value, rest, ok = cutScalar(rest); !ok {
+		if value, rest, ok = cutScalar(rest); !ok || !f(name.text, value) {
 			return nil, false
 		}
-		if numbers == nil {
-			continue
-		}
-		if _, twice := numbers[string(name.text)]; twice || value.kind != number {
-			return nil, false
-		}
-		numbers[string(name.text)] = value.number
 	}
 	return rest, true
 }

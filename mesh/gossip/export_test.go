@@ -1,11 +1,14 @@
 package gossip
 
 import (
+	"bytes"
+	"encoding/binary"
 	"maps"
 	"net/netip"
 	"slices"
 
 	"meshd/mesh"
+	"meshd/mesh/member"
 )
 
 // Stats is what tests want to know of the instance that runs.
@@ -39,3 +42,34 @@ func (g *Gossip) Hear(object []byte) {
 		panic("no room")
 	}
 }
+
+// Hears tells whether a name is live to the instance that runs.
+func (g *Gossip) Hears(name string) bool {
+	i := g.running.Load()
+	if i == nil {
+		return false
+	}
+	_, ok := i.others()[name]
+	return ok
+}
+
+// SealPacket and SealStream seal what whoever has the key sends.
+func SealPacket(key, message []byte) []byte { return mustSeal(key, nil, message) }
+
+func SealStream(key, message []byte) []byte {
+	return mustSeal(key, binary.BigEndian.AppendUint32([]byte{sealedStream}, uint32(len(message)+sealOverhead)), message)
+}
+
+func mustSeal(key, header, message []byte) []byte {
+	s, err := newSealer(member.NewKeyring(key))
+	if err != nil {
+		panic(err)
+	}
+	return s.seal(bytes.Clone(header), message, header)
+}
+
+// When a name is worn out, and how often there is a new one.
+const (
+	WornOut    = wornOut
+	RenewEvery = renewEvery
+)

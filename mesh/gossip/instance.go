@@ -29,6 +29,7 @@ type instance struct {
 	name    string
 	address netip.AddrPort
 	list    *memberlist.Memberlist
+	said    *standing // of us
 	inbox   *inbox
 	taken   *taken                // what need not come in again
 	told    *atomic.Pointer[told] // what others are told
@@ -36,7 +37,7 @@ type instance struct {
 	say     *limiter
 	ctx     context.Context // done when the instance is shut down
 	stop    context.CancelFunc
-	moved   chan struct{} // signals, capacity 1, that live has changed
+	moved   chan struct{} // signals, capacity 1, that live has changed, or the name is worn out
 
 	// Our own news goes before what we relay, so that nobody's flood delays it.
 	news, relayed memberlist.TransmitLimitedQueue
@@ -62,7 +63,8 @@ func (g *Gossip) newInstance(address netip.AddrPort, t memberlist.Transport) (*i
 		q.RetransmitMult = retransmitMult
 		q.NumNodes = func() int { return 99 }
 	}
-	sealed := newSealedTransport(t, g.seals, g.bounds, g.say)
+	i.said = &standing{name: i.name, notify: i.signal}
+	sealed := newSealedTransport(t, g.seals, g.bounds, i.said, g.say)
 	var err error
 	if i.list, err = memberlist.Create(config(i, sealed, newLines(g.say))); err != nil {
 		return nil, errors.Join(fmt.Errorf("start memberlist: %w", err), sealed.Shutdown())

@@ -25,6 +25,9 @@ type search struct {
 	round *instance   // that joins others now; nil: none does
 	joins chan joined // result of a round; one at a time
 	again bool        // there are new seeds, which that round does not know
+	// gently: one address will do at first, since others are there. Who makes all members
+	// of a large mesh take new names is not to make each exchange tables with eight others.
+	gently bool
 }
 
 // join looks for members, one round at a time.
@@ -33,7 +36,8 @@ func (l *loop) join(now time.Time) {
 		return
 	}
 	l.search.round = l.inst
-	inst, alone := l.inst, !l.book.alone.IsZero()
+	inst, alone := l.inst, !l.book.alone.IsZero() && !l.search.gently
+	l.search.gently = false
 	known, live := slices.Clone(l.book.known), slices.Collect(maps.Values(inst.others()))
 	named, own := l.search.seeds, []netip.AddrPort{inst.address}
 	if l.sockets != nil {
@@ -83,7 +87,9 @@ type joined struct {
 // joined ends a round.
 func (l *loop) joined(j joined) {
 	now := time.Now()
-	l.book.reach(j.reached, now)
+	if l.search.round == l.inst { // else another name has reached them
+		l.book.reach(j.reached, now)
+	}
 	l.opt.Core.OtherKey(j.otherKey && len(j.reached) == 0)
 	if l.search.round == l.inst && !l.search.again { // else a new instance begins, or new seeds are tried, at once
 		l.search.at = now.Add(l.book.pause(now))

@@ -14,6 +14,7 @@ import (
 type place struct {
 	address  netip.AddrPort
 	createAt time.Time // no instance before
+	renewAt  time.Time // no other name at the same address before
 }
 
 // move notes the address at which members reach us, unless it tells nothing.
@@ -30,12 +31,24 @@ func (l *loop) move(address netip.AddrPort) {
 	l.place.address = plain(address)
 }
 
-// connect makes the memberlist instance, or a new one after a move.
+// wornOut tells whether there has to be another name at the same address.
+func (l *loop) wornOut() bool { return l.inst != nil && !l.parting.left && l.inst.said.worn.Load() }
+
+// connect makes the memberlist instance, or a new one after a move, or when its name is
+// worn out.
 func (l *loop) connect(now time.Time) {
-	if !l.place.address.IsValid() || l.inst != nil && (l.inst.address == l.place.address || l.parting.left) || now.Before(l.place.createAt) {
+	if !l.place.address.IsValid() || now.Before(l.place.createAt) {
 		return
 	}
 	if l.inst != nil {
+		renew := l.wornOut() && !now.Before(l.place.renewAt)
+		if l.parting.left || l.inst.address == l.place.address && !renew {
+			return
+		}
+		if renew {
+			l.place.renewAt, l.search.gently = now.Add(renewEvery), l.roster.others > atOnce
+			l.say.say(slog.LevelWarn, "somebody with the gossip key forges what is said of this node, taking a new name in gossip")
+		}
 		l.inst.shutdown()
 		l.inst = nil
 	}
@@ -48,6 +61,7 @@ func (l *loop) connect(now time.Time) {
 	l.opt.Log.Debug("gossip runs", "name", inst.name, "address", inst.address)
 	inst.admit(l.roster.admitted)
 	l.inst, l.search.at = inst, now
+	clear(l.book.reached)
 	l.running.Store(inst)
 	for _, o := range l.speech.said {
 		inst.publish(o)

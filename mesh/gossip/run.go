@@ -158,6 +158,7 @@ func (l *loop) wait(now time.Time) time.Duration {
 	due(l.saver.next())
 	due(l.speech.encodeAt, l.speech.stale && l.saver.saved())
 	due(l.place.createAt, l.inst == nil && l.place.address.IsValid())
+	due(l.place.renewAt, l.wornOut())
 	due(now, l.asking.answered != 0)
 	due(now.Add(clockEvery), l.opt.Clocks != nil)
 	due(l.search.at, l.inst != nil && !l.parting.left && l.search.round == nil)

@@ -46,6 +46,7 @@ type sealedTransport struct {
 	memberlist.Transport
 	seals   *sealer
 	bounds  *bounds
+	self    *standing
 	say     *limiter
 	packets chan *memberlist.Packet
 	streams chan net.Conn
@@ -55,9 +56,9 @@ type sealedTransport struct {
 	habits  habits
 }
 
-func newSealedTransport(t memberlist.Transport, seals *sealer, bounds *bounds, say *limiter) *sealedTransport {
+func newSealedTransport(t memberlist.Transport, seals *sealer, bounds *bounds, self *standing, say *limiter) *sealedTransport {
 	s := &sealedTransport{
-		Transport: t, seals: seals, bounds: bounds, say: say, packets: make(chan *memberlist.Packet), streams: make(chan net.Conn),
+		Transport: t, seals: seals, bounds: bounds, self: self, say: say, packets: make(chan *memberlist.Packet), streams: make(chan net.Conn),
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.tasks.Go(s.receive)
@@ -93,7 +94,7 @@ func (t *sealedTransport) DialTimeout(addr string, timeout time.Duration) (net.C
 		return nil, err
 	}
 	t.meet(conn)
-	c := &sealedConn{Conn: conn, seals: t.seals, say: t.say, asks: true}
+	c := &sealedConn{Conn: conn, seals: t.seals, self: t.self, say: t.say, asks: true}
 	c.key.Store(t.keyFor(addr))
 	return c, nil
 }
@@ -143,7 +144,7 @@ func (t *sealedTransport) openPacket(sealed []byte, from net.Addr) ([]byte, erro
 		return nil, err
 	}
 	t.habits.note(from, key, t.seals.keys.Load().send, time.Now())
-	return message, checkPacket(message)
+	return message, checkPacket(message, t.self)
 }
 
 func (t *sealedTransport) accept() {
@@ -152,7 +153,7 @@ func (t *sealedTransport) accept() {
 		case conn := <-t.Transport.StreamCh():
 			t.meet(conn)
 			select {
-			case t.streams <- &sealedConn{Conn: conn, seals: t.seals, say: t.say}:
+			case t.streams <- &sealedConn{Conn: conn, seals: t.seals, self: t.self, say: t.say}:
 			case <-t.ctx.Done():
 				_ = conn.Close()
 				return
@@ -170,6 +171,7 @@ type sealedConn struct {
 	// fixed at construction
 	net.Conn
 	seals *sealer
+	self  *standing
 	say   *limiter
 	asks  bool // this node has begun it
 
@@ -220,7 +222,7 @@ func (c *sealedConn) receive() ([]byte, error) {
 		return nil, errSealed
 	}
 	c.key.Store(key)
-	return message, checkStream(message)
+	return message, checkStream(message, c.self)
 }
 
 // Write implements [net.Conn]. Each call sends one message.

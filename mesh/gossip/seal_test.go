@@ -125,6 +125,8 @@ func harmful() map[string][]byte {
 		"a text that is short":    append([]byte{mlPing, 0x81, 0xa4}, "Node\xdb\xff\xff\xff\xff"...),
 		"bytes that are short":    append([]byte{mlAlive, 0x81, 0xa4}, "Addr\xc6\xff\xff\xff\xff"...),
 		"many fields":             {mlPing, 0xde, 0xff, 0xff},
+		"incarnation as float":    append([]byte{mlDead, 0x81, 0xab}, "Incarnation\xcb\x41\xef\xff\xff\xff\xe0\x00\x00"...),
+		"negative incarnation":    append([]byte{mlAlive, 0x81, 0xab}, "Incarnation\xff"...),
 	}
 }
 
@@ -139,7 +141,7 @@ func TestHarmfulMessages(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	for name, m := range harmful() {
 		for _, form := range [][]byte{m, withCRC(m), compound(m), withCRC(compound(m, m)), compound(compound(m))} {
-			if name != "a message that is short" && checkPacket(form) == nil {
+			if name != "a message that is short" && checkPacket(form, nil) == nil {
 				t.Errorf("%s passes as a packet: %x", name, form)
 			}
 			packet := seals.seal(nil, form, nil)
@@ -147,7 +149,7 @@ func TestHarmfulMessages(t *testing.T) {
 			packet[0] = 0 // the older format, with padding
 			sendTo(t, "udp", at, packet)
 		}
-		if checkStream(m) == nil {
+		if checkStream(m, nil) == nil {
 			t.Errorf("%s passes in a stream", name)
 		}
 		for _, version := range []byte{sealVersion, 0, 2} {
@@ -303,7 +305,7 @@ func FuzzCheck(f *testing.F) {
 		f.Add(compound(m[:min(len(m), 4<<10)]))
 	}
 	f.Fuzz(func(t *testing.T, m []byte) {
-		if checkPacket(m) == nil && len(m) == 0 || checkStream(m) == nil && len(m) < 2 {
+		if checkPacket(m, nil) == nil && len(m) == 0 || checkStream(m, nil) == nil && len(m) < 2 {
 			t.Errorf("%x passes", m)
 		}
 		numbers := map[string]uint64{}
