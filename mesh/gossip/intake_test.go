@@ -2,10 +2,10 @@ package gossip
 
 import (
 	"crypto/sha256"
+	"slices"
 	"testing"
 	"time"
 
-	"meshd/mesh"
 	"meshd/mesh/trust"
 )
 
@@ -49,20 +49,18 @@ func TestWhatWasHad(t *testing.T) {
 // Others are asked at once whether they know of a revocation, as of nothing else that
 // gossip brings.
 func TestRevocationIsUrgent(t *testing.T) {
-	revocation, err := (&trust.Revocation{Node: mesh.NodeID{1}, At: time.Unix(1_700_000_000, 0)}).Sign(anyKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, tt := range []struct {
-		object []byte
-		urgent bool
-	}{{recordBy(t, 1, 1), false}, {revocation, true}} {
-		l, _ := exchanging(t)
-		if !l.take(tt.object) {
-			t.Fatal("it is not taken as news")
+	for kind := trust.KindCharter; kind <= trust.KindRekey; kind++ {
+		object := slices.Clone(recordBy(t, 1, 1))
+		object[1] = byte(kind)
+		if got, err := trust.KindOf(object); got != kind || err != nil {
+			t.Fatalf("made kind %d, not %d, error %v", got, kind, err)
 		}
-		if l.speech.urgent != tt.urgent {
-			t.Errorf("urgent %v, want %v", l.speech.urgent, tt.urgent)
+		l, _ := exchanging(t)
+		if !l.take(object) {
+			t.Fatalf("kind %d is not taken as news", kind)
+		}
+		if want := kind == trust.KindRevocation; l.speech.urgent != want {
+			t.Errorf("kind %d is urgent: %t, want %t", kind, l.speech.urgent, want)
 		}
 	}
 }

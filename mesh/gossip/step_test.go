@@ -15,13 +15,15 @@ import (
 // stepping notes when the core may act.
 type stepping struct {
 	*core
-	at []time.Time
+	took time.Duration // each time
+	at   []time.Time
 }
 
 func (s *stepping) Step(now time.Time) member.Output {
 	s.mu.Lock()
 	s.at = append(s.at, now)
 	s.mu.Unlock()
+	time.Sleep(s.took)
 	return s.core.Step(now)
 }
 
@@ -71,4 +73,36 @@ func TestStepsOfABurst(t *testing.T) {
 			t.Errorf("it acts on two messages after %s", got)
 		}
 	})
+}
+
+// TestSlowStepsRest: where a step takes long, the member takes in messages for a multiple
+// of that before it acts on them, up to a bound.
+func TestSlowStepsRest(t *testing.T) {
+	for _, tt := range []struct{ took, every time.Duration }{
+		{20 * time.Millisecond, 180 * time.Millisecond}, // eight times as long
+		{time.Second, 1500 * time.Millisecond},          // the bound
+	} {
+		t.Run(tt.took.String(), func(t *testing.T) {
+			meshtest.Bubble(t, func(t *testing.T) {
+				s := &stepping{took: tt.took}
+				x := start(t, meshtest.NewNetwork(1), 1, func(opt *gossip.Options, c *core) {
+					s.core = c
+					opt.Core = s
+				})
+				time.Sleep(30 * time.Second)
+				s.mu.Lock()
+				s.at = nil
+				s.mu.Unlock()
+				const steps = 20
+				for begin := time.Now(); time.Since(begin) < steps*tt.every; time.Sleep(10 * time.Millisecond) {
+					x.Hear([]byte("the same again"))
+				}
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				if n := len(s.at); n < steps-3 || n > steps+3 { // some are for other things
+					t.Errorf("it acts %d times within %s, want %d", n, steps*tt.every, steps)
+				}
+			})
+		})
+	}
 }
