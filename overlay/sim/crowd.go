@@ -43,6 +43,9 @@ type crowd struct {
 	cut    map[[2]int]bool
 	loss   float64
 	double float64
+	round  time.Duration                   // after which a daemon takes all that has come meanwhile; 0: it takes each by itself
+	heard  map[*machine]bool               // who has something to take
+	asked  map[*machine]map[trust.Hash]int // certificates that are being fetched, by the number of the daemon
 
 	claims      []claim              // of all, in the order in which they became known
 	buried      map[mesh.NodeID]bool // of whom somebody has said that they are gone
@@ -85,7 +88,8 @@ func newCrowd(t *testing.T, s *crowdSchedule) *crowd {
 	t.Helper()
 	c := &crowd{
 		t: t, begin: time.Now(), now: time.Now(), mesh: meshtest.NewMesh(t, s.Network), random: rand.New(rand.NewPCG(s.Seed, 11)),
-		cut: map[[2]int]bool{}, buried: map[mesh.NodeID]bool{}, revoked: map[mesh.NodeID]bool{},
+		cut: map[[2]int]bool{}, heard: map[*machine]bool{}, asked: map[*machine]map[trust.Hash]int{},
+		buried: map[mesh.NodeID]bool{}, revoked: map[mesh.NodeID]bool{},
 	}
 	c.token = c.mesh.Token(t, nil)
 	if s.Short != nil {
@@ -100,7 +104,7 @@ func newCrowd(t *testing.T, s *crowdSchedule) *crowd {
 
 func (c *crowd) add(name string, keys statedir.Keys, skew time.Duration) *machine {
 	h := &machine{c: c, number: len(c.hosts), name: name, keys: keys, id: idOf(keys.Identity), clock: clock{skew: skew}}
-	c.hosts = append(c.hosts, h)
+	c.hosts, c.asked[h] = append(c.hosts, h), map[trust.Hash]int{}
 	return h
 }
 

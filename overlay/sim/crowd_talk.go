@@ -107,16 +107,38 @@ func (h *machine) spread(raw []byte) {
 			c.after(time.Millisecond+time.Duration(c.random.Int64N(int64(80*time.Millisecond))), func() {
 				if o.runs() {
 					o.receive(raw)
-					o.step()
+					o.takes()
 				}
 			})
 		}
 	}
 }
 
-// fetch asks somebody for a certificate.
+// takes has the daemon do what is due with what has come.
+func (h *machine) takes() {
+	c := h.c
+	switch {
+	case c.round == 0:
+		h.step()
+	case !c.heard[h]:
+		c.heard[h] = true
+		c.after(c.round, func() {
+			if c.heard[h] = false; h.runs() {
+				h.step()
+			}
+		})
+	}
+}
+
+// fetch asks somebody for a certificate, unless it is being asked for.
 func (h *machine) fetch(hash trust.Hash) {
+	asked := h.c.asked[h]
+	if asked[hash] == h.life {
+		return
+	}
+	asked[hash] = h.life
 	h.soon(100*time.Millisecond, func() {
+		delete(asked, hash)
 		if o := h.somebody(); o != nil && h.talks(o) {
 			h.put(o.m.Lookup(hash))
 			h.step()

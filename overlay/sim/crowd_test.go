@@ -1,11 +1,15 @@
 package sim
 
 import (
+	"crypto/ed25519"
 	"fmt"
+	"net/netip"
 	"testing"
 	"testing/cryptotest"
 	"testing/synctest"
 	"time"
+
+	"meshd/mesh"
 )
 
 // playCrowd plays the schedule of one seed, and looks whether all is well again in
@@ -218,6 +222,52 @@ func TestCrowdOfWrongClocks(t *testing.T) {
 			playStory(t, &crowdSchedule{Network: small, Steps: steps})
 		})
 	}
+}
+
+// As [TestSameFirstWish], with more than whole nodes could be played with: each record
+// goes to each of the others by itself, and is taken a round of gossip later. One of
+// twenty gets lost.
+func TestCrowdOfOneWish(t *testing.T) {
+	nodes := *simWishers
+	cryptotest.SetGlobalRandom(t, 1)
+	wishers := drawWishers(1, nodes)
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, &crowdSchedule{Seed: 1, Network: wishers.Network, Skews: make([]time.Duration, len(wishers.Hosts))})
+		for i, h := range c.hosts {
+			h.keys.Identity = ed25519.NewKeyFromSeed(wishers.Hosts[i].Identity[:])
+			h.id = idOf(h.keys.Identity)
+		}
+		c.round = 200 * time.Millisecond // as memberlist's
+		c.hosts[0].join()
+		c.pass(5 * time.Second)
+		c.loss = 0.05
+		for _, h := range c.hosts[1:] {
+			h.join()
+			h.soon(time.Second, func() { h.exchange(c.hosts[0]) }) // all may claim at once
+		}
+		begin := c.now
+		for c.unsettled() != "" && c.now.Sub(begin) <= wishes[nodes] && len(c.wrong) == 0 {
+			c.pass(250 * time.Millisecond)
+		}
+		if wrong := c.unsettled(); wrong != "" || len(c.wrong) > 0 {
+			t.Errorf("not unique within %s: %s %s", wishes[nodes], wrong, c.wrong)
+		}
+		held, lost := map[mesh.NodeID]netip.Prefix{}, 0
+		for _, o := range c.claims {
+			switch had, ok := held[o.owner]; {
+			case o.State == mesh.Held && ok && had != o.Prefixes[0]:
+				t.Errorf("%s held %s, and then %s", o.owner.Short(), had, o.Prefixes[0])
+			case o.State == mesh.Held:
+				held[o.owner] = o.Prefixes[0]
+			case !o.until.IsZero():
+				lost++
+			}
+		}
+		if lost -= len(held); lost <= 0 { // each has had a claim that was not held yet
+			t.Error("no claim was given up: there was nothing to be seen")
+		}
+		t.Logf("unique after %s; %d claims were given up", c.now.Sub(begin), lost)
+	})
 }
 
 // playStory plays what no seed has drawn.

@@ -66,10 +66,9 @@ func (w *world) start() {
 	}
 }
 
-// readyOnce tells whether each host has held but one subnet, the one it still
-// holds; and that the hosts did collide, or there was nothing to be seen.
-func (w *world) readyOnce() error {
-	lost := 0
+// readyOnce looks whether each host has held but one subnet, the one it still holds. It
+// tells how many had to look for another before they held one.
+func (w *world) readyOnce() (lost int, err error) {
 	for _, h := range w.members() {
 		var held, claimed []netip.Prefix
 		for _, c := range w.truth.claims(h) {
@@ -81,17 +80,30 @@ func (w *world) readyOnce() error {
 			}
 		}
 		if len(held) != 1 {
-			return fmt.Errorf("%s held %s, one after the other", h, held)
+			return lost, fmt.Errorf("%s held %s, one after the other", h, held)
 		}
 		if len(claimed) > 1 {
 			lost++
 		}
 	}
-	if lost == 0 {
-		return errors.New("no two hosts have claimed one subnet")
-	}
 	w.say("", "%d hosts had to look for another subnet", lost)
-	return nil
+	return lost, nil
+}
+
+// unique waits until every member holds a subnet that no other one claims, by what they
+// have signed, and tells how long that took.
+func (w *world) unique(bound time.Duration) (time.Duration, error) {
+	begin := time.Now()
+	for {
+		took, missing := time.Since(begin), w.truth.shared(w.members())
+		switch {
+		case missing == "" || w.failed():
+			return took, nil
+		case took > bound:
+			return took, fmt.Errorf("not unique within %s: %s", bound, missing)
+		}
+		w.pass(tick)
+	}
 }
 
 // heal ends all faults: every host that has joined and not left runs.

@@ -153,7 +153,10 @@ func drawWishers(seed uint64, n int) *schedule {
 	for range n {
 		d.Hosts = append(d.Hosts, hostPlan{Identity: wishing(d.Rand, wide, slot), Admitted: byToken})
 	}
-	d.Weather = weather{Latency: d.upTo(60 * time.Millisecond), Jitter: d.upTo(40 * time.Millisecond), Loss: d.Float64() / 20}
+	d.Weather = weather{Latency: d.upTo(60 * time.Millisecond), Jitter: d.upTo(40 * time.Millisecond)}
+	if d.chance(0.5) {
+		d.Weather.Loss = d.Float64() / 20
+	}
 	return d.schedule
 }
 

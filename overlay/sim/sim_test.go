@@ -21,7 +21,9 @@ var (
 	simSeeds = flag.Int("sim.seeds", 0, "how many to play; 0: as many as fit in the time")
 	simTime  = flag.Duration("sim.time", 40*time.Second, "for how long to play, without -sim.seeds")
 	simJobs  = flag.Int("sim.jobs", 1, "in how many processes to play -sim.seeds; 0: one for each processor")
-	simEvery = flag.Int("sim.every", 1, "play only each n-th of -sim.seeds, and tell a process of each")
+	// 200 take 40 s of CPU.
+	simWishers = flag.Int("sim.wishers", 50, "how many of a crowd want one subnet at once: 10, 50 or 200")
+	simEvery   = flag.Int("sim.every", 1, "play only each n-th of -sim.seeds, and tell a process of each")
 )
 
 // playSchedule plays the schedule of one seed, and looks whether all is well
@@ -67,28 +69,56 @@ func TestSim(t *testing.T) {
 	runs(t, "schedules", *simTime, func(t *testing.T, seed uint64) time.Duration { return playSchedule(t, seed, false) })
 }
 
-// wishers is how many nodes want one subnet at the same moment.
-const wishers = 20
+// wishes is how soon so many nodes that want one subnet at the same moment have each
+// one of its own, and hold it.
+var wishes = map[int]time.Duration{10: 5 * time.Second, 50: 15 * time.Second, 200: 30 * time.Second}
 
-// Twenty nodes that start together and have the same first wish get subnets of
-// their own, and nobody is ready with one that it then loses.
+const (
+	lossTakes   = 3 * time.Second  // more, where up to 5 % is lost
+	heardWithin = 10 * time.Second // until all know it, and reach each other
+)
+
+// wishBound is the bound of wishes for a network that loses some.
+func wishBound(nodes int, loss float64) time.Duration {
+	if loss > 0 {
+		return wishes[nodes] + lossTakes
+	}
+	return wishes[nodes]
+}
+
+// Nodes that start together and have the same first wish get subnets of their own in
+// time, and nobody is ready with one that it then loses.
 func TestSameFirstWish(t *testing.T) {
-	runs(t, "meshes", *simTime/4, func(t *testing.T, seed uint64) (took time.Duration) {
-		bubble(t, seed, func(t *testing.T) {
-			s := drawWishers(seed, wishers)
-			w := newWorld(t, s)
-			w.start()
-			var err error
-			if took, err = w.settle(10 * time.Second); err == nil {
-				err = w.readyOnce()
+	for _, nodes := range []int{10, 50} { // 200 would take minutes: TestCrowdOfOneWish
+		t.Run(fmt.Sprint(nodes), func(t *testing.T) {
+			meshes, lost := 0, 0
+			runs(t, "meshes", *simTime/8, func(t *testing.T, seed uint64) (took time.Duration) {
+				bubble(t, seed, func(t *testing.T) {
+					s := drawWishers(seed, nodes)
+					w := newWorld(t, s)
+					w.start()
+					var err error
+					if took, err = w.unique(wishBound(nodes, s.Weather.Loss)); err == nil {
+						_, err = w.settle(heardWithin)
+					}
+					n := 0
+					if err == nil {
+						n, err = w.readyOnce()
+					}
+					if err != nil && !w.failed() {
+						t.Error(err)
+					}
+					tell(t, w, fmt.Sprintf("-run 'TestSameFirstWish$/^%d$' -sim.from=%d -sim.seeds=1", nodes, seed), false)
+					meshes, lost = meshes+1, lost+n
+				})
+				return took
+			})
+			// Where news is quick, some are lucky. All are not, or there was nothing to be seen.
+			if meshes > 4 && lost == 0 {
+				t.Errorf("in %d meshes no two hosts have claimed one subnet", meshes)
 			}
-			if err != nil && !w.failed() {
-				t.Error(err)
-			}
-			tell(t, w, fmt.Sprintf("-run 'TestSameFirstWish$' -sim.from=%d -sim.seeds=1", seed), false)
 		})
-		return took
-	})
+	}
 }
 
 // A seed decides everything that is ours to decide.

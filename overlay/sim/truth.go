@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
@@ -245,6 +246,26 @@ func (t *truth) claims(h *host) []claim {
 		return slices.Clone(p.claims)
 	}
 	return nil
+}
+
+// shared says who holds no subnet yet, or one that another claims; empty: nobody.
+func (t *truth) shared(members []*host) string {
+	owners := map[netip.Prefix]*host{}
+	for _, h := range members {
+		claims := t.claims(h)
+		if len(claims) == 0 {
+			return fmt.Sprintf("%s claims nothing", h)
+		}
+		c := claims[len(claims)-1]
+		if o := owners[c.Prefixes[0]]; o != nil {
+			return fmt.Sprintf("%s and %s both claim %s", o, h, c.Prefixes[0])
+		}
+		if c.State != mesh.Held || !c.until.IsZero() {
+			return fmt.Sprintf("%s does not hold a subnet", h)
+		}
+		owners[c.Prefixes[0]] = h
+	}
+	return ""
 }
 
 // holder finds who has a tunnel key.
