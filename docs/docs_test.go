@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -468,6 +469,82 @@ func anchors(text string) []string {
 	return out
 }
 
+// command is one of a program, as its help shows it.
+type command struct {
+	flags []string
+	takes bool // arguments
+}
+
+// helpOf lists the commands of a program, by their words; "" is the program.
+func helpOf(t *testing.T, program string, words ...string) map[string]*command {
+	t.Helper()
+	help, err := exec.Command(program, append(slices.Clone(words), "--help")...).Output()
+	if err != nil {
+		t.Fatalf("%s %v --help: %v", program, words, err)
+	}
+	this := &command{takes: regexp.MustCompile(`(?m)^  meshctl [a-z ]*\[?[A-Z]`).Match(help)}
+	out := map[string]*command{strings.Join(words, " "): this}
+	for _, m := range regexp.MustCompile(`(?m)^ +(?:-\w, )?--([a-z0-9-]+)`).FindAllStringSubmatch(string(help), -1) {
+		this.flags = append(this.flags, m[1])
+	}
+	_, list, _ := strings.Cut(string(help), "\nAvailable Commands:\n")
+	list, _, _ = strings.Cut(list, "\n\n")
+	for line := range strings.Lines(list) {
+		if name := strings.Fields(line)[0]; name != "help" && name != "completion" {
+			maps.Copy(out, helpOf(t, program, append(slices.Clone(words), name)...))
+		}
+	}
+	return out
+}
+
+// TestWholeCommandsExist: what pages tell people to type to meshctl are commands to
+// their last word, with flags of their own.
+func TestWholeCommandsExist(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "meshctl")
+	if out, err := exec.Command("go", "build", "-o", program, "../cmd/meshctl").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	commands := helpOf(t, program)
+	line := regexp.MustCompile(`\bmeshctl ([^|;&#()>\n]*?)(?:[|;&#()>\n]| {3}|$)`)
+	plain, n := regexp.MustCompile(`^[a-z]+$`), 0
+	for path, text := range pages(t) {
+		for _, snippet := range snippets.FindAllString(text, -1) {
+			for _, m := range line.FindAllStringSubmatch(snippet, -1) {
+				at, wrong, after := "", "", ""
+				var flags []string
+				for word := range strings.FieldsSeq(strings.Trim(m[1], "`")) {
+					next := strings.TrimSpace(at + " " + word)
+					flag, isFlag := strings.CutPrefix(word, "--")
+					switch {
+					case isFlag:
+						flag, _, _ = strings.Cut(flag, "=")
+						flags = append(flags, flag)
+					case commands[next] != nil:
+						at = next
+					case !strings.HasPrefix(after, "-") && !commands[at].takes && plain.MatchString(word):
+						wrong = next
+					}
+					after = word
+				}
+				if n++; wrong != "" {
+					t.Errorf("%s: %s: there is no meshctl %s", path, snippet, wrong)
+				}
+				for _, flag := range flags {
+					if at != "" && !slices.Contains(commands[at].flags, flag) {
+						t.Errorf("%s: %s: meshctl %s has no --%s", path, snippet, at, flag)
+					}
+				}
+			}
+		}
+	}
+	if n == 0 || len(commands) < 20 {
+		t.Errorf("only %d lines and %d commands were found", n, len(commands))
+	}
+}
+
+// snippets are what a page shows as code.
+var snippets = regexp.MustCompile("(?m)`[^`\n]*`|^    .*$")
+
 // TestCommandsExist: no page tells people to type a subcommand or a flag that
 // there is not.
 func TestCommandsExist(t *testing.T) {
@@ -489,12 +566,11 @@ func TestCommandsExist(t *testing.T) {
 			flags[m[1]] = true
 		}
 	}
-	code := regexp.MustCompile("(?m)`[^`\n]*`|^    .*$")
 	command := regexp.MustCompile(`\bmeshctl ((?:--\w+ \S+ )*)([a-z]+)`)
 	option := regexp.MustCompile(`\s--([a-z0-9-]+)`)
 	n := 0
 	for path, text := range pages(t) {
-		for _, snippet := range code.FindAllString(text, -1) {
+		for _, snippet := range snippets.FindAllString(text, -1) {
 			for _, m := range command.FindAllStringSubmatch(snippet, -1) {
 				if n++; !uses[m[2]] {
 					t.Errorf("%s: %s: there is no meshctl %s", path, snippet, m[2])
