@@ -43,14 +43,13 @@ func (g *Gossip) Hear(object []byte) {
 	}
 }
 
-// Hears tells whether a name is live to the instance that runs.
-func (g *Gossip) Hears(name string) bool {
+// Hears tells whether a name is live to the instance that runs, at that address.
+func (g *Gossip) Hears(name string, at netip.AddrPort) bool {
 	i := g.running.Load()
 	if i == nil {
 		return false
 	}
-	_, ok := i.others()[name]
-	return ok
+	return i.others()[name] == at
 }
 
 // SealPacket and SealStream seal what whoever has the key sends.

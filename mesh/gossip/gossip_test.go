@@ -793,7 +793,7 @@ func TestMutedNodeIsHeardAgain(t *testing.T) {
 				}))
 			}
 			for _, x := range nodes {
-				within(t, 3*time.Second, "they meet", x.sees(5))
+				within(t, 10*time.Second, "they meet", x.sees(5))
 			}
 			muted := nodes[5]
 			net.Block(func(from, _ netip.AddrPort) bool { return from == muted.at })

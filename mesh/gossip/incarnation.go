@@ -13,7 +13,9 @@ import (
 //	  each is denied with the          and the name is given up for
 //	  next one, which all believe      a new one, which begins at 1
 //
-// Others may believe whatever they are told: it is of a name that nobody needs any more.
+// It does so too when its name is said to be at another address, which it cannot deny
+// at all. Others may believe whatever they are told: it is of a name that nobody needs
+// any more.
 const (
 	// wornOut leaves room for denials until the new name is there, and no name gets
 	// there by denials: that would take a hundred a second for eight months.
@@ -35,7 +37,14 @@ type standing struct {
 
 // hear notes a word about our name.
 func (s *standing) hear(incarnation uint64) {
-	if incarnation >= wornOut && !s.worn.Swap(true) {
+	if incarnation >= wornOut {
+		s.wear()
+	}
+}
+
+// wear says that the name is worn out.
+func (s *standing) wear() {
+	if !s.worn.Swap(true) {
 		s.notify()
 	}
 }

@@ -18,7 +18,15 @@ import (
 // forger has the key of the gossip, and says of members what it likes.
 type forger struct {
 	memberlist.Transport
-	t *testing.T
+	t     *testing.T
+	names map[*node]string // as it has learnt them once
+}
+
+func (f *forger) name(of *node) string {
+	if f.names[of] == "" {
+		f.names[of] = of.Stats().Name
+	}
+	return f.names[of]
 }
 
 func newForger(t *testing.T, net *meshtest.Network) *forger {
@@ -27,7 +35,7 @@ func newForger(t *testing.T, net *meshtest.Network) *forger {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &forger{tr, t}
+	return &forger{tr, t, map[*node]string{}}
 }
 
 func (f *forger) packet(to *node, message []byte) {
@@ -113,7 +121,7 @@ func whole(nodes []*node) func() bool { return func() bool { return len(deaf(nod
 func deaf(nodes []*node) (out []string) {
 	for _, a := range nodes {
 		for _, b := range nodes {
-			if name := b.Stats().Name; a != b && !a.Hears(name) {
+			if name := b.Stats().Name; a != b && !a.Hears(name, b.at) {
 				out = append(out, fmt.Sprintf("%s does not hear %s (%s)", a.at.Addr(), b.at.Addr(), name))
 			}
 		}
@@ -130,24 +138,30 @@ const again = gossip.RenewEvery + 10*time.Second
 func TestForgedIncarnations(t *testing.T) {
 	ways := map[string]func(f *forger, to, victim *node, n uint32){
 		"dead": func(f *forger, to, v *node, n uint32) {
-			f.packet(to, word(deadWord, v.Stats().Name, v.at, "nobody", n))
+			f.packet(to, word(deadWord, f.name(v), v.at, "nobody", n))
 		},
 		"left": func(f *forger, to, v *node, n uint32) {
-			f.packet(to, word(deadWord, v.Stats().Name, v.at, v.Stats().Name, n))
+			f.packet(to, word(deadWord, f.name(v), v.at, f.name(v), n))
+		},
+		"left, then alive elsewhere": func(f *forger, to, v *node, n uint32) {
+			name := f.name(v)
+			f.packet(to, word(deadWord, name, v.at, name, n))
+			time.Sleep(5 * time.Millisecond) // or memberlist takes it up first
+			f.packet(to, word(aliveWord, name, address(99), "", n+1))
 		},
 		"suspect": func(f *forger, to, v *node, n uint32) {
-			f.packet(to, word(suspectWord, v.Stats().Name, v.at, "nobody", n))
+			f.packet(to, word(suspectWord, f.name(v), v.at, "nobody", n))
 		},
 		"alive, then dead": func(f *forger, to, v *node, n uint32) {
-			f.packet(to, compoundOf(word(aliveWord, v.Stats().Name, v.at, "", n), word(deadWord, v.Stats().Name, v.at, "nobody", n)))
+			f.packet(to, compoundOf(word(aliveWord, f.name(v), v.at, "", n), word(deadWord, f.name(v), v.at, "nobody", n)))
 		},
-		"listed as dead": func(f *forger, to, v *node, n uint32) { f.stream(to, list(deadState, v.Stats().Name, v.at, n)) },
-		"listed as left": func(f *forger, to, v *node, n uint32) { f.stream(to, list(leftState, v.Stats().Name, v.at, n)) },
+		"listed as dead": func(f *forger, to, v *node, n uint32) { f.stream(to, list(deadState, f.name(v), v.at, n)) },
+		"listed as left": func(f *forger, to, v *node, n uint32) { f.stream(to, list(leftState, f.name(v), v.at, n)) },
 		"listed as suspect": func(f *forger, to, v *node, n uint32) {
-			f.stream(to, list(suspectState, v.Stats().Name, v.at, n))
+			f.stream(to, list(suspectState, f.name(v), v.at, n))
 		},
 		"listed as alive, then dead": func(f *forger, to, v *node, n uint32) {
-			name := v.Stats().Name
+			name := f.name(v)
 			f.stream(to, list(aliveState, name, v.at, n))
 			f.packet(to, word(deadWord, name, v.at, "nobody", n))
 		},

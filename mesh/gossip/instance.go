@@ -85,7 +85,7 @@ func config(i *instance, t memberlist.Transport, log *log.Logger) *memberlist.Co
 	c.Name = i.name
 	c.Transport = t
 	c.Logger = log
-	c.Delegate, c.Events, c.Alive, c.Ping = i, i, i, i
+	c.Delegate, c.Events, c.Alive, c.Ping, c.Conflict = i, i, i, i, i
 	c.BindPort = int(i.address.Port())
 	c.AdvertiseAddr, c.AdvertisePort = i.address.Addr().String(), int(i.address.Port())
 	// Members may be in several clouds: half a second is short for a round trip
@@ -294,6 +294,14 @@ func (i *instance) NotifyAlive(n *memberlist.Node) error {
 		return errCrowd
 	}
 	return nil
+}
+
+// NotifyConflict implements [memberlist.ConflictDelegate]. Who is said to be elsewhere
+// does not deny that, and whoever believes it believes no word of ours any more.
+func (i *instance) NotifyConflict(known, _ *memberlist.Node) {
+	if known.Name == i.name {
+		i.said.wear()
+	}
 }
 
 // NotifyJoin implements [memberlist.EventDelegate].
