@@ -346,9 +346,10 @@ func (a *Allocator) free(l mesh.Lease, others []Claim) bool {
 // seconds to all; who has the gossip key can delay a new claim by no more than this.
 const proofWait = 5 * time.Second
 
-// probeWindow is how long a claim stands before it counts. A record crosses a
-// gossip of n nodes in about log2(n) rounds of 200 ms; one and a half seconds
-// more cover loss, a repeated round and a slow host.
+// probeWindow is how long a claim stands before others are asked whether it may count. A
+// record crosses a gossip of n nodes in about log2(n) rounds of 200 ms; what else may
+// happen to it, as loss, a repeated round and a slow host, has not quite a second. Of what
+// needs longer, those who are asked have heard.
 func probeWindow(n int) time.Duration {
-	return 1500*time.Millisecond + time.Duration(bits.Len(uint(n)))*200*time.Millisecond
+	return 900*time.Millisecond + time.Duration(bits.Len(uint(n)))*200*time.Millisecond
 }
