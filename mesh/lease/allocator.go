@@ -348,8 +348,8 @@ const proofWait = 5 * time.Second
 
 // probeWindow is how long a claim stands before others are asked whether it may count. A
 // record crosses a gossip of n nodes in about log2(n) rounds of 200 ms; what else may
-// happen to it, as loss, a repeated round and a slow host, has not quite a second. Of what
+// happen to it, as loss, a repeated round and a slow host, has 700 ms. Of what
 // needs longer, those who are asked have heard.
 func probeWindow(n int) time.Duration {
-	return 900*time.Millisecond + time.Duration(bits.Len(uint(n)))*200*time.Millisecond
+	return 700*time.Millisecond + time.Duration(bits.Len(uint(n)))*200*time.Millisecond
 }
