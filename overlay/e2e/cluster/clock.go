@@ -4,14 +4,11 @@ package cluster
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -63,56 +60,16 @@ func init() {
 // WithClocks builds meshd into a directory so that [Node.SetClock] works. The other
 // programs are the same.
 func (b Binaries) WithClocks(ctx context.Context, dir string) (Binaries, error) {
-	fail := func(err error) (Binaries, error) {
+	v := newVariant(ctx, dir, "time", "meshd/mesh/gossip", "meshd/cmd/meshd")
+	v.change("time", "time.go", nowCall, nowCall+"\tsec += ClockShift.Load()\n")
+	v.add("time", "clockshift.go", shiftVar)
+	v.change("meshd/mesh/gossip", "clocks_linux.go", wallCall, wallCall+" + time.Duration(time.ClockShift.Load())*time.Second")
+	v.add("meshd/cmd/meshd", "clockshift.go", shiftFile)
+	meshd, err := v.build(ctx)
+	if err != nil {
 		return Binaries{}, fmt.Errorf("build meshd with clocks to set: %w", err)
 	}
-	places, err := exec.CommandContext(ctx, "go", "list", "-f", "{{.Dir}}", "time", "meshd/mesh/gossip", "meshd/cmd/meshd").Output()
-	if err != nil {
-		return fail(err)
-	}
-	dirs := strings.Fields(string(places))
-	if len(dirs) != 3 {
-		return fail(fmt.Errorf("sources are in %s", dirs))
-	}
-	replace := map[string]string{}
-	write := func(path, source string) error {
-		to := filepath.Join(dir, strconv.Itoa(len(replace))+".go")
-		replace[path] = to
-		return os.WriteFile(to, []byte(source), 0o644)
-	}
-	change := func(path, old, new string) error {
-		raw, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		source := string(raw)
-		if n := strings.Count(source, old); n != 1 {
-			return fmt.Errorf("%s has %d times %q, not once: it has changed, and what this test changes in it has to follow", path, n, old)
-		}
-		return write(path, strings.Replace(source, old, new, 1))
-	}
-	err = errors.Join(
-		change(filepath.Join(dirs[0], "time.go"), nowCall, nowCall+"\tsec += ClockShift.Load()\n"),
-		write(filepath.Join(dirs[0], "clockshift.go"), shiftVar),
-		change(filepath.Join(dirs[1], "clocks_linux.go"), wallCall, wallCall+" + time.Duration(time.ClockShift.Load())*time.Second"),
-		write(filepath.Join(dirs[2], "clockshift.go"), shiftFile),
-	)
-	if err != nil {
-		return fail(err)
-	}
-	overlay, err := json.Marshal(map[string]any{"Replace": replace})
-	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o644)
-	}
-	if err != nil {
-		return fail(err)
-	}
-	b.Meshd, b.clocks = filepath.Join(dir, "meshd"), true
-	cmd := exec.CommandContext(ctx, "go", "build", "-overlay", filepath.Join(dir, "overlay.json"), "-o", b.Meshd, "meshd/cmd/meshd")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fail(fmt.Errorf("%w: %s", err, out))
-	}
+	b.Meshd, b.clocks = meshd, true
 	return b, nil
 }
 
