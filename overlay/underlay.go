@@ -17,6 +17,9 @@ const (
 	// lookAround is when the underlay is read even if no event came: one may have been
 	// lost, and of sysctls there are none.
 	lookAround = 30 * time.Second
+	// lookSoon is the same while a sysctl is not as it should be: somebody may mend it, and
+	// look whether it helped.
+	lookSoon = 10 * time.Second
 	// lookAgain is when it is read again after that went wrong.
 	lookAgain = time.Second
 )
@@ -24,7 +27,7 @@ const (
 // watch follows the host: repairs what others change, and tells the mesh where
 // this node can be reached.
 func (n *Node) watch(ctx context.Context, events <-chan struct{}) error {
-	timer := time.NewTimer(lookAround)
+	timer := time.NewTimer(lookSoon)
 	defer timer.Stop()
 	var p pace
 	for {
@@ -50,6 +53,8 @@ func (n *Node) watch(ctx context.Context, events <-chan struct{}) error {
 		if err := n.lookAtUnderlay(ctx); err != nil && ctx.Err() == nil {
 			n.opt.Log.Warn("underlay not read, will be tried again", "err", err)
 			next = lookAgain
+		} else if u := n.underlay.Load(); u != nil && (u.NoForwarding || u.NoIPv6) {
+			next = lookSoon
 		}
 		timer.Reset(next)
 	}
