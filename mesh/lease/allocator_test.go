@@ -443,7 +443,7 @@ func TestChooseLooksInRangesOnly(t *testing.T) {
 }
 
 func TestProbeWindowGrows(t *testing.T) {
-	if w := probeWindow(1); w < 800*time.Millisecond || w > 2*time.Second {
+	if w := probeWindow(1); w < 1500*time.Millisecond || w > 2*time.Second {
 		t.Errorf("alone %s", w)
 	}
 	for n := 2; n < 2000; n *= 2 {
