@@ -70,7 +70,7 @@ func TestSim(t *testing.T) {
 }
 
 // wishes is how soon so many nodes that want one subnet at the same moment have each
-// one of its own, and hold it. Of ten 5 s are wanted, which nine of ten meshes keep.
+// one of its own, and hold it. Of ten 5 s are wanted, which most meshes keep.
 var wishes = map[int]time.Duration{10: 6 * time.Second, 50: 15 * time.Second, 200: 30 * time.Second}
 
 const (
