@@ -109,7 +109,8 @@ func (l *loop) run() {
 		case <-timer.C:
 		}
 		l.drain()
-		if wait := time.Until(l.stepAt); heard && wait > 0 && !l.speech.urgent {
+		urgent := l.speech.urgent && l.saver.saved() // else it is not said anyway
+		if wait := time.Until(l.stepAt); heard && wait > 0 && !urgent {
 			timer.Reset(wait)
 			continue
 		}

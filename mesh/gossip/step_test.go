@@ -27,15 +27,21 @@ func (s *stepping) Step(now time.Time) member.Output {
 	return s.core.Step(now)
 }
 
+// startStepping starts a member alone.
+func startStepping(t *testing.T) (s *stepping, x *node) {
+	t.Helper()
+	x = start(t, meshtest.NewNetwork(1), 1, func(opt *gossip.Options, c *core) {
+		s = &stepping{core: c}
+		opt.Core = s
+	})
+	return s, x
+}
+
 // TestStepsOfABurst: a member acts on a message soon, also on the last one of a burst,
 // and on those of a burst together.
 func TestStepsOfABurst(t *testing.T) {
 	meshtest.Bubble(t, func(t *testing.T) {
-		var s *stepping
-		x := start(t, meshtest.NewNetwork(1), 1, func(opt *gossip.Options, c *core) {
-			s = &stepping{core: c}
-			opt.Core = s
-		})
+		s, x := startStepping(t)
 		time.Sleep(30 * time.Second)
 		steps := func(from time.Time) (since []time.Duration) {
 			synctest.Wait()

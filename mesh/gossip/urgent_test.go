@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"meshd/mesh"
-	"meshd/mesh/gossip"
 	"meshd/mesh/meshtest"
 	"meshd/mesh/trust"
 )
@@ -17,11 +16,7 @@ import (
 // and what others are told has it at once.
 func TestRevocationDoesNotWait(t *testing.T) {
 	meshtest.Bubble(t, func(t *testing.T) {
-		var s *stepping
-		x := start(t, meshtest.NewNetwork(1), 1, func(opt *gossip.Options, c *core) {
-			s = &stepping{core: c}
-			opt.Core = s
-		})
+		s, x := startStepping(t)
 		time.Sleep(30 * time.Second)
 		revocation, err := (&trust.Revocation{Node: mesh.NodeID{1}, At: time.Now()}).Sign(ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)))
 		if err != nil {
