@@ -8,6 +8,7 @@ package mesh
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base32"
 	"encoding/base64"
 	"errors"
@@ -230,6 +231,18 @@ func (v *View) Node(id NodeID) (Node, bool) {
 		return Node{}, false
 	}
 	return v.Nodes[i], true
+}
+
+// Elders lists the other members, those first that were admitted first: all nodes that
+// know the same have them in the same order.
+func (v *View) Elders() []NodeID {
+	nodes := slices.DeleteFunc(slices.Clone(v.Nodes), func(n Node) bool { return n.Left || n.ID == v.Self })
+	slices.SortFunc(nodes, func(a, b Node) int { return cmp.Or(a.Admitted.Compare(b.Admitted), a.ID.Compare(b.ID)) })
+	ids := make([]NodeID, len(nodes))
+	for i, n := range nodes {
+		ids[i] = n.ID
+	}
+	return ids
 }
 
 // Ranges lists every range of the mesh: the control range first, then those of

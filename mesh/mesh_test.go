@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"meshd/mesh"
 )
@@ -260,4 +261,15 @@ func ExampleID_String() {
 	// Output:
 	// 32w353yaaaaaaaaaaaaaaaaaaaaaaaaa
 	// 32w353ya
+}
+
+func TestElders(t *testing.T) {
+	at := func(id byte, admitted int64, left bool) mesh.Node {
+		return mesh.Node{ID: mesh.NodeID{id}, Admitted: time.Unix(admitted, 0), Left: left}
+	}
+	v := mesh.View{Self: mesh.NodeID{2}, Nodes: []mesh.Node{at(1, 30, false), at(2, 10, false), at(3, 20, false), at(4, 20, false), at(5, 10, true)}}
+	want := []mesh.NodeID{{3}, {4}, {1}}
+	if got := v.Elders(); !slices.Equal(got, want) {
+		t.Errorf("elders %v, want %v", got, want)
+	}
 }

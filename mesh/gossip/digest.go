@@ -3,6 +3,7 @@ package gossip
 import (
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -114,9 +115,13 @@ func (l *loop) exchangeNow(inst *instance, id mesh.NodeID, at netip.AddrPort) {
 	}
 }
 
-// asked is how many members are asked before a claim is held. One may lack the
-// same news as we.
-const asked = 2
+const (
+	// eldersAsked is how many of those that were admitted first are asked before a claim is
+	// held, of those that are there: others who claim ask the same.
+	eldersAsked = 2
+	// asked is how many are asked in all: the elders may lack the same news as we.
+	asked = eldersAsked + 1
+)
 
 // asking is the questions of the core that are put to others.
 type asking struct {
@@ -129,18 +134,27 @@ type asking struct {
 func (l *loop) askAround(ask uint64) {
 	inst, chosen := l.inst, map[mesh.NodeID]netip.AddrPort{}
 	if inst != nil {
-		live := inst.others()
+		at := map[mesh.NodeID]netip.AddrPort{}
+		for name, addr := range inst.others() {
+			if id, ok := parseName(name); ok {
+				at[id] = addr
+			}
+		}
+		choose := func(most int, of ...mesh.NodeID) {
+			for _, id := range of {
+				if _, twice := chosen[id]; !twice && len(chosen) < most {
+					chosen[id] = at[id] // or nowhere: it is to be met in the tunnels
+				}
+			}
+		}
+		choose(eldersAsked, slices.DeleteFunc(slices.Clone(l.roster.elders), func(id mesh.NodeID) bool { return !at[id].IsValid() })...)
 		for _, name := range l.some(asked) {
 			if id, ok := parseName(name); ok {
-				chosen[id] = live[name] // or nowhere, if it has gone meanwhile
+				choose(asked, id)
 			}
 		}
 		if l.inside != nil {
-			for _, id := range l.inside.Others(asked) {
-				if _, ok := chosen[id]; !ok && len(chosen) < asked {
-					chosen[id] = netip.AddrPort{}
-				}
-			}
+			choose(asked, l.inside.Others(asked)...)
 		}
 	}
 	if len(chosen) == 0 {

@@ -5,17 +5,14 @@ import "meshd/mesh"
 // roster is who the members are, by the last view.
 type roster struct {
 	admitted map[mesh.NodeID]bool // not to be changed
-	others   int                  // members but us that have not left
+	elders   []mesh.NodeID        // members but us that have not left, the first one first
 }
 
 // set takes them from a view.
 func (r *roster) set(view *mesh.View) {
-	r.admitted, r.others = make(map[mesh.NodeID]bool, len(view.Nodes)), 0
+	r.admitted, r.elders = make(map[mesh.NodeID]bool, len(view.Nodes)), view.Elders()
 	for _, n := range view.Nodes {
 		r.admitted[n.ID] = true
-		if n.ID != view.Self && !n.Left {
-			r.others++
-		}
 	}
 }
 
@@ -38,5 +35,5 @@ func (l *loop) unheard() bool {
 			heard[id] = true
 		}
 	}
-	return len(heard) < l.roster.others
+	return len(heard) < len(l.roster.elders)
 }

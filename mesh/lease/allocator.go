@@ -53,6 +53,7 @@ type Allocator struct {
 	lease  mesh.Lease // State 0: none
 	begun  time.Time  // when the claim was made, while pending
 	until  time.Time  // end of the probe window, while pending
+	rivals bool       // somebody else was heard of who wants the same, while pending
 	asks   bool       // the window is over
 	state  mesh.State
 	lost   bool           // had a subnet and lost it: renumbering rather than starting
@@ -233,17 +234,16 @@ func (a *Allocator) Release(now time.Time) {
 // known while the window runs, a record can be here before the admission that
 // makes it count, and news that nearly everybody has may not have come here.
 func (a *Allocator) sure(now time.Time, w World) bool {
-	if until := a.begun.Add(probeWindow(len(w.Others) + 1)); until.After(a.until) {
-		a.until = until
-	}
-	a.asks = !now.Before(a.until)
-	if !now.Before(a.until.Add(proofWait)) {
-		return true
-	}
-	return a.asks && w.Asked && !slices.ContainsFunc(w.Unproven, func(l mesh.Lease) bool {
+	unproven := slices.ContainsFunc(w.Unproven, func(l mesh.Lease) bool {
 		c := Claim{Lease: l}
 		return c.candidate() && c.overlaps(a.lease.Prefixes)
 	})
+	a.rivals = a.rivals || unproven || !a.free(a.lease, w.Others)
+	if until := a.begun.Add(probeWindow(len(w.Others)+1, a.rivals)); until.After(a.until) {
+		a.until = until
+	}
+	a.asks = !now.Before(a.until)
+	return a.asks && w.Asked && !unproven || !now.Before(a.until.Add(proofWait))
 }
 
 // lose withdraws from a subnet that belongs to another.
@@ -314,7 +314,8 @@ func (a *Allocator) claimPinned(now time.Time, w World) bool {
 
 func (a *Allocator) start(l mesh.Lease, now time.Time, w World) {
 	a.wish, a.again = nil, false
-	a.lease, a.begun, a.until, a.asks, a.state = l, now, now.Add(probeWindow(len(w.Others)+1)), false, mesh.Probing
+	a.lease, a.begun, a.rivals, a.asks, a.state = l, now, !a.free(l, w.Others), false, mesh.Probing
+	a.until = now.Add(probeWindow(len(w.Others)+1, a.rivals))
 	if a.lost {
 		a.state = mesh.Renumbering
 	}
@@ -346,11 +347,15 @@ func (a *Allocator) free(l mesh.Lease, others []Claim) bool {
 // seconds to all; who has the gossip key can delay a new claim by no more than this.
 const proofWait = 5 * time.Second
 
-// probeWindow is how long a claim stands before others are asked whether it may count. A
-// record crosses a gossip of n nodes in about log2(n) rounds of 200 ms; what else may
-// happen to it, as loss, a repeated round and a slow host, has one and a half seconds.
-// With 700 ms one of 14 meshes of fifty with one wish had a node that held two subnets, one
-// after the other, although it had asked.
-func probeWindow(n int) time.Duration {
-	return 1500*time.Millisecond + time.Duration(bits.Len(uint(n)))*200*time.Millisecond
+// probeWindow is how long a claim stands among n nodes before others are asked whether it
+// may count. A record crosses their gossip in about log2(n) rounds of 200 ms. Where
+// nobody else is known to want the same, half of that has to do: who wants it too asks
+// the same elders, so that one of the two hears of the other there. Else what may happen
+// to a record, as loss, a repeated round and a slow host, has one and a half seconds.
+func probeWindow(n int, rivals bool) time.Duration {
+	rounds := time.Duration(bits.Len(uint(n))) * 200 * time.Millisecond
+	if !rivals {
+		return 400*time.Millisecond + rounds/2
+	}
+	return 1500*time.Millisecond + rounds
 }

@@ -127,7 +127,7 @@ func TestTranscripts(t *testing.T) {
 		}
 		return slot
 	}
-	window := probeWindow(1)
+	window := probeWindow(1, false)
 
 	t.Run("first start alone", func(t *testing.T) {
 		s := newScript(t, Config{}, mesh.Lease{})
@@ -142,15 +142,15 @@ func TestTranscripts(t *testing.T) {
 		s := newScript(t, Config{}, mesh.Lease{})
 		n := s.cfg.Network
 		s.after(0, "three of four are taken", only(other(n, 1, 0, mesh.Held, earlier), other(n, 2, 2, mesh.Pending, earlier), other(n, 3, 3, mesh.Quarantined, earlier)))
-		s.after(probeWindow(4), "window over", nil)
+		s.after(probeWindow(4, false), "window over", nil)
 		s.golden()
 	})
 	t.Run("collision while pending", func(t *testing.T) {
 		s := newScript(t, Config{}, mesh.Lease{})
 		s.after(0, "claims", nil)
-		s.after(time.Second, "a later claim of the same", add(other(s.cfg.Network, 9, at(s), mesh.Pending, later)))
-		s.after(100*time.Millisecond, "an earlier claim of the same", add(other(s.cfg.Network, 1, at(s), mesh.Pending, earlier)))
-		s.after(probeWindow(3), "window over", nil)
+		s.after(400*time.Millisecond, "a later claim of the same", add(other(s.cfg.Network, 9, at(s), mesh.Pending, later)))
+		s.after(time.Second, "an earlier claim of the same", add(other(s.cfg.Network, 1, at(s), mesh.Pending, earlier)))
+		s.after(probeWindow(3, false), "window over", nil)
 		s.golden()
 	})
 	unproven := func(slot int, state mesh.LeaseState) func(*World) {
@@ -159,12 +159,12 @@ func TestTranscripts(t *testing.T) {
 	t.Run("a rival is proven late", func(t *testing.T) {
 		s := newScript(t, Config{}, mesh.Lease{})
 		s.after(0, "claims", nil)
-		s.after(time.Second, "a record of the same slot waits for proof", unproven(at(s), mesh.Pending))
-		s.after(window-time.Second, "window over", nil)
+		s.after(400*time.Millisecond, "a record of the same slot waits for proof", unproven(at(s), mesh.Pending))
+		s.after(probeWindow(1, true)-400*time.Millisecond, "window over", nil)
 		s.after(time.Second, "the proof comes", func(w *World) {
 			w.Unproven, w.Others = nil, []Claim{other(s.cfg.Network, 1, at(s), mesh.Pending, earlier)}
 		})
-		s.after(probeWindow(2), "window over", nil)
+		s.after(probeWindow(2, false), "window over", nil)
 		s.golden()
 	})
 	t.Run("a rival is never proven", func(t *testing.T) {
@@ -173,7 +173,7 @@ func TestTranscripts(t *testing.T) {
 		if at(s) != 3 {
 			t.Fatalf("the first wish is slot %d, the test wants 3", at(s))
 		}
-		s.after(window, "window over", nil)
+		s.after(probeWindow(1, true), "window over", nil)
 		s.after(proofWait-time.Millisecond, "almost", nil)
 		s.after(time.Millisecond, "long enough", nil)
 		s.after(time.Hour, "nothing happens", nil)
@@ -193,12 +193,21 @@ func TestTranscripts(t *testing.T) {
 		s.after(proofWait, "no answer", nil)
 		s.golden()
 	})
+	t.Run("a rival that comes later", func(t *testing.T) {
+		s := newScript(t, Config{}, mesh.Lease{})
+		s.after(0, "claims", nil)
+		s.after(window-time.Millisecond, "a later claim of the same", add(other(s.cfg.Network, 9, at(s), mesh.Pending, later)))
+		s.after(time.Second, "it is withdrawn", only())
+		s.after(probeWindow(1, true)-window-time.Second, "almost", nil)
+		s.after(time.Millisecond, "window over", nil)
+		s.golden()
+	})
 	t.Run("members become known", func(t *testing.T) {
 		s := newScript(t, Config{}, mesh.Lease{})
 		s.after(0, "claims, alone", nil)
-		s.after(time.Second, "two others are there", only(other(s.cfg.Network, 1, (at(s)+1)%4, mesh.Held, earlier), other(s.cfg.Network, 2, (at(s)+2)%4, mesh.Held, earlier)))
-		s.after(window-time.Second, "window of one over", nil)
-		s.after(probeWindow(3)-window, "window of three over", nil)
+		s.after(400*time.Millisecond, "two others are there", only(other(s.cfg.Network, 1, (at(s)+1)%4, mesh.Held, earlier), other(s.cfg.Network, 2, (at(s)+2)%4, mesh.Held, earlier)))
+		s.after(window-400*time.Millisecond, "window of one over", nil)
+		s.after(probeWindow(3, false)-window, "window of three over", nil)
 		s.golden()
 	})
 	t.Run("unproven claims that are not in the way", func(t *testing.T) {
@@ -211,7 +220,7 @@ func TestTranscripts(t *testing.T) {
 	t.Run("pending is never quarantined", func(t *testing.T) {
 		s := newScript(t, Config{OnConflict: Quarantine}, mesh.Lease{})
 		s.after(0, "claims", func(w *World) { w.InUse = true })
-		s.after(time.Second, "an earlier claim of the same", add(other(s.cfg.Network, 1, at(s), mesh.Pending, earlier)))
+		s.after(400*time.Millisecond, "an earlier claim of the same", add(other(s.cfg.Network, 1, at(s), mesh.Pending, earlier)))
 		s.golden()
 	})
 	t.Run("held loser renumbers", func(t *testing.T) {
@@ -221,14 +230,14 @@ func TestTranscripts(t *testing.T) {
 		s.after(time.Minute, "pending rival, however early", add(other(s.cfg.Network, 1, at(s), mesh.Pending, earlier)))
 		s.after(time.Minute, "held rival, later", only(other(s.cfg.Network, 1, at(s), mesh.Held, later)))
 		s.after(time.Minute, "held rival, earlier", only(other(s.cfg.Network, 1, at(s), mesh.Held, earlier)))
-		s.after(probeWindow(2), "window over", nil)
+		s.after(probeWindow(2, false), "window over", nil)
 		s.golden()
 	})
 	t.Run("pinned beats free", func(t *testing.T) {
 		n := mesh.Network{Name: "default", IPv4: netip.MustParsePrefix("10.0.0.0/24"), IPv4Len: 26, IPv6: netip.MustParsePrefix("fd00::/48"), IPv6Len: 64}
 		s := newScript(t, Config{Network: n, Pins: prefixes("10.0.0.128/26")}, mesh.Lease{})
 		s.after(0, "held by one that is not pinned", only(other(n, 1, 2, mesh.Held, earlier)))
-		s.after(probeWindow(2), "window over, and it is still there", nil)
+		s.after(probeWindow(2, true), "window over, and it is still there", nil)
 		s.golden()
 	})
 	t.Run("pinned against pinned", func(t *testing.T) {
@@ -239,7 +248,7 @@ func TestTranscripts(t *testing.T) {
 		s.after(time.Hour, "still", nil)
 		rival.State = mesh.Released
 		s.after(time.Hour, "the winner leaves", only(rival))
-		s.after(probeWindow(2), "window over", nil)
+		s.after(probeWindow(2, false), "window over", nil)
 		s.golden()
 	})
 	t.Run("pin outside the network", func(t *testing.T) {
@@ -252,7 +261,7 @@ func TestTranscripts(t *testing.T) {
 		n := s.cfg.Network
 		s.after(0, "all four are taken", only(other(n, 1, 0, mesh.Held, 0), other(n, 2, 1, mesh.Held, 0), other(n, 3, 2, mesh.Held, 0), other(n, 4, 3, mesh.Held, 0)))
 		s.after(time.Hour, "one is released", func(w *World) { w.Others[1].State = mesh.Released })
-		s.after(probeWindow(4), "window over", nil)
+		s.after(probeWindow(4, false), "window over", nil)
 		s.golden()
 	})
 	held := mesh.Lease{Network: "default", Prefixes: prefixes("10.0.0.64/26"), State: mesh.Held, Since: start.Add(-time.Minute), ClaimEpoch: 1}
@@ -284,7 +293,7 @@ func TestTranscripts(t *testing.T) {
 		s.after(time.Hour, "an earlier claim of the same", add(other(s.cfg.Network, 1, at(s), mesh.Held, earlier)))
 		s.a.SetOnConflict(Renumber)
 		s.after(time.Minute, "told to renumber", nil)
-		s.after(probeWindow(2), "window over", nil)
+		s.after(probeWindow(2, false), "window over", nil)
 		s.golden()
 	})
 	t.Run("freed the longest ago is used first", func(t *testing.T) {
@@ -443,12 +452,17 @@ func TestChooseLooksInRangesOnly(t *testing.T) {
 }
 
 func TestProbeWindowGrows(t *testing.T) {
-	if w := probeWindow(1); w < 1500*time.Millisecond || w > 2*time.Second {
-		t.Errorf("alone %s", w)
-	}
-	for n := 2; n < 2000; n *= 2 {
-		if probeWindow(n) < probeWindow(n/2) || probeWindow(n) > 5*time.Second {
-			t.Errorf("%d nodes: %s", n, probeWindow(n))
+	for _, c := range []struct {
+		rivals      bool
+		alone, most time.Duration
+	}{{false, 500 * time.Millisecond, 1600 * time.Millisecond}, {true, 1700 * time.Millisecond, 5 * time.Second}} {
+		if w := probeWindow(1, c.rivals); w != c.alone {
+			t.Errorf("alone, rivals %v: %s, want %s", c.rivals, w, c.alone)
+		}
+		for n := 2; n < 2000; n *= 2 {
+			if w := probeWindow(n, c.rivals); w < probeWindow(n/2, c.rivals) || w > c.most {
+				t.Errorf("%d nodes, rivals %v: %s", n, c.rivals, w)
+			}
 		}
 	}
 }

@@ -27,7 +27,7 @@ func TestLifeTranscripts(t *testing.T) {
 		s.after(0, "three of four are taken, one is void", only(
 			other(n, 1, 0, mesh.Held, -time.Hour), other(n, 2, 1, mesh.Held, -time.Hour), other(n, 3, 2, mesh.Held, -time.Hour),
 			void(other(n, 4, 3, mesh.Held, -time.Hour), 0)))
-		s.after(probeWindow(5), "window over", nil)
+		s.after(probeWindow(5, false), "window over", nil)
 		s.after(time.Second, "its owner speaks again, and is the elder", only(other(n, 4, 3, mesh.Held, -time.Hour)))
 		s.golden()
 	})
@@ -44,14 +44,14 @@ func TestLifeTranscripts(t *testing.T) {
 		s.a.Reclaim(false)
 		s.after(0, "off for too long, nobody reached yet", nil)
 		s.after(time.Second, "reached", func(w *World) { w.MayClaim = true })
-		s.after(probeWindow(1), "window over", nil)
+		s.after(probeWindow(1, false), "window over", nil)
 		s.golden()
 	})
 	t.Run("claimed afresh and taken meanwhile", func(t *testing.T) {
 		s := newScript(t, Config{}, held(2))
 		s.a.Reclaim(false)
 		s.after(0, "another has it by now", only(other(n, 1, 2, mesh.Held, -time.Minute)))
-		s.after(probeWindow(2), "window over", nil)
+		s.after(probeWindow(2, false), "window over", nil)
 		s.golden()
 	})
 	t.Run("claimed afresh with containers", func(t *testing.T) {
@@ -63,7 +63,7 @@ func TestLifeTranscripts(t *testing.T) {
 			w.MayClaim, w.Others = true, []Claim{other(n, 1, 2, mesh.Held, -time.Minute)}
 		})
 		s.after(time.Second, "that one leaves", func(w *World) { w.Others = nil })
-		s.after(probeWindow(2), "window over", nil)
+		s.after(probeWindow(2, false), "window over", nil)
 		s.golden()
 	})
 	t.Run("quarantine survives a restart", func(t *testing.T) {
@@ -113,7 +113,7 @@ func TestLifeTranscripts(t *testing.T) {
 			t.Error("no other subnet, it says")
 		}
 		s.after(time.Second, "renumbered", nil)
-		s.after(probeWindow(3), "window over", nil)
+		s.after(probeWindow(3, false), "window over", nil)
 		s.after(0, "none is left", only(other(n, 1, 0, mesh.Held, 0), other(n, 2, 1, mesh.Held, 0), other(n, 3, 2, mesh.Held, 0)))
 		if s.a.Renumber(s.world) {
 			t.Error("there is another subnet, it says")

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"meshd/mesh/registry"
@@ -34,6 +35,20 @@ func (h *machine) somebody() *machine {
 		return nil
 	}
 	return all[h.c.random.IntN(len(all))]
+}
+
+// elders are up to n of the members that were admitted first, of those that run.
+func (h *machine) elders(n int) (all []*machine) {
+	if h.view == nil {
+		return nil
+	}
+	for _, id := range h.view.Elders() {
+		i := slices.IndexFunc(h.c.hosts, func(o *machine) bool { return o.id == id && o.runs() })
+		if i >= 0 && len(all) < n {
+			all = append(all, h.c.hosts[i])
+		}
+	}
+	return all
 }
 
 // talks tells whether a stream between two gets through.

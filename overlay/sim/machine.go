@@ -225,8 +225,8 @@ func (h *machine) step() {
 	if out.Ask != 0 {
 		ask := out.Ask
 		h.soon(200*time.Millisecond, func() {
-			for range 2 {
-				if o := h.somebody(); o != nil {
+			for _, o := range append(h.elders(2), h.somebody()) {
+				if o != nil {
 					h.exchange(o)
 				}
 			}

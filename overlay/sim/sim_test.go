@@ -70,11 +70,11 @@ func TestSim(t *testing.T) {
 }
 
 // wishes is how soon so many nodes that want one subnet at the same moment have each
-// one of its own, and hold it. Of ten 5 s are wanted, which most meshes keep.
-var wishes = map[int]time.Duration{10: 6 * time.Second, 50: 15 * time.Second, 200: 30 * time.Second}
+// one of its own, and hold it.
+var wishes = map[int]time.Duration{10: 5 * time.Second, 50: 15 * time.Second, 200: 30 * time.Second}
 
 const (
-	lossTakes   = 3 * time.Second  // more, where up to 5 % is lost
+	lossTakes   = time.Second      // more, where up to 5 % is lost
 	heardWithin = 10 * time.Second // until all know it, and reach each other
 )
 
