@@ -47,8 +47,8 @@ type crowd struct {
 	heard  map[*machine]bool               // who has something to take
 	asked  map[*machine]map[trust.Hash]int // certificates that are being fetched, by the number of the daemon
 
-	claims      []claim              // of all, in the order in which they became known
-	buried      map[mesh.NodeID]bool // of whom somebody has said that they are gone
+	claims      []claim                // of all, in the order in which they became known
+	buried      map[mesh.NodeID]uint64 // up to which epoch somebody has said of them that they are gone
 	revoked     map[mesh.NodeID]bool
 	purge       bool               // somebody was revoked, or is being so
 	revocations []trust.Revocation // that were handed in
@@ -89,7 +89,7 @@ func newCrowd(t *testing.T, s *crowdSchedule) *crowd {
 	c := &crowd{
 		t: t, begin: time.Now(), now: time.Now(), mesh: meshtest.NewMesh(t, s.Network), random: rand.New(rand.NewPCG(s.Seed, 11)),
 		cut: map[[2]int]bool{}, heard: map[*machine]bool{}, asked: map[*machine]map[trust.Hash]int{},
-		buried: map[mesh.NodeID]bool{}, revoked: map[mesh.NodeID]bool{},
+		buried: map[mesh.NodeID]uint64{}, revoked: map[mesh.NodeID]bool{},
 	}
 	c.token = c.mesh.Token(t, nil)
 	if s.Short != nil {

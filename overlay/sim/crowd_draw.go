@@ -393,12 +393,5 @@ func (c *crowd) revokeAgain() {
 
 func (d *crowdDrawer) renumber() {
 	n := d.host()
-	d.add(0, func(c *crowd) {
-		if h := c.hosts[n]; h.runs() {
-			if err := h.m.Renumber(h.now(), "default", false); err == nil {
-				h.excuse = "it was renumbered"
-				h.step()
-			}
-		}
-	}, "n%d: meshctl lease renumber", n)
+	d.add(0, func(c *crowd) { c.hosts[n].renumber() }, "n%d: meshctl lease renumber", n)
 }

@@ -108,12 +108,11 @@ func (h *machine) note(leases []mesh.Lease) {
 	}
 	if h.first.State != 0 && !slices.Equal(h.first.Prefixes, now.Prefixes) {
 		// Of whom somebody has said that it is gone, a lease from before its last start is void.
-		void := c.buried[h.id] && h.first.ClaimEpoch < h.disk.state.Epoch
+		void := h.first.ClaimEpoch <= c.buried[h.id] && h.first.ClaimEpoch < h.disk.state.Epoch
 		if h.excuse == "" && !void && !slices.ContainsFunc(c.claims, h.wins) {
 			c.violate("lease", "%s gives up %s, which nobody else had a better claim to", h, h.first.Prefixes[0])
 		}
 		h.first, h.excuse = claim{}, ""
-		delete(c.buried, h.id)
 	}
 	if now.State != mesh.Held {
 		return
@@ -130,7 +129,7 @@ func (h *machine) note(leases []mesh.Lease) {
 // wins tells whether a claim of somebody else is why a host has lost what it held:
 // of whom somebody has said that it is gone, whatever was claimed since.
 func (h *machine) wins(o claim) bool {
-	return o.owner != h.id && o.contends() && o.overlaps(&h.first) && (h.c.buried[h.id] || o.beats(&h.first)) &&
+	return o.owner != h.id && o.contends() && o.overlaps(&h.first) && (h.first.ClaimEpoch <= h.c.buried[h.id] || o.beats(&h.first)) &&
 		(o.until.IsZero() || h.c.now.Sub(o.until) < crowdTTL)
 }
 

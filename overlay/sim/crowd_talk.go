@@ -104,7 +104,7 @@ func (h *machine) spread(raw []byte) {
 	c := h.c
 	if kind, err := trust.KindOf(raw); err == nil && kind == trust.KindTombstone {
 		if t, err := trust.ParseTombstone(raw); err == nil {
-			c.buried[t.Node] = true
+			c.buried[t.Node] = max(c.buried[t.Node], t.Version.Epoch)
 		}
 	}
 	for _, o := range c.hosts {

@@ -176,6 +176,29 @@ func TestCrowdStories(t *testing.T) {
 			{30 * time.Second, "n2 is revoked", func(c *crowd) { c.revoke(2) }},
 			{40 * time.Second, "the backup is restored", func(c *crowd) { c.restore(0) }},
 		},
+		// The others have said by then that n2 is gone, up to its epoch: that is of what it has
+		// claimed in it since, too. It dies before it has said that it lives.
+		"who renumbers while others bury it may have to claim afresh": {
+			{0, "n0 to n2 join", func(c *crowd) {
+				for _, h := range c.hosts[:3] {
+					h.join()
+				}
+			}},
+			{20 * time.Second, "n2 is alone", func(c *crowd) {
+				c.part([]int{2}, []int{0, 1}, true)
+				c.part([]int{0, 1}, []int{2}, true)
+			}},
+			{20*time.Second + 2*crowdTTL, "n2 renumbers", func(c *crowd) { c.hosts[2].renumber() }},
+			{30*time.Second + 2*crowdTTL, "it heals, and n2 dies while it saves", func(c *crowd) {
+				c.hosts[2].dies = midSave
+				clear(c.cut)
+			}},
+			{50*time.Second + 2*crowdTTL, "n2 runs again", func(c *crowd) {
+				if h := c.hosts[2]; h.dies == midSave || h.excuse != "" {
+					c.violate("story", "n2 was to renumber, and to die")
+				}
+			}},
+		},
 		// There is one subnet left, which both sides take.
 		"of two sides of a partition, the earlier keeps what both have taken": {
 			{0, "n0 to n2 join", func(c *crowd) {

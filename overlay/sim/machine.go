@@ -175,6 +175,17 @@ func (h *machine) stop() {
 	h.kill()
 }
 
+// renumber is meshctl lease renumber.
+func (h *machine) renumber() {
+	if !h.runs() {
+		return
+	}
+	if err := h.m.Renumber(h.now(), "default", false); err == nil {
+		h.excuse = "it was renumbered"
+		h.step()
+	}
+}
+
 func (h *machine) String() string { return h.name }
 
 // soon lets the daemon do something, unless it has ended by then, or the host
