@@ -31,7 +31,8 @@ type instance struct {
 	list    *memberlist.Memberlist
 	said    *standing // of us
 	inbox   *inbox
-	taken   *taken                // what need not come in again
+	taken   *taken // what need not come in again
+	seals   *sealer
 	told    *atomic.Pointer[told] // what others are told
 	answers chan<- answer         // to our probes; capacity 1
 	say     *limiter
@@ -54,7 +55,7 @@ const maxQueued = 1024
 
 func (g *Gossip) newInstance(address netip.AddrPort, t memberlist.Transport) (*instance, error) {
 	i := &instance{
-		self: g.opt.Self, name: newName(g.opt.Self), address: address, inbox: g.inbox, taken: &g.taken, told: &g.told,
+		self: g.opt.Self, name: newName(g.opt.Self), address: address, inbox: g.inbox, taken: &g.taken, seals: g.seals, told: &g.told,
 		answers: g.answers,
 		say:     g.say, moved: g.moved, live: map[string]netip.AddrPort{}, crowd: newCrowd(),
 	}
@@ -220,7 +221,7 @@ func (i *instance) NotifyMsg(raw []byte) {
 // gets the whole table.
 func (i *instance) LocalState(join bool) []byte {
 	if join {
-		return encodeState(i.name, i.told.Load().table)
+		return encodeState(i.name, i.seals.keys.Load().send.id, i.told.Load().table)
 	}
 	return encodeDigest(i.name, i.told.Load().set.Digest())
 }

@@ -35,6 +35,9 @@ func (l *loop) receive(m message) {
 	case msgWant:
 		l.answer(m)
 	case msgState:
+		if l.seals.gaveUp(m.key) {
+			return // it was read just before: who sends with that key would become a member, and hear nothing
+		}
 		l.takeAll(m.objects, maxSpread)
 		l.opt.Core.Synced()
 	}

@@ -103,6 +103,11 @@ func newSealKey(g member.GossipKey) (*sealKey, error) {
 	return &sealKey{AEAD: aead, id: trust.KeyIDOf(g.Key), generation: g.Generation, opened: new(atomic.Uint64)}, nil
 }
 
+// gaveUp tells whether a key was in the keyring until a moment ago.
+func (s *sealer) gaveUp(id trust.KeyID) bool {
+	return slices.ContainsFunc(s.keys.Load().open, func(k *sealKey) bool { return k.id == id && !k.ends.IsZero() })
+}
+
 // sweep forgets keys that have lingered.
 func (s *sealer) sweep(now time.Time) {
 	over := func(k *sealKey) bool { return !k.ends.IsZero() && !now.Before(k.ends) }

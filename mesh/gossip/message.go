@@ -14,12 +14,12 @@ import (
 //
 //	objects  1 │ { length │ signed object }...
 //	want     2 │ length │ instance name │ { hash, 32 bytes }...
-//	state    3 │ length │ instance name │ { length │ signed object }...
+//	state    3 │ length │ instance name │ key id, 16 bytes │ { length │ signed object }...
 //	digest   4 │ length │ instance name │ digest, 16 bytes
 //
 // Objects travel by broadcast, one to a message, and by stream in answer to a
-// want. A state is the whole table; two nodes exchange theirs when one joins, and
-// the digests of theirs every few minutes.
+// want. A state is the whole table, with the gossip key that its sender uses; two nodes
+// exchange theirs when one joins, and the digests of theirs every few minutes.
 const (
 	msgObjects byte = 1
 	msgWant    byte = 2
@@ -48,8 +48,9 @@ var errMessage = errors.New("malformed message")
 // message is any of them.
 type message struct {
 	kind    byte
-	size    int    // in bytes, as it came
-	from    string // instance name; of all but objects
+	size    int         // in bytes, as it came
+	from    string      // instance name; of all but objects
+	key     trust.KeyID // of a state
 	digest  exchange.Digest
 	objects [][]byte
 	hashes  []trust.Hash
@@ -82,6 +83,12 @@ func parseMessage(raw []byte) (message, error) {
 		}
 		m.digest = exchange.Digest(rest)
 	case msgObjects, msgState:
+		if m.kind == msgState {
+			if len(rest) < len(m.key) {
+				return message{}, fmt.Errorf("%w: no key", errMessage)
+			}
+			m.key, rest = trust.KeyID(rest[:len(m.key)]), rest[len(m.key):]
+		}
 		for len(rest) > 0 {
 			object, after, ok := cut(rest, trust.MaxObject)
 			if !ok || len(object) == 0 || len(m.objects) == maxObjects {
@@ -116,8 +123,8 @@ func encodeObjects(most int, objects ...[]byte) []byte {
 
 // encodeState writes a table; what does not fit is left out at its end, and
 // spreads by broadcast and want alone.
-func encodeState(from string, objects [][]byte) []byte {
-	return appendObjects(appendString([]byte{msgState}, from), maxState, objects)
+func encodeState(from string, key trust.KeyID, objects [][]byte) []byte {
+	return appendObjects(append(appendString([]byte{msgState}, from), key[:]...), maxState, objects)
 }
 
 func appendObjects(out []byte, most int, objects [][]byte) []byte {

@@ -19,8 +19,8 @@ func TestMessages(t *testing.T) {
 		t.Errorf("objects: %v, %v", m, err)
 	}
 	name := newName([20]byte{1})
-	m, err = parseMessage(encodeState(name, objects))
-	if err != nil || m.kind != msgState || m.from != name || !slices.EqualFunc(m.objects, objects, bytes.Equal) {
+	m, err = parseMessage(encodeState(name, trust.KeyID{7}, objects))
+	if err != nil || m.kind != msgState || m.from != name || m.key != (trust.KeyID{7}) || !slices.EqualFunc(m.objects, objects, bytes.Equal) {
 		t.Errorf("state: %v, %v", m, err)
 	}
 	hashes := []trust.Hash{{1}, {2}}
@@ -45,7 +45,8 @@ func TestMalformedMessages(t *testing.T) {
 		"endless length":    append([]byte{msgObjects}, bytes.Repeat([]byte{0xff}, 20)...),
 		"too many objects":  append([]byte{msgObjects}, bytes.Repeat([]byte{1, 1}, maxObjects+1)...),
 		"no name":           {msgState},
-		"name too long":     encodeState(strings.Repeat("n", maxName+1), nil),
+		"name too long":     encodeState(strings.Repeat("n", maxName+1), trust.KeyID{}, nil),
+		"no key":            appendString([]byte{msgState}, "n"),
 		"half a digest":     encodeDigest("n", exchange.Digest{})[:11],
 		"long digest":       append(encodeDigest("n", exchange.Digest{}), 0),
 		"half a hash":       append(encodeWant("n", nil), 1),
@@ -64,7 +65,7 @@ func TestLargeTableIsCut(t *testing.T) {
 	for i := range table {
 		table[i] = bytes.Repeat([]byte{byte(i)}, trust.MaxObject)
 	}
-	raw := encodeState(newName([20]byte{}), table)
+	raw := encodeState(newName([20]byte{}), trust.KeyID{}, table)
 	m, err := parseMessage(raw)
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +78,7 @@ func TestLargeTableIsCut(t *testing.T) {
 func FuzzMessage(f *testing.F) {
 	f.Add(encodeObjects(math.MaxInt, []byte("one"), []byte("two")))
 	f.Add(encodeWant(newName([20]byte{}), []trust.Hash{{1}, {2}}))
-	f.Add(encodeState(newName([20]byte{}), [][]byte{[]byte("one")}))
+	f.Add(encodeState(newName([20]byte{}), trust.KeyID{1}, [][]byte{[]byte("one")}))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		m, err := parseMessage(raw)
 		if err != nil {
@@ -90,9 +91,9 @@ func FuzzMessage(f *testing.F) {
 		case msgWant:
 			again = encodeWant(m.from, m.hashes)
 		case msgState:
-			again = encodeState(m.from, m.objects)
+			again = encodeState(m.from, m.key, m.objects)
 		}
-		if n, err := parseMessage(again); err != nil || n.kind != m.kind || n.from != m.from ||
+		if n, err := parseMessage(again); err != nil || n.kind != m.kind || n.from != m.from || n.key != m.key ||
 			!slices.EqualFunc(n.objects, m.objects, bytes.Equal) || !slices.Equal(n.hashes, m.hashes) {
 			t.Errorf("%x is read back as %v, %v", again, n, err)
 		}

@@ -75,10 +75,12 @@ func TestSealIsMemberlists(t *testing.T) {
 // plainDelegate says nothing and takes everything.
 type plainDelegate struct{ broadcast chan []byte }
 
-func (*plainDelegate) NodeMeta(int) []byte               { return nil }
-func (*plainDelegate) NotifyMsg([]byte)                  {}
-func (*plainDelegate) GetBroadcasts(int, int) [][]byte   { return nil }
-func (*plainDelegate) LocalState(bool) []byte            { return encodeState(newName([20]byte{9}), nil) }
+func (*plainDelegate) NodeMeta(int) []byte             { return nil }
+func (*plainDelegate) NotifyMsg([]byte)                {}
+func (*plainDelegate) GetBroadcasts(int, int) [][]byte { return nil }
+func (*plainDelegate) LocalState(bool) []byte {
+	return encodeState(newName([20]byte{9}), [16]byte{}, nil)
+}
 func (*plainDelegate) MergeRemoteState(_ []byte, _ bool) {}
 
 // compressed is a message that grows a thousandfold.
