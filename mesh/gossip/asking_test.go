@@ -1,9 +1,11 @@
 package gossip_test
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"meshd/mesh"
@@ -56,12 +58,10 @@ func TestEldersAreAsked(t *testing.T) {
 		a.mu.Unlock()
 		x.Hear([]byte("look"))
 		time.Sleep(time.Second)
-		asked := make([]int, n) // by number; 0: nobody's
+		heard := make([]int, n) // what it has said before it asked, by number; 0: nobody's
 		for i := range times {
-			before := make([]int, n)
-			for j, o := range nodes {
-				before[j+1] = o.core.exchanges()
-			}
+			word := fmt.Sprint("claim ", i)
+			a.say(word)
 			a.mu.Lock()
 			a.next = uint64(i + 1)
 			a.mu.Unlock()
@@ -69,20 +69,118 @@ func TestEldersAreAsked(t *testing.T) {
 			if got := <-a.done; got != uint64(i+1) {
 				t.Fatalf("question %d was answered, want %d", got, i+1)
 			}
+			synctest.Wait()
 			for j, o := range nodes {
-				asked[j+1] += o.core.exchanges() - before[j+1]
+				if o.core.knows(word) {
+					heard[j+1]++
+				}
 			}
 			time.Sleep(time.Second)
 		}
-		if asked[6] < times || asked[4] < times {
-			t.Errorf("of %d times the elders 6 and 4 were asked %d and %d times", times, asked[6], asked[4])
+		if heard[6] < times || heard[4] < times {
+			t.Errorf("of %d times the elders 6 and 4 have heard it %d and %d times", times, heard[6], heard[4])
 		}
-		young := asked[1] + asked[2] + asked[3]
-		if others := young + asked[7]; others < times || others > 2*times || slices.Max(asked[1:4]) == young {
-			t.Errorf("of %d times the others were asked %v times", times, asked)
+		young := heard[1] + heard[2] + heard[3]
+		if others := young + heard[7]; others < times || slices.Max(heard[1:4]) == young {
+			t.Errorf("of %d times others have heard it %v times", times, heard)
 		}
-		if asked[5] > 0 {
+		if heard[5] > 0 {
 			t.Error("one that is off was asked")
+		}
+	})
+}
+
+// TestNoElderAnswers: a question that is refused is put again, until an elder answers.
+func TestNoElderAnswers(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		const n = 4
+		net := meshtest.NewNetwork(1)
+		nodes := startAll(t, net, n-1)
+		a := &asks{core: newCore(id(n)), done: make(chan uint64, 1)}
+		x := start(t, net, n, func(opt *gossip.Options, _ *core) { opt.Core = a })
+		within(t, 10*time.Second, "all are met", x.sees(n-1))
+		v := &mesh.View{Self: id(n)}
+		for i := 1; i <= n; i++ {
+			v.Nodes = append(v.Nodes, mesh.Node{ID: id(i), Admitted: time.Unix(int64(i), 0)})
+		}
+		a.mu.Lock()
+		a.view = v
+		a.mu.Unlock()
+		x.Hear([]byte("look"))
+		time.Sleep(100 * time.Millisecond)
+		nodes[0].stop() // gossip does not know it yet
+		nodes[1].stop()
+		a.mu.Lock()
+		a.next = 1
+		a.mu.Unlock()
+		x.Hear([]byte("ask"))
+		select {
+		case <-a.done:
+			t.Error("the question is answered, and no elder was there")
+		case <-time.After(3 * time.Second):
+		}
+		start(t, net, 2, nil)
+		select {
+		case <-a.done:
+		case <-time.After(15 * time.Second):
+			t.Error("an elder is back, and the question is not answered")
+		}
+	})
+}
+
+// TestClaimsMeetAtElders: two members claim the last subnet of a network at the same
+// moment, while gossip is blocked: elders tell them of each other before either holds it.
+func TestClaimsMeetAtElders(t *testing.T) {
+	meshtest.Bubble(t, func(t *testing.T) {
+		const n, times = 40, 8
+		networks := []mesh.Network{{Name: mesh.DefaultNetwork, IPv4: netip.MustParsePrefix("10.86.0.0/16"), IPv4Len: 24}}
+		for i := range times {
+			networks = append(networks, mesh.Network{Name: fmt.Sprint("web", i), IPv4: netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/24", 90+i)), IPv4Len: 25})
+		}
+		m, net, tunnels := meshtest.NewMesh(t, networks...), meshtest.NewNetwork(1), meshtest.NewTunnels()
+		net.SetLatency(15 * time.Millisecond)
+		net.SetJitter(15 * time.Millisecond)
+		hosts := make([]*host, n)
+		for i := range hosts {
+			hosts[i] = newHost(t, m, i+1)
+			hosts[i].tunnels = tunnels
+			hosts[i].start(t, net)
+			time.Sleep(time.Second)
+		}
+		within(t, 30*time.Second, "all hold subnets", agreed(hosts, n))
+		time.Sleep(time.Minute)
+		use := func(h *host, network string) {
+			if err := h.gossip.Do(t.Context(), func(now time.Time) {
+				if err := h.core.Use(now, []string{network}); err != nil {
+					t.Error(err)
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range times {
+			use(hosts[2+i], networks[1+i].Name) // one of two
+		}
+		time.Sleep(time.Minute)
+		noGossip(net)
+		time.Sleep(2 * time.Minute)
+		for i := range times {
+			two := []*host{hosts[2+times+i], hosts[n-1-i]}
+			for _, h := range two {
+				use(h, networks[1+i].Name)
+			}
+			ever := map[*host]bool{}
+			for begin := time.Now(); time.Since(begin) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
+				for _, h := range two {
+					self, _ := h.sees().Node(h.keys.ID())
+					ever[h] = ever[h] || slices.ContainsFunc(self.Leases, func(l mesh.Lease) bool {
+						return l.Network == networks[1+i].Name && l.State == mesh.Held
+					})
+				}
+			}
+			if ever[two[0]] == ever[two[1]] {
+				t.Errorf("network %d: held by one %v, by the other %v", i, ever[two[0]], ever[two[1]])
+			}
 		}
 	})
 }

@@ -3,8 +3,6 @@ package gossip
 import (
 	"log/slog"
 	"net/netip"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -98,78 +96,21 @@ func (l *loop) compare(a answer) {
 func (l *loop) exchange(name string, at netip.AddrPort) {
 	inst := l.inst
 	id, _ := parseName(name)
-	l.tasks.Go(func() { l.exchangeNow(inst, id, at) })
+	l.tasks.Go(func() { _ = l.exchangeNow(inst, id, at) })
 }
 
 // exchangeNow exchanges through the tunnel with a member that was met there, and with
 // any other node by gossip: the tunnel of one that joins may not be up yet, and that
 // takes seconds to notice.
-func (l *loop) exchangeNow(inst *instance, id mesh.NodeID, at netip.AddrPort) {
+func (l *loop) exchangeNow(inst *instance, id mesh.NodeID, at netip.AddrPort) error {
 	if l.inside != nil && (l.inside.Met(id) || !at.IsValid()) {
-		if err := l.inside.With(inst.ctx, id); err == nil || !at.IsValid() {
-			return
+		if err := l.inside.With(l.ctx, id); err == nil || !at.IsValid() {
+			return err
 		}
 	}
-	if _, err := inst.list.Join([]string{at.String()}); err != nil && inst.ctx.Err() == nil {
+	_, err := inst.list.Join([]string{at.String()})
+	if err != nil && inst.ctx.Err() == nil {
 		l.say.say(slog.LevelDebug, "tables not exchanged", "err", err)
 	}
-}
-
-const (
-	// eldersAsked is how many of those that were admitted first are asked before a claim is
-	// held, of those that are there: others who claim ask the same.
-	eldersAsked = 2
-	// asked is how many are asked in all: the elders may lack the same news as we.
-	asked = eldersAsked + 1
-)
-
-// asking is the questions of the core that are put to others.
-type asking struct {
-	asked    chan uint64 // those that were
-	answered uint64      // the last of them, until the core is told; 0: none
-}
-
-// askAround exchanges with a few members, and then has the core told. Gossip may
-// think that nobody is there, and be wrong.
-func (l *loop) askAround(ask uint64) {
-	inst, chosen := l.inst, map[mesh.NodeID]netip.AddrPort{}
-	if inst != nil {
-		at := map[mesh.NodeID]netip.AddrPort{}
-		for name, addr := range inst.others() {
-			if id, ok := parseName(name); ok {
-				at[id] = addr
-			}
-		}
-		choose := func(most int, of ...mesh.NodeID) {
-			for _, id := range of {
-				if _, twice := chosen[id]; !twice && len(chosen) < most {
-					chosen[id] = at[id] // or nowhere: it is to be met in the tunnels
-				}
-			}
-		}
-		choose(eldersAsked, slices.DeleteFunc(slices.Clone(l.roster.elders), func(id mesh.NodeID) bool { return !at[id].IsValid() })...)
-		for _, name := range l.some(asked) {
-			if id, ok := parseName(name); ok {
-				choose(asked, id)
-			}
-		}
-		if l.inside != nil {
-			choose(asked, l.inside.Others(asked)...)
-		}
-	}
-	if len(chosen) == 0 {
-		l.asking.answered = ask // nobody is there
-		return
-	}
-	l.tasks.Go(func() {
-		var wait sync.WaitGroup
-		for id, at := range chosen {
-			wait.Go(func() { l.exchangeNow(inst, id, at) })
-		}
-		wait.Wait()
-		select {
-		case l.asking.asked <- ask:
-		case <-l.ctx.Done():
-		}
-	})
+	return err
 }

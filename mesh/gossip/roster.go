@@ -1,18 +1,27 @@
 package gossip
 
-import "meshd/mesh"
+import (
+	"net/netip"
+
+	"meshd/mesh"
+)
 
 // roster is who the members are, by the last view.
 type roster struct {
-	admitted map[mesh.NodeID]bool // not to be changed
-	elders   []mesh.NodeID        // members but us that have not left, the first one first
+	admitted map[mesh.NodeID]bool         // not to be changed
+	elders   []mesh.NodeID                // members but us that have not left, the first one first
+	hosts    map[mesh.NodeID][]netip.Addr // at which their records say that they are
 }
 
 // set takes them from a view.
 func (r *roster) set(view *mesh.View) {
 	r.admitted, r.elders = make(map[mesh.NodeID]bool, len(view.Nodes)), view.Elders()
+	r.hosts = make(map[mesh.NodeID][]netip.Addr, len(view.Nodes))
 	for _, n := range view.Nodes {
 		r.admitted[n.ID] = true
+		for _, e := range n.Endpoints {
+			r.hosts[n.ID] = append(r.hosts[n.ID], bare(e.Addr()))
+		}
 	}
 }
 

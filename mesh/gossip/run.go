@@ -48,7 +48,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 	l := &loop{
 		Gossip: g, ctx: ctx, slots: [2]chan struct{}{make(chan struct{}, sending), make(chan struct{}, sending)},
 		book: newBook(g.opt.Peers, now), search: search{seeds: g.opt.Seeds, joins: make(chan joined, 1)}, wants: wants{},
-		asking: asking{asked: make(chan uint64)}, speech: speech{stale: true}, parting: parting{parted: make(chan struct{})},
+		asking: asking{results: make(chan result)}, speech: speech{stale: true}, parting: parting{parted: make(chan struct{})},
 	}
 	l.saver = &saver{store: g.opt.Store, table: g.opt.Core.Table, book: l.book, say: g.say, use: l.use, unsaved: &g.unsaved, tableAt: now.Add(tableEvery), checkAt: now.Add(checkEvery)}
 	if g.opt.Transport == nil {
@@ -104,8 +104,8 @@ func (l *loop) run() {
 				l.show(l.parting.last)
 				l.parting.last = nil
 			}
-		case ask := <-l.asking.asked:
-			l.asking.answered = max(l.asking.answered, ask)
+		case r := <-l.asking.results:
+			l.noteAsked(r, time.Now())
 		case <-timer.C:
 		}
 		l.drain()
@@ -161,6 +161,7 @@ func (l *loop) wait(now time.Time) time.Duration {
 	due(l.place.createAt, l.inst == nil && l.place.address.IsValid())
 	due(l.place.renewAt, l.wornOut())
 	due(now, l.asking.answered != 0)
+	due(l.asking.at, l.asking.ask != 0 && !l.asking.out && l.saver.saved())
 	due(now.Add(clockEvery), l.opt.Clocks != nil)
 	due(l.search.at, l.inst != nil && !l.parting.left && l.search.round == nil)
 	if l.inst != nil && l.inst.count() > 0 {

@@ -18,7 +18,7 @@ func (l *loop) step(now time.Time) {
 	l.speech.hold(out.Broadcast)
 	l.wants.set(out.Want, now)
 	if out.Ask != 0 {
-		l.askAround(out.Ask)
+		l.asking.ask, l.asking.at, l.asking.out = out.Ask, now, false
 	}
 	switch {
 	case out.View != nil && l.parting.left:
@@ -36,6 +36,7 @@ func (l *loop) step(now time.Time) {
 	}
 	if saved {
 		l.speak(now)
+		l.askAround(now)
 	}
 }
 
@@ -92,9 +93,9 @@ func (l *loop) show(view *mesh.View) {
 	l.showing.shown = view
 	l.roster.set(view)
 	at := map[netip.Addr]bool{}
-	for _, n := range view.Nodes {
-		for _, e := range n.Endpoints {
-			at[bare(e.Addr())] = true
+	for _, hosts := range l.roster.hosts {
+		for _, a := range hosts {
+			at[a] = true
 		}
 	}
 	l.bounds.admit(at)

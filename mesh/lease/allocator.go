@@ -37,6 +37,7 @@ type Config struct {
 type World struct {
 	MayClaim bool    // the node is admitted and knows the others' claims (or is the founder)
 	Epoch    uint64  // of the running daemon
+	Members  int     // how many nodes there are
 	Others   []Claim // of every other node, in any order
 	// Unproven are leases that somebody says to have, who may or may not be a
 	// member: what proves it has not come yet.
@@ -51,16 +52,27 @@ type World struct {
 type Allocator struct {
 	cfg    Config
 	lease  mesh.Lease // State 0: none
-	begun  time.Time  // when the claim was made, while pending
-	until  time.Time  // end of the probe window, while pending
-	rivals bool       // somebody else was heard of who wants the same, while pending
-	asks   bool       // the window is over
+	probe  probe      // while pending
 	state  mesh.State
 	lost   bool           // had a subnet and lost it: renumbering rather than starting
 	again  bool           // the claim is for a subnet that was in quarantine, where it goes back to if it is lost
 	wish   []netip.Prefix // to claim first
 	none   []Claim        // with these claims of others nothing was free
 	lookAt time.Time      // when that is looked at again; zero: something was free
+}
+
+// probe is how far a claim has come that is not held yet:
+//
+//	claimed ── elders are told ──► the window ── elders are asked ──► held
+//
+// Who tells and who asks is told, so of two that want the same one hears of the other:
+// between its telling and its asking the elders had time to take in what they were told.
+type probe struct {
+	told  bool      // elders were
+	begun time.Time // when the claim was made, or told
+	until time.Time // when the next step is due: telling is given up, or the window is over
+	doubt bool      // somebody else was heard of who wants the same, or nobody could be told
+	asks  bool      // nothing is to be done but to tell or ask others
 }
 
 // New makes an allocator. previous is the lease that the node last held, to be
@@ -175,16 +187,16 @@ func (a *Allocator) State() mesh.State { return a.state }
 
 // Next is the moment at which Step has something to do even if nothing happens.
 func (a *Allocator) Next() (time.Time, bool) {
-	next := a.until
-	if a.asks {
+	next := a.probe.until
+	if a.probe.asks && a.probe.told {
 		next = next.Add(proofWait)
 	}
 	return next, a.lease.State == mesh.Pending
 }
 
-// Asks tells that nothing is in the way of the claim but to ask other members,
-// who may have heard of one that has not come here.
-func (a *Allocator) Asks() bool { return a.lease.State == mesh.Pending && a.asks }
+// Asks tells that other members are to be asked now, and told of the claim: they may have
+// heard of one that has not come here. That is so twice for each claim.
+func (a *Allocator) Asks() bool { return a.lease.State == mesh.Pending && a.probe.asks }
 
 // Step takes the world as it is and moves on. It reports whether the lease
 // changed.
@@ -209,7 +221,7 @@ func (a *Allocator) Step(now time.Time, w World) (changed bool) {
 		if !a.quarantines(w) {
 			a.lease, a.lost, changed = mesh.Lease{}, true, true // what used it has gone
 		} else if again := a.pending(a.lease.Prefixes, now, w); w.MayClaim && a.free(again, w.Others) {
-			a.start(again, now, w)
+			a.start(again, now)
 			a.again = true
 			return true
 		} else if w.MayClaim {
@@ -234,16 +246,33 @@ func (a *Allocator) Release(now time.Time) {
 // known while the window runs, a record can be here before the admission that
 // makes it count, and news that nearly everybody has may not have come here.
 func (a *Allocator) sure(now time.Time, w World) bool {
+	p := &a.probe
 	unproven := slices.ContainsFunc(w.Unproven, func(l mesh.Lease) bool {
 		c := Claim{Lease: l}
 		return c.candidate() && c.overlaps(a.lease.Prefixes)
 	})
-	a.rivals = a.rivals || unproven || !a.free(a.lease, w.Others)
-	if until := a.begun.Add(probeWindow(len(w.Others)+1, a.rivals)); until.After(a.until) {
-		a.until = until
+	least := p.until
+	if !p.doubt && (unproven || !a.free(a.lease, w.Others)) {
+		p.doubt = true
+		least = now.Add(probeWindow(w.Members, false)) // and others are asked again, if they were
 	}
-	a.asks = !now.Before(a.until)
-	return a.asks && w.Asked && !unproven || !now.Before(a.until.Add(proofWait))
+	if !p.told {
+		if !w.Asked && now.Before(p.until) {
+			return false
+		}
+		p.told, p.begun, least = true, now, now
+		p.doubt = p.doubt || !w.Asked
+	}
+	p.until = latest(least, p.begun.Add(probeWindow(w.Members, p.doubt)))
+	p.asks = !now.Before(p.until)
+	return p.asks && w.Asked && !unproven || !now.Before(p.until.Add(proofWait))
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // lose withdraws from a subnet that belongs to another.
@@ -279,7 +308,7 @@ func (a *Allocator) claimNext(now time.Time, w World) bool {
 		return false
 	}
 	a.none, a.lookAt = nil, time.Time{}
-	a.start(a.pending(prefixes, now, w), now, w)
+	a.start(a.pending(prefixes, now, w), now)
 	return true
 }
 
@@ -304,7 +333,7 @@ func (a *Allocator) claimPinned(now time.Time, w World) bool {
 		}
 		l := a.pending(a.cfg.Network.Slot(slot), now, w)
 		if wins(a.claim(l), w.Others) {
-			a.start(l, now, w)
+			a.start(l, now)
 			return true
 		}
 		a.state = mesh.Conflict
@@ -312,10 +341,10 @@ func (a *Allocator) claimPinned(now time.Time, w World) bool {
 	return false
 }
 
-func (a *Allocator) start(l mesh.Lease, now time.Time, w World) {
+func (a *Allocator) start(l mesh.Lease, now time.Time) {
 	a.wish, a.again = nil, false
-	a.lease, a.begun, a.rivals, a.asks, a.state = l, now, !a.free(l, w.Others), false, mesh.Probing
-	a.until = now.Add(probeWindow(len(w.Others)+1, a.rivals))
+	a.lease, a.state = l, mesh.Probing
+	a.probe = probe{begun: now, until: now.Add(proofWait), asks: true}
 	if a.lost {
 		a.state = mesh.Renumbering
 	}
@@ -343,19 +372,19 @@ func (a *Allocator) free(l mesh.Lease, others []Claim) bool {
 }
 
 // proofWait is how much longer a claim waits for the proof of another, and for
-// those who are asked. Admissions that many nodes make at once take two or three
-// seconds to all; who has the gossip key can delay a new claim by no more than this.
+// those who are told and asked. Admissions that many nodes make at once take two or three
+// seconds to all; who has the gossip key can delay a new claim by twice that and no more.
 const proofWait = 5 * time.Second
 
-// probeWindow is how long a claim stands among n nodes before others are asked whether it
-// may count. A record crosses their gossip in about log2(n) rounds of 200 ms. Where
-// nobody else is known to want the same, half of that has to do: who wants it too asks
-// the same elders, so that one of the two hears of the other there. Else what may happen
-// to a record, as loss, a repeated round and a slow host, has one and a half seconds.
-func probeWindow(n int, rivals bool) time.Duration {
+// probeWindow is how long a claim stands among n nodes, once elders were told of it, before
+// they are asked whether it may count. A record crosses their gossip in about log2(n)
+// rounds of 200 ms. Where nobody else is known to want the same, half of that has to do,
+// as long as an elder takes to tell others what it was told. Else what may happen to a
+// record, as loss, a repeated round and a slow host, has one and a half seconds.
+func probeWindow(n int, doubt bool) time.Duration {
 	rounds := time.Duration(bits.Len(uint(n))) * 200 * time.Millisecond
-	if !rivals {
-		return 400*time.Millisecond + rounds/2
+	if doubt {
+		return 1500*time.Millisecond + rounds
 	}
-	return 1500*time.Millisecond + rounds
+	return 400*time.Millisecond + rounds/2
 }

@@ -56,7 +56,11 @@ func (s *script) after(d time.Duration, what string, happens func(*World)) {
 		happens(&s.world)
 	}
 	before, _ := s.a.Lease()
+	s.world.Members = len(s.world.Others) + 1
 	changed := s.a.Step(s.now, s.world)
+	if s.a.Asks() && s.world.Asked { // others are told at once, and answer
+		changed = s.a.Step(s.now, s.world) || changed
+	}
 	after, _ := s.a.Lease()
 	if really := show(before) != show(after); really != changed {
 		s.t.Errorf("at %s: Step says changed=%v, and it is %v", s.now.Sub(start), changed, really)
@@ -179,18 +183,42 @@ func TestTranscripts(t *testing.T) {
 		s.after(time.Hour, "nothing happens", nil)
 		s.golden()
 	})
-	t.Run("others are asked first", func(t *testing.T) {
+	asked := func(yes bool) func(*World) { return func(w *World) { w.Asked = yes } }
+	t.Run("others are told and asked first", func(t *testing.T) {
 		s := newScript(t, Config{}, mesh.Lease{})
-		s.after(0, "claims", func(w *World) { w.Asked = false })
-		s.after(window, "window over, others are asked", nil)
-		s.after(time.Second, "they have been", func(w *World) { w.Asked = true })
+		s.after(0, "claims, others are told", asked(false))
+		s.after(time.Second, "they have been", asked(true))
+		s.after(window-time.Millisecond, "almost", nil)
+		s.after(time.Millisecond, "window over, others are asked", asked(false))
+		s.after(time.Second, "they have been", asked(true))
 		s.golden()
 	})
 	t.Run("whoever is asked does not answer", func(t *testing.T) {
 		s := newScript(t, Config{}, mesh.Lease{})
-		s.after(0, "claims", func(w *World) { w.Asked = false })
-		s.after(window, "window over, others are asked", nil)
+		s.after(0, "claims, others are told", asked(false))
+		s.after(proofWait-time.Millisecond, "almost", nil)
+		s.after(time.Millisecond, "nobody has heard", nil)
+		s.after(probeWindow(1, true), "window over, others are asked", nil)
 		s.after(proofWait, "no answer", nil)
+		s.golden()
+	})
+	t.Run("whoever is asked knows of a rival", func(t *testing.T) {
+		s := newScript(t, Config{}, mesh.Lease{})
+		s.after(0, "claims", nil)
+		s.after(window, "window over, others are asked", asked(false))
+		s.after(3*time.Second, "they have been: a later claim of the same", func(w *World) {
+			w.Asked, w.Others = true, []Claim{other(s.cfg.Network, 9, at(s), mesh.Pending, later)}
+		})
+		s.after(probeWindow(2, false)-time.Millisecond, "almost", asked(false))
+		s.after(time.Millisecond, "others are asked again", nil)
+		s.after(time.Second, "they have been", asked(true))
+		s.golden()
+	})
+	t.Run("a rival from the start", func(t *testing.T) {
+		s := newScript(t, Config{Pins: prefixes("10.0.0.128/26")}, mesh.Lease{})
+		s.after(0, "held by one that is not pinned", only(other(s.cfg.Network, 1, 2, mesh.Held, earlier)))
+		s.after(probeWindow(2, true)-time.Millisecond, "almost", nil)
+		s.after(time.Millisecond, "window over", nil)
 		s.golden()
 	})
 	t.Run("a rival that comes later", func(t *testing.T) {
@@ -198,7 +226,7 @@ func TestTranscripts(t *testing.T) {
 		s.after(0, "claims", nil)
 		s.after(window-time.Millisecond, "a later claim of the same", add(other(s.cfg.Network, 9, at(s), mesh.Pending, later)))
 		s.after(time.Second, "it is withdrawn", only())
-		s.after(probeWindow(1, true)-window-time.Second, "almost", nil)
+		s.after(probeWindow(2, true)-window-time.Second, "almost", nil)
 		s.after(time.Millisecond, "window over", nil)
 		s.golden()
 	})
@@ -453,15 +481,15 @@ func TestChooseLooksInRangesOnly(t *testing.T) {
 
 func TestProbeWindowGrows(t *testing.T) {
 	for _, c := range []struct {
-		rivals      bool
+		doubt       bool
 		alone, most time.Duration
 	}{{false, 500 * time.Millisecond, 1600 * time.Millisecond}, {true, 1700 * time.Millisecond, 5 * time.Second}} {
-		if w := probeWindow(1, c.rivals); w != c.alone {
-			t.Errorf("alone, rivals %v: %s, want %s", c.rivals, w, c.alone)
+		if w := probeWindow(1, c.doubt); w != c.alone {
+			t.Errorf("alone, doubt %v: %s, want %s", c.doubt, w, c.alone)
 		}
 		for n := 2; n < 2000; n *= 2 {
-			if w := probeWindow(n, c.rivals); w < probeWindow(n/2, c.rivals) || w > c.most {
-				t.Errorf("%d nodes, rivals %v: %s", n, c.rivals, w)
+			if w := probeWindow(n, c.doubt); w < probeWindow(n/2, c.doubt) || w > c.most {
+				t.Errorf("%d nodes, doubt %v: %s", n, c.doubt, w)
 			}
 		}
 	}

@@ -59,7 +59,7 @@ func newModel(t *rapid.T) *model {
 
 func (m *model) world(i int) World {
 	n := m.nodes[i]
-	w := World{MayClaim: true, Epoch: 1, InUse: n.inUse, Asked: n.alloc.Asks()}
+	w := World{MayClaim: true, Epoch: 1, Members: len(m.nodes), InUse: n.inUse, Asked: n.alloc.Asks()}
 	for _, k := range slices.Sorted(maps.Keys(n.heard)) {
 		if c := n.heard[k]; c.State != 0 {
 			w.Others = append(w.Others, c.Claim)

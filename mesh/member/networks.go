@@ -165,7 +165,7 @@ func (m *Member) allocate(now time.Time) (ask uint64) {
 		if m.away.reclaims {
 			h.alloc.Reclaim(m.isInUse(h.network.Name))
 		}
-		h.alloc.Step(now, m.worldOf(h, others[h.network.Name]))
+		h.alloc.Step(now, m.worldOf(h, others[h.network.Name], now))
 		if l, ok := h.alloc.Lease(); ok && (l.State == mesh.Held || l.State == mesh.Quarantined) {
 			m.state.Leases = append(m.state.Leases, l)
 		}
@@ -184,11 +184,12 @@ func (m *Member) allocate(now time.Time) (ask uint64) {
 }
 
 // worldOf is what the allocator of a holding is told.
-func (m *Member) worldOf(h *holding, others []lease.Claim) lease.World {
+func (m *Member) worldOf(h *holding, others []lease.Claim, now time.Time) lease.World {
 	admitted, _ := m.ownCertificate()
 	return lease.World{
 		MayClaim: m.contact.synced && admitted,
 		Epoch:    m.state.Epoch,
+		Members:  len(m.members(now)),
 		Others:   others,
 		Unproven: m.reg.Unproven(),
 		Asked:    h.ask != 0 && m.nets.asked >= h.ask,

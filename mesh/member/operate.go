@@ -97,7 +97,7 @@ func (m *Member) Renumber(now time.Time, network string, force bool) error {
 	if m.isInUse(network) && !force {
 		return fmt.Errorf("renumber lease: %w: containers have addresses of it", ErrInUse)
 	}
-	w := m.worldOf(h, m.claims(now)[network])
+	w := m.worldOf(h, m.claims(now)[network], now)
 	switch _, has := h.alloc.Lease(); {
 	case !w.MayClaim, !has:
 		return fmt.Errorf("renumber lease: %w: this node has none in network %s to give up", ErrNotNow, network)

@@ -51,13 +51,17 @@ func (h *machine) elders(n int) (all []*machine) {
 	return all
 }
 
+// toldLate is how much older what a daemon tells may be than what it knows.
+const toldLate = 250 * time.Millisecond
+
 // talks tells whether a stream between two gets through.
 func (h *machine) talks(o *machine) bool {
 	c := h.c
 	return h.runs() && o.runs() && !c.cut[[2]int{h.number, o.number}] && !c.cut[[2]int{o.number, h.number}] && !c.chance(c.loss)
 }
 
-// exchange has two tell each other what they lack. It may end halfway.
+// exchange has two tell each other what they lack. It may end halfway; and what the other
+// one hears it tells only a moment later.
 func (h *machine) exchange(o *machine) {
 	if !h.talks(o) {
 		return
@@ -67,9 +71,11 @@ func (h *machine) exchange(o *machine) {
 	h.m.Synced()
 	h.step()
 	if o.runs() && !h.c.chance(h.c.loss) {
-		o.put(lacking(mine, theirs))
-		o.m.Synced()
-		o.step()
+		o.soon(time.Duration(h.c.random.Int64N(int64(toldLate))), func() {
+			o.put(lacking(mine, theirs))
+			o.m.Synced()
+			o.step()
+		})
 	}
 }
 
