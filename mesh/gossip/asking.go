@@ -17,6 +17,8 @@ const (
 	// askRest is how much longer the others are waited for when one elder has answered,
 	// and the pause after none has.
 	askRest = time.Second
+	// maxAsks is how often a question is put: whom none answers is on its own.
+	maxAsks = 10
 )
 
 // asking is the question of the core that is put to others.
@@ -28,6 +30,7 @@ type asking struct {
 	ask      uint64      // the newest; 0: none waits
 	at       time.Time   // when it is to be put
 	out      bool        // it is being put
+	times    int         // that it was
 	results  chan result // of each that was
 	answered uint64      // the last that was answered, until the core is told; 0: none
 }
@@ -35,6 +38,11 @@ type asking struct {
 type result struct {
 	ask uint64
 	ok  bool
+}
+
+// wants takes up a question in place of any before.
+func (a *asking) wants(ask uint64, now time.Time) {
+	a.ask, a.at, a.out, a.times = ask, now, false, 0
 }
 
 // askAround exchanges with a few members what is said by now, and then has the core told.
@@ -66,14 +74,15 @@ func (l *loop) askAround(now time.Time) {
 // noteAsked takes a result in: a question that no elder has answered is put again.
 func (l *loop) noteAsked(r result, now time.Time) {
 	a := &l.asking
-	if r.ok {
+	newest := r.ask == a.ask // else another one is being put
+	if newest {
+		a.out, a.at = false, now.Add(askRest)
+		a.times++
+	}
+	if r.ok || newest && a.times == maxAsks {
 		a.answered = max(a.answered, r.ask)
 	}
-	if r.ask != a.ask {
-		return // another one is being put
-	}
-	a.out, a.at = false, now.Add(askRest)
-	if r.ok {
+	if newest && a.answered == r.ask {
 		a.ask = 0
 	}
 }

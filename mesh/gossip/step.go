@@ -18,7 +18,7 @@ func (l *loop) step(now time.Time) {
 	l.speech.hold(out.Broadcast)
 	l.wants.set(out.Want, now)
 	if out.Ask != 0 {
-		l.asking.ask, l.asking.at, l.asking.out = out.Ask, now, false
+		l.asking.wants(out.Ask, now)
 	}
 	switch {
 	case out.View != nil && l.parting.left:
