@@ -94,6 +94,8 @@ type whom struct {
 	elder bool
 }
 
+// whomToAsk draws them: elders that gossip takes for alive or that were met in the tunnels,
+// and others by lot.
 func (l *loop) whomToAsk() (out []whom) {
 	at := l.addresses()
 	choose := func(most int, elder bool, of ...mesh.NodeID) {
