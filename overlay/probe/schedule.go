@@ -224,7 +224,7 @@ func (s *schedule) answer(now time.Time, from netip.Addr, id uint64, n int) {
 			continue
 		}
 		if p.warm {
-			p.result.RTT = now.Sub(p.sent)
+			p.result.RTT = max(now.Sub(p.sent), 1) // 0: not measured
 		}
 		if p.result.Answered.IsZero() || p.result.Down {
 			p.history, p.count = 0, 0 // there was no tunnel to lose anything: count afresh
