@@ -34,8 +34,8 @@ func (a *asks) Step(now time.Time) member.Output {
 func (a *asks) Asked(ask uint64) { a.done <- ask }
 
 // TestEldersAreAsked: whoever asks before it holds a claim asks the two members that were
-// admitted first, of those that are there, and a third one by lot. So of two that claim
-// the same, the later one hears of the other.
+// admitted first, of those that are there, and a third one by lot, and they hear what it
+// has said by then.
 func TestEldersAreAsked(t *testing.T) {
 	meshtest.Bubble(t, func(t *testing.T) {
 		const n, times = 8, 12
