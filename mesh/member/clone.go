@@ -15,6 +15,9 @@ const (
 	// answerWithin is how long after our word a twin that lives is heard: it may have
 	// answered to another a moment before, and records take a second or two to come round.
 	answerWithin = outbidEvery + 2*time.Second
+	// askAfter is how long after our word others are asked what a twin has answered, in
+	// time to hear of it before it is taken for gone.
+	askAfter = outbidEvery + time.Second
 	// undecided is how often two outbid each other again before the nonces alone
 	// decide: what each one hears of the other's age is some seconds old, so of two
 	// that started together both may take themselves for the older one.
@@ -45,7 +48,7 @@ type twin struct {
 	heard    time.Time // last
 	outbidAt time.Time // last
 	near     bool      // it was heard, and is not known to be gone
-	elder    bool      // then, it has run for longer
+	elder    bool      // it has run for longer, by any word of its: what is heard late makes it younger
 	contests uint64    // how often it was found to speak, or to be gone
 	askAt    time.Time // when others are asked what it says; zero: they were, or nobody is to be asked
 }
@@ -78,7 +81,7 @@ func (m *Member) meetTwin(now time.Time) (clone bool) {
 		return false
 	}
 	t := &m.twin
-	t.heard, t.near, t.elder = now, true, m.youngerThan(rec, now)
+	t.heard, t.near, t.elder = now, true, m.youngerThan(rec, now) || t.elder && t.nonce == rec.Nonce
 	if t.version != rec.Version && !t.elder {
 		t.contests++
 	}
@@ -95,7 +98,7 @@ func (m *Member) meetTwin(now time.Time) (clone bool) {
 		times = t.times + 1
 	}
 	m.raise(rec.Version.Epoch + 1)
-	t.nonce, t.epoch, t.times, t.outbidAt, t.askAt = rec.Nonce, m.state.Epoch, times, now, now.Add(answerWithin)
+	t.nonce, t.epoch, t.times, t.outbidAt, t.askAt = rec.Nonce, m.state.Epoch, times, now, now.Add(askAfter)
 	return false
 }
 
@@ -148,7 +151,7 @@ func (m *Member) doubtItself(now time.Time) {
 	}
 	if t.near && passed(t.heard.Add(answerWithin)) {
 		t.contests++
-		t.near, t.elder = false, false
+		t.near = false
 	}
 	if !m.doubt.sure && !m.doubt.placed.IsZero() {
 		m.doubt.sure = !m.isElsewhere() || !m.doubt.spoke.IsZero() && passed(m.objectedBy())

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"flag"
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -268,7 +269,7 @@ func (s *sim) start(h, seed *host) {
 	s.t.Helper()
 	h.disk.Epoch++
 	s.seq++
-	h.nonce = uint64(s.seq)<<32 | uint64(h.disk.Epoch)
+	h.nonce = bits.Reverse64(uint64(s.seq)) // so that the later run does not always have the greater one
 	charter := s.charter.Raw
 	if h.charter != nil {
 		charter = h.charter
