@@ -161,12 +161,13 @@ func (w *world) someAddress(h *host) netip.Addr {
 	}
 }
 
-// forge has a host send a packet in another's name.
+// forge has a host send a packet in another's name. None is for one that was revoked, when
+// all others have heard of it: it may not have, and would take what a traitor sends it.
 func (w *world) forge(liar, to, as *host) {
 	liar.mu.Lock()
 	e := liar.engine
 	liar.mu.Unlock()
-	if e == nil || liar == to {
+	if e == nil || liar == to || to.revoked && w.calm.Load() {
 		return
 	}
 	at := netip.AddrPortFrom(to.Addresses()[0], tunnelPort)
