@@ -105,7 +105,7 @@ func (l *loop) whomToAsk() (out []whom) {
 			}
 		}
 	}
-	choose(eldersAsked, true, slices.DeleteFunc(slices.Clone(l.roster.elders), func(id mesh.NodeID) bool {
+	choose(eldersAsked, true, slices.DeleteFunc(l.roster.elders(), func(id mesh.NodeID) bool {
 		return !at[id].IsValid() && (l.inside == nil || !l.inside.Met(id))
 	})...)
 	if l.inst != nil {
@@ -130,7 +130,7 @@ func (l *loop) addresses() map[mesh.NodeID]netip.AddrPort {
 	}
 	for name, at := range l.inst.others() {
 		id, ok := parseName(name)
-		if _, twice := out[id]; ok && (!twice || slices.Contains(l.roster.hosts[id], bare(at.Addr()))) {
+		if _, twice := out[id]; ok && (!twice || l.roster.isAt(id, bare(at.Addr()))) {
 			out[id] = at
 		}
 	}

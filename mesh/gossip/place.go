@@ -46,7 +46,7 @@ func (l *loop) connect(now time.Time) {
 			return
 		}
 		if renew {
-			l.place.renewAt, l.search.gently = now.Add(renewEvery), len(l.roster.elders) > atOnce
+			l.place.renewAt, l.search.gently = now.Add(renewEvery), l.roster.others > atOnce
 			l.say.say(slog.LevelWarn, "somebody with the gossip key forges what is said of this node, taking a new name in gossip")
 		}
 		l.inst.shutdown()

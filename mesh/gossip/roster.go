@@ -2,27 +2,55 @@ package gossip
 
 import (
 	"net/netip"
+	"slices"
 
 	"meshd/mesh"
 )
 
-// roster is who the members are, by the last view.
+// roster is who the members are.
 type roster struct {
-	admitted map[mesh.NodeID]bool         // not to be changed
-	elders   []mesh.NodeID                // members but us that have not left, the first one first
-	hosts    map[mesh.NodeID][]netip.Addr // at which their records say that they are
+	view     *mesh.View           // the last one; nil: none
+	admitted map[mesh.NodeID]bool // not to be changed
+	others   int                  // members but us that have not left
 }
 
 // set takes them from a view.
 func (r *roster) set(view *mesh.View) {
-	r.admitted, r.elders = make(map[mesh.NodeID]bool, len(view.Nodes)), view.Elders()
-	r.hosts = make(map[mesh.NodeID][]netip.Addr, len(view.Nodes))
+	*r = roster{view: view, admitted: make(map[mesh.NodeID]bool, len(view.Nodes))}
 	for _, n := range view.Nodes {
 		r.admitted[n.ID] = true
-		for _, e := range n.Endpoints {
-			r.hosts[n.ID] = append(r.hosts[n.ID], bare(e.Addr()))
+		if !n.Left && n.ID != view.Self {
+			r.others++
 		}
 	}
+}
+
+// elders are the members but us, the first one first.
+func (r *roster) elders() []mesh.NodeID {
+	if r.view == nil {
+		return nil
+	}
+	return r.view.Elders()
+}
+
+// isAt tells whether a member says that it is at a host.
+func (r *roster) isAt(id mesh.NodeID, host netip.Addr) bool {
+	if r.view == nil {
+		return false
+	}
+	n, ok := r.view.Node(id)
+	return ok && slices.ContainsFunc(n.Endpoints, func(e netip.AddrPort) bool { return bare(e.Addr()) == host })
+}
+
+// hosts are those at which members say that they are.
+func (r *roster) hosts() map[netip.Addr]bool {
+	at := make(map[netip.Addr]bool, len(r.view.Nodes))
+	for _, n := range r.view.Nodes {
+		for _, e := range n.Endpoints {
+			at[bare(e.Addr())] = true
+		}
+	}
+	return at
 }
 
 // strangeness is 0 for a member's instance and 1 for any other.
@@ -44,5 +72,5 @@ func (l *loop) unheard() bool {
 			heard[id] = true
 		}
 	}
-	return len(heard) < len(l.roster.elders)
+	return len(heard) < l.roster.others
 }

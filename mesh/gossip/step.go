@@ -1,7 +1,6 @@
 package gossip
 
 import (
-	"net/netip"
 	"slices"
 	"time"
 
@@ -92,13 +91,7 @@ func (l *loop) show(view *mesh.View) {
 	l.views <- view // this goroutine is the only sender
 	l.showing.shown = view
 	l.roster.set(view)
-	at := map[netip.Addr]bool{}
-	for _, hosts := range l.roster.hosts {
-		for _, a := range hosts {
-			at[a] = true
-		}
-	}
-	l.bounds.admit(at)
+	l.bounds.admit(l.roster.hosts())
 	if l.inside != nil {
 		l.inside.SetView(view)
 	}

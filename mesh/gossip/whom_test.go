@@ -16,7 +16,8 @@ func TestMemberWithSeveralNames(t *testing.T) {
 	for range 3 {
 		inst.live[newName(elder)] = forged
 	}
-	l := &loop{inst: inst, roster: roster{hosts: map[mesh.NodeID][]netip.Addr{elder: {own.Addr()}}}}
+	l := &loop{inst: inst}
+	l.roster.set(&mesh.View{Nodes: []mesh.Node{{ID: elder, Endpoints: []netip.AddrPort{own}}}})
 	for range 50 { // maps have no order
 		if got := l.addresses(); got[elder] != own || got[other] != forged {
 			t.Fatalf("the elder is at %s, the other one at %s", got[elder], got[other])
