@@ -63,7 +63,7 @@ type State struct {
 type Output struct {
 	Durable                // must be on disk before Broadcast goes out
 	Broadcast [][]byte     // signed objects for everybody
-	Want      []trust.Hash // certificates that others refer to and we lack
+	Want      []trust.Hash // certificates that others refer to and we lack, or whose admission we do
 	Ask       uint64       // not 0: exchange tables with a few members, then call Asked with it
 	View      *mesh.View   // not nil: changed
 	Keep      *State       // not nil: should be saved soon, and nothing waits for it
@@ -294,7 +294,7 @@ func (m *Member) Step(now time.Time) Output {
 		m.todo.dirty = m.todo.dirty || m.overdue(now)
 	}
 	if m.reg.Changes() == m.todo.seen && !m.todo.dirty && now.Before(m.due()) {
-		out.Want = m.reg.Missing()
+		out.Want = m.wants()
 		return out
 	}
 	if !now.Before(m.todo.tickAt) {
@@ -320,7 +320,7 @@ func (m *Member) Step(now time.Time) Output {
 	out.Broadcast, m.todo.outBound = m.todo.outBound, nil
 	out.Table, m.todo.urgent = m.todo.urgent, false
 	out.State, out.Keep = m.save()
-	out.Want = m.reg.Missing()
+	out.Want = m.wants()
 	if view := m.buildView(now); m.todo.view == nil || !view.Equal(m.todo.view) {
 		m.todo.view, out.View = view, view
 	}

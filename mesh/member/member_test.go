@@ -51,6 +51,24 @@ func TestJoin(t *testing.T) {
 	}
 }
 
+// TestAdmissionIsMissed: the one word that makes a newcomer a member is lost on its way to
+// that one. It asks what is known of its certificate, until somebody has admitted it.
+func TestAdmissionIsMissed(t *testing.T) {
+	s := newSim(t, narrow)
+	a, b := s.host("a", nil), s.host("b", s.token(nil))
+	b.deaf = true // but for answers
+	s.start(a, nil)
+	s.run(5 * time.Second)
+	s.start(b, a)
+	s.run(5 * time.Second)
+	if b.view.State != mesh.Ready || b.held() == "" {
+		t.Fatalf("it is %s:\n%s", b.view.State, s.out.String())
+	}
+	if out := b.m.Step(s.now); len(out.Want) > 0 {
+		t.Errorf("it goes on asking for %v", out.Want)
+	}
+}
+
 func TestCertifiedByTokenItself(t *testing.T) {
 	s := newSim(t, dual)
 	a, b := s.host("a", nil), s.host("b", s.token(nil))

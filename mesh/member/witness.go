@@ -73,6 +73,17 @@ func (m *Member) witness(now time.Time) {
 	maps.DeleteFunc(g.refused, func(h trust.Hash, _ refusal) bool { return !waiting[h] })
 }
 
+// wants lists what others are to be asked for. One of them is the own certificate, while
+// we know of nobody who has admitted it: whoever does tells that with it. We have no
+// tunnels to compare tables through, which tell no admissions apart anyway.
+func (m *Member) wants() []trust.Hash {
+	missing := m.reg.Missing()
+	if admitted, _ := m.ownCertificate(); admitted || !m.contact.synced || m.state.Left || m.revoked() {
+		return missing
+	}
+	return append(slices.Clone(missing), m.cert.Hash)
+}
+
 // refuse remembers why a certificate is not admitted, and since when.
 func (g guests) refuse(c *trust.Certificate, reason string, now time.Time) {
 	reason = fmt.Sprintf("node %s (%s) asks to join and is not admitted: %s", c.Name, c.ID().Short(), reason)
