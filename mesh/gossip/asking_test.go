@@ -33,6 +33,37 @@ func (a *asks) Step(now time.Time) member.Output {
 
 func (a *asks) Asked(ask uint64) { a.done <- ask }
 
+// startAsker starts n nodes, the last of which asks.
+func startAsker(t *testing.T, net *meshtest.Network, n int) (others []*node, a *asks, x *node) {
+	t.Helper()
+	others = startAll(t, net, n-1)
+	a = &asks{core: newCore(id(n)), done: make(chan uint64, 1)}
+	x = start(t, net, n, func(opt *gossip.Options, _ *core) { opt.Core = a })
+	within(t, 10*time.Second, "all are met", x.sees(n-1))
+	return others, a, x
+}
+
+// shows has it see the nodes 1 to n, each as change makes it.
+func (a *asks) shows(x *node, n int, change func(i int, node *mesh.Node)) {
+	v := &mesh.View{Self: id(n)}
+	for i := 1; i <= n; i++ {
+		v.Nodes = append(v.Nodes, mesh.Node{ID: id(i), Endpoints: []netip.AddrPort{address(i)}})
+		change(i, &v.Nodes[i-1])
+	}
+	a.mu.Lock()
+	a.view = v
+	a.mu.Unlock()
+	x.Hear([]byte("look"))
+}
+
+// asks has it ask.
+func (a *asks) asks(x *node, ask uint64) {
+	a.mu.Lock()
+	a.next = ask
+	a.mu.Unlock()
+	x.Hear(fmt.Append(nil, "ask ", ask))
+}
+
 // TestEldersAreAsked: whoever asks before it holds a claim asks the two members that were
 // admitted first, of those that are there, and a third one by lot, and they hear what it
 // has said by then.
@@ -40,32 +71,17 @@ func TestEldersAreAsked(t *testing.T) {
 	meshtest.Bubble(t, func(t *testing.T) {
 		const n, times = 8, 12
 		net := meshtest.NewNetwork(1)
-		nodes := startAll(t, net, n-1)
-		a := &asks{core: newCore(id(n)), done: make(chan uint64, 1)}
-		x := start(t, net, n, func(opt *gossip.Options, _ *core) { opt.Core = a })
-		within(t, 10*time.Second, "all are met", x.sees(n-1))
-		// The elders are 7, 6, 5 and so on: 7 has left, and 5 is off.
-		v := &mesh.View{Self: id(n)}
-		for i := 1; i <= n; i++ {
-			v.Nodes = append(v.Nodes, mesh.Node{
-				ID: id(i), Admitted: time.Unix(int64(100-i), 0), Left: i == 7, Endpoints: []netip.AddrPort{address(i)},
-			})
-		}
+		nodes, a, x := startAsker(t, net, n)
 		nodes[5-1].stop()
 		within(t, time.Minute, "one is missed", x.sees(n-2))
-		a.mu.Lock()
-		a.view = v
-		a.mu.Unlock()
-		x.Hear([]byte("look"))
+		// The elders are 7, 6, 5 and so on: 7 has left, and 5 is off.
+		a.shows(x, n, func(i int, n *mesh.Node) { n.Admitted, n.Left = time.Unix(int64(100-i), 0), i == 7 })
 		time.Sleep(time.Second)
 		heard := make([]int, n) // what it has said before it asked, by number; 0: nobody's
 		for i := range times {
 			word := fmt.Sprint("claim ", i)
 			a.say(word)
-			a.mu.Lock()
-			a.next = uint64(i + 1)
-			a.mu.Unlock()
-			x.Hear([]byte{byte(i)})
+			a.asks(x, uint64(i+1))
 			if got := <-a.done; got != uint64(i+1) {
 				t.Fatalf("question %d was answered, want %d", got, i+1)
 			}
@@ -95,25 +111,12 @@ func TestNoElderAnswers(t *testing.T) {
 	meshtest.Bubble(t, func(t *testing.T) {
 		const n = 4
 		net := meshtest.NewNetwork(1)
-		nodes := startAll(t, net, n-1)
-		a := &asks{core: newCore(id(n)), done: make(chan uint64, 1)}
-		x := start(t, net, n, func(opt *gossip.Options, _ *core) { opt.Core = a })
-		within(t, 10*time.Second, "all are met", x.sees(n-1))
-		v := &mesh.View{Self: id(n)}
-		for i := 1; i <= n; i++ {
-			v.Nodes = append(v.Nodes, mesh.Node{ID: id(i), Admitted: time.Unix(int64(i), 0)})
-		}
-		a.mu.Lock()
-		a.view = v
-		a.mu.Unlock()
-		x.Hear([]byte("look"))
+		nodes, a, x := startAsker(t, net, n)
+		a.shows(x, n, func(i int, n *mesh.Node) { n.Admitted = time.Unix(int64(i), 0) })
 		time.Sleep(100 * time.Millisecond)
 		nodes[0].stop() // gossip does not know it yet
 		nodes[1].stop()
-		a.mu.Lock()
-		a.next = 1
-		a.mu.Unlock()
-		x.Hear([]byte("ask"))
+		a.asks(x, 1)
 		select {
 		case <-a.done:
 			t.Error("the question is answered, and no elder was there")

@@ -95,13 +95,21 @@ func (k *stampKeeper) work(done chan struct{}) {
 const leastSleep = 100 * time.Millisecond
 
 // asleep is for how long the host has slept since it was started: time that the
-// clock of timers and of time.Now does not count.
+// clock of timers and of time.Now does not count. Where much is to be done the two clocks
+// may be read long after one another, and are read again.
 func asleep() time.Duration {
-	var boot, awake unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot) != nil || unix.ClockGettime(unix.CLOCK_MONOTONIC, &awake) != nil {
-		return 0
+	for {
+		boot, awake := read(unix.CLOCK_BOOTTIME), read(unix.CLOCK_MONOTONIC)
+		if read(unix.CLOCK_BOOTTIME)-boot < leastSleep/2 {
+			return boot - awake
+		}
 	}
-	return time.Duration(boot.Nano() - awake.Nano())
+}
+
+func read(clock int32) time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(clock, &t) // never fails for these
+	return time.Duration(t.Nano())
 }
 
 // noticeSleep lets sessions count the time that the host was asleep. It is asked every
