@@ -78,7 +78,7 @@ type idleFigures struct {
 	CPU         spread  `json:"cpu_percent"` // of one core
 	RSS         spread  `json:"rss_mib"`
 	RSSAll      float64 `json:"rss_mib_all"` // of all daemons together
-	Heap        spread  `json:"heap_mib"`    // in use
+	Heap        spread  `json:"heap_mib"`    // that the last collection has left
 	Goroutines  spread  `json:"goroutines"`
 	Descriptors spread  `json:"descriptors"`
 	Gossip      spread  `json:"gossip_kbit"` // per second, both directions, on the wire
@@ -376,10 +376,10 @@ func (l *large) idle(ctx context.Context, rest time.Duration) {
 		rss = append(rss, float64(after[i].RSS)/(1<<20))
 		total += rss[i]
 		descriptors = append(descriptors, float64(after[i].Descriptors))
-		m, err := n.Metrics(ctx, fmt.Sprintf("127.0.0.1:%d", config.DefaultHTTPPort), "go_goroutines", "go_memstats_heap_inuse_bytes")
+		m, err := n.Metrics(ctx, fmt.Sprintf("127.0.0.1:%d", config.DefaultHTTPPort), "go_goroutines", "go_gc_heap_live_bytes")
 		must(t, err)
 		goroutines = append(goroutines, m["go_goroutines"])
-		heap = append(heap, m["go_memstats_heap_inuse_bytes"]/(1<<20))
+		heap = append(heap, m["go_gc_heap_live_bytes"]/(1<<20))
 	}
 	l.figures.Idle = idleFigures{
 		Seconds: took.Seconds(), CPU: spreadOf(cpu), RSS: spreadOf(rss), RSSAll: total, Heap: spreadOf(heap),
@@ -634,7 +634,7 @@ func (f *largeFigures) table() string {
 	both("  CPU", "% of a core", f.Idle.CPU)
 	both("  resident memory", "MiB", f.Idle.RSS)
 	line("    of all daemons", "%8.0f MiB", f.Idle.RSSAll)
-	both("  heap in use", "MiB", f.Idle.Heap)
+	both("  heap without garbage", "MiB", f.Idle.Heap)
 	both("  goroutines", "", f.Idle.Goroutines)
 	both("  descriptors", "", f.Idle.Descriptors)
 	both("  gossip on the wire", "kbit/s", f.Idle.Gossip)
@@ -666,7 +666,7 @@ func (f *largeFigures) markdown() string {
 	row("revocation, last byte", "%.1f s", f.Revocation)
 	both("idle: CPU of one core, %", "%.2f", f.Idle.CPU)
 	both("idle: resident memory, MiB", "%.0f", f.Idle.RSS)
-	both("idle: heap in use, MiB", "%.1f", f.Idle.Heap)
+	both("idle: heap without garbage, MiB", "%.2f", f.Idle.Heap)
 	both("idle: gossip, kbit/s", "%.1f", f.Idle.Gossip)
 	both("idle: tunnels, kbit/s", "%.1f", f.Idle.Tunnel)
 	row("goroutines", "%.0f", f.Idle.Goroutines.Median)

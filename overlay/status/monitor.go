@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"regexp"
 	"strings"
 	"time"
 
@@ -15,6 +16,9 @@ import (
 	"meshd/mesh"
 )
 
+// liveHeap adds go_gc_heap_live_bytes: what is in use swings with the garbage in it.
+var liveHeap = collectors.GoRuntimeMetricsRule{Matcher: regexp.MustCompile("^/gc/heap/live:bytes$")}
+
 // MonitorHandler serves /metrics, /healthz (200 while the daemon runs) and
 // /readyz (503 until the node is ready). It changes nothing and answers only
 // requests for localhost or an IP address, so a web page cannot read it under a
@@ -23,7 +27,7 @@ func MonitorHandler(d Daemon) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
 		collector{d},
-		collectors.NewGoCollector(),
+		collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(liveHeap)),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	mux := http.NewServeMux()

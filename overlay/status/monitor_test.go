@@ -47,7 +47,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	golden(t, "metrics.txt", strings.Join(ours, ""))
-	for _, name := range []string{"go_goroutines", "process_resident_memory_bytes"} {
+	for _, name := range []string{"go_goroutines", "go_gc_heap_live_bytes", "process_resident_memory_bytes"} {
 		if !strings.Contains(w.Body.String(), "\n"+name+" ") {
 			t.Errorf("no metric %s", name)
 		}
