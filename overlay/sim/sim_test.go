@@ -181,13 +181,14 @@ func jobs(t *testing.T, progress *progress) {
 	if n == 0 {
 		n = runtime.NumCPU()
 	}
+	n = min(n, *simSeeds)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var tasks sync.WaitGroup
 	for i := range n {
 		tasks.Go(func() {
 			cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^"+t.Name()+"$", "-test.timeout=0", fmt.Sprint("-sim.every=", n),
-				fmt.Sprint("-sim.from=", *simFrom+uint64(i)), fmt.Sprint("-sim.seeds=", max(0, *simSeeds-i)))
+				fmt.Sprint("-sim.from=", *simFrom+uint64(i)), fmt.Sprint("-sim.seeds=", *simSeeds-i), fmt.Sprint("-sim.wishers=", *simWishers))
 			cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "GOGC=400")
 			pipe, err := cmd.StdoutPipe()
 			if err == nil {
@@ -212,6 +213,9 @@ func jobs(t *testing.T, progress *progress) {
 		})
 	}
 	tasks.Wait()
+	if played := len(progress.took); played != *simSeeds && !t.Failed() {
+		t.Errorf("%d of %d %s were played", played, *simSeeds, progress.what)
+	}
 }
 
 // progress is how the seeds went so far.
