@@ -149,8 +149,8 @@ func TestScheduleIsOfItsSeed(t *testing.T) {
 func runs(t *testing.T, what string, limit time.Duration, play func(*testing.T, uint64) time.Duration) {
 	t.Helper()
 	progress := &progress{what: what, begin: time.Now(), told: time.Now()}
-	if *simSeeds > 0 && *simJobs != 1 && *simEvery == 1 {
-		jobs(t, progress)
+	if n := processes(); n > 1 && *simEvery == 1 {
+		jobs(t, n, progress)
 	} else {
 		for seed := *simFrom; ; seed += uint64(*simEvery) {
 			if *simSeeds > 0 && seed >= *simFrom+uint64(*simSeeds) || *simSeeds == 0 && time.Since(progress.begin) > limit {
@@ -174,14 +174,18 @@ func runs(t *testing.T, what string, limit time.Duration, play func(*testing.T, 
 // wellAfter begins a line by which a process tells another one of a seed.
 const wellAfter = "well after "
 
-// jobs plays the seeds in several processes: a bubble keeps one processor busy.
-func jobs(t *testing.T, progress *progress) {
-	t.Helper()
+// processes is in how many to play: a bubble keeps one processor busy.
+func processes() int {
 	n := *simJobs
 	if n == 0 {
 		n = runtime.NumCPU()
 	}
-	n = min(n, *simSeeds)
+	return min(n, *simSeeds)
+}
+
+// jobs plays the seeds in so many processes.
+func jobs(t *testing.T, n int, progress *progress) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var tasks sync.WaitGroup
