@@ -41,14 +41,19 @@ const (
 // has no tunnels and says no endpoints until it is known that it is alone; and the
 // other one makes its tunnels anew.
 type twin struct {
+	// whom we outbid last; there may be several
 	nonce    uint64
-	epoch    uint64 // in which we outbid it
-	times    int    // how often we outbid it again
-	version  mesh.Version
-	heard    time.Time // last
-	outbidAt time.Time // last
-	near     bool      // it was heard, and is not known to be gone
-	elder    bool      // it has run for longer, by any word of its: what is heard late makes it younger
+	epoch    uint64 // in which we did
+	times    int    // how often we did again
+	outbidAt time.Time
+
+	// whom we heard last
+	speaker uint64 // its nonce
+	version mesh.Version
+	heard   time.Time
+	near    bool // it is not known to be gone
+	elder   bool // it has run for longer, by any of its words: what is heard late makes it younger
+
 	contests uint64    // how often it was found to speak, or to be gone
 	askAt    time.Time // when others are asked what it says; zero: they were, or nobody is to be asked
 }
@@ -81,7 +86,8 @@ func (m *Member) meetTwin(now time.Time) (clone bool) {
 		return false
 	}
 	t := &m.twin
-	t.heard, t.near, t.elder = now, true, m.youngerThan(rec, now) || t.elder && t.nonce == rec.Nonce
+	t.elder = m.youngerThan(rec, now) || t.elder && t.speaker == rec.Nonce
+	t.speaker, t.heard, t.near = rec.Nonce, now, true
 	if t.version != rec.Version && !t.elder {
 		t.contests++
 	}

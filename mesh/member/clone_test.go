@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"meshd/mesh"
+	"meshd/mesh/trust"
 )
 
 // TestCloneIsWithheld: a copy on another host has no tunnels before it ends, and nobody
@@ -207,11 +208,11 @@ func TestCloneThatHearsNothing(t *testing.T) {
 		4 * time.Second:         objectionAfter + answerWithin,
 		time.Minute:             objectionAfter + answerWithin,
 	} {
-		for seed := range 8 { // of other nonces
+		for skip := range 8 { // other nonces
 			s, a, _, c := trio(t)
 			copied := s.clone(c)
 			c.stop()
-			s.seq += seed
+			s.seq += skip
 			s.start(c, a)
 			s.run(older)
 			copied.place, copied.deaf, copied.disk.Addresses = c.place, true, nil
@@ -221,10 +222,44 @@ func TestCloneThatHearsNothing(t *testing.T) {
 				s.run(50 * time.Millisecond)
 			}
 			if took := s.now.Sub(begin); !copied.ended || c.ended || took > most {
-				t.Errorf("the other one is older by %s: the copy has ended: %v, the other: %v, after %s, want %s",
-					older, copied.ended, c.ended, took, most)
+				t.Errorf("the other one is older by %s, %d: the copy has ended: %v, the other: %v, after %s, want %s",
+					older, skip, copied.ended, c.ended, took, most)
 			}
 		}
+	}
+}
+
+// TestTwoClones: one is younger and the other one older than who is copied. That the older
+// one was heard is no reason to end for the younger one's answer.
+func TestTwoClones(t *testing.T) {
+	s, _, _, c := trio(t)
+	s.run(time.Minute)
+	cert := must(trust.ParseCertificate(c.cert, s.charter.CA))(t)
+	says := func(nonce, above uint64, up time.Duration) {
+		raw := must((&trust.Record{
+			Version: mesh.Version{Epoch: c.disk.Epoch + above}, Certificate: cert.Hash, Nonce: nonce, Uptime: up, Key: mesh.Key{0xcc},
+		}).Sign(key("c")))(t)
+		if c.m != nil {
+			_ = c.m.Receive(raw)
+			s.step(c)
+		}
+	}
+	const younger, older = 1, 2
+	says(younger, 1, time.Second) // and is outbid
+	s.run(time.Second)
+	says(older, 1, time.Hour)
+	s.run(outbidEvery - 1500*time.Millisecond)
+	says(younger, 2, 5*time.Second) // answers
+	s.run(time.Second)
+	if c.ended {
+		t.Fatal("it has ended for one that is younger")
+	}
+	for range 2 {
+		says(older, 1, time.Hour) // is outbid, and answers
+		s.run(outbidEvery + time.Second)
+	}
+	if !c.ended {
+		t.Error("it has not ended for one that is older")
 	}
 }
 
