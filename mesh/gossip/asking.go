@@ -12,8 +12,8 @@ const (
 	// eldersAsked is how many of those that were admitted first are told of a claim, and
 	// asked before it is held, of those that are there: others who claim do so as well.
 	eldersAsked = 2
-	// asked is how many are asked in all: the elders may lack the same news as we.
-	asked = eldersAsked + 1
+	// mostAsked is how many are asked in all: the elders may lack the same news as we.
+	mostAsked = eldersAsked + 1
 	// askRest is how much longer the others are waited for when one elder has answered,
 	// and the pause after none has.
 	askRest = time.Second
@@ -40,8 +40,8 @@ type result struct {
 	ok  bool
 }
 
-// wants takes up a question in place of any before.
-func (a *asking) wants(ask uint64, now time.Time) {
+// takeUp takes a question in place of any before.
+func (a *asking) takeUp(ask uint64, now time.Time) {
 	a.ask, a.at, a.out, a.times = ask, now, false, 0
 }
 
@@ -76,13 +76,13 @@ func (l *loop) noteAsked(r result, now time.Time) {
 	a := &l.asking
 	newest := r.ask == a.ask // else another one is being put
 	if newest {
-		a.out, a.at = false, now.Add(askRest)
-		a.times++
+		a.out, a.at, a.times = false, now.Add(askRest), a.times+1
 	}
-	if r.ok || newest && a.times == maxAsks {
-		a.answered = max(a.answered, r.ask)
+	if !r.ok && !(newest && a.times == maxAsks) {
+		return
 	}
-	if newest && a.answered == r.ask {
+	a.answered = max(a.answered, r.ask)
+	if newest {
 		a.ask = 0
 	}
 }
@@ -105,18 +105,18 @@ func (l *loop) whomToAsk() (out []whom) {
 			}
 		}
 	}
-	choose(eldersAsked, true, slices.DeleteFunc(l.roster.elders(), func(id mesh.NodeID) bool {
+	choose(eldersAsked, true, slices.DeleteFunc(l.roster.view.Elders(), func(id mesh.NodeID) bool {
 		return !at[id].IsValid() && (l.inside == nil || !l.inside.Met(id))
 	})...)
 	if l.inst != nil {
-		for _, name := range l.some(asked) {
+		for _, name := range l.some(mostAsked) {
 			if id, ok := parseName(name); ok {
-				choose(asked, false, id)
+				choose(mostAsked, false, id)
 			}
 		}
 	}
 	if l.inside != nil {
-		choose(asked, false, l.inside.Others(asked)...)
+		choose(mostAsked, false, l.inside.Others(mostAsked)...)
 	}
 	return out
 }

@@ -106,29 +106,39 @@ func TestEldersAreAsked(t *testing.T) {
 	})
 }
 
-// TestNoElderAnswers: a question that is refused is put again, until an elder answers.
+// TestNoElderAnswers: a question that is refused is put again, until an elder answers,
+// and ten times if none does.
 func TestNoElderAnswers(t *testing.T) {
-	meshtest.Bubble(t, func(t *testing.T) {
-		const n = 4
-		net := meshtest.NewNetwork(1)
-		nodes, a, x := startAsker(t, net, n)
-		a.shows(x, n, func(i int, n *mesh.Node) { n.Admitted = time.Unix(int64(i), 0) })
-		time.Sleep(100 * time.Millisecond)
-		nodes[0].stop() // gossip does not know it yet
-		nodes[1].stop()
-		a.asks(x, 1)
-		select {
-		case <-a.done:
-			t.Error("the question is answered, and no elder was there")
-		case <-time.After(3 * time.Second):
-		}
-		start(t, net, 2, nil)
-		select {
-		case <-a.done:
-		case <-time.After(15 * time.Second):
-			t.Error("an elder is back, and the question is not answered")
-		}
-	})
+	for name, back := range map[string]bool{"until one is back": true, "ever": false} {
+		t.Run(name, func(t *testing.T) {
+			meshtest.Bubble(t, func(t *testing.T) {
+				const n = 4
+				net := meshtest.NewNetwork(1)
+				nodes, a, x := startAsker(t, net, n)
+				a.shows(x, n, func(i int, n *mesh.Node) { n.Admitted = time.Unix(int64(i), 0) })
+				time.Sleep(100 * time.Millisecond)
+				nodes[0].stop() // gossip does not know it yet
+				nodes[1].stop()
+				begin := time.Now()
+				a.asks(x, 1)
+				time.Sleep(3 * time.Second)
+				select {
+				case <-a.done:
+					t.Fatal("the question is answered, and no elder was there")
+				default:
+				}
+				least, most := 9*time.Second, 10*time.Second // ten times, a second apart
+				if back {
+					start(t, net, 2, nil)
+					least, most = 3*time.Second, 5*time.Second
+				}
+				<-a.done
+				if took := time.Since(begin); took < least || took > most {
+					t.Errorf("it is answered after %s, want %s to %s", took, least, most)
+				}
+			})
+		})
+	}
 }
 
 // TestClaimsMeetAtElders: two members claim the last subnet of a network at the same

@@ -156,6 +156,24 @@ func TestWants(t *testing.T) {
 			t.Errorf("%d in one message", len(got))
 		}
 	})
+	t.Run("nor what is wanted most", func(t *testing.T) {
+		full, own := wants{}, trust.Hash{0xff}
+		missing := make([]trust.Hash, maxWanted)
+		for i := range missing {
+			missing[i] = trust.Hash{4, byte(i >> 8), byte(i)}
+		}
+		at := now
+		full.set(missing, at)
+		for begin := at; ; at = at.Add(100 * time.Millisecond) {
+			full.set(append([]trust.Hash{own}, missing...), at)
+			if slices.Contains(full.take(at), own) {
+				break
+			}
+			if at.Sub(begin) > 10*crowdWant {
+				t.Fatal("it is not asked for")
+			}
+		}
+	})
 	t.Run("what was asked least comes first", func(t *testing.T) {
 		old, at := wants{}, now
 		for i := range maxHashes {

@@ -136,6 +136,14 @@ func (i *instance) others() map[string]netip.AddrPort {
 	return maps.Clone(i.live)
 }
 
+// at is where a live member is.
+func (i *instance) at(name string) (netip.AddrPort, bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	at, ok := i.live[name]
+	return at, ok
+}
+
 func (i *instance) count() int {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -145,9 +153,7 @@ func (i *instance) count() int {
 // send delivers a message to one member by stream. It blocks for as long as the
 // transport allows.
 func (i *instance) send(name string, msg []byte) error {
-	i.mu.Lock()
-	to, ok := i.live[name]
-	i.mu.Unlock()
+	to, ok := i.at(name)
 	if !ok {
 		return fmt.Errorf("send to %s: not a live member", name)
 	}
@@ -238,10 +244,7 @@ func (i *instance) MergeRemoteState(raw []byte, _ bool) {
 		return // we joined ourselves, through an address that we did not know as ours
 	}
 	if m.kind == msgDigest {
-		i.mu.Lock()
-		at, live := i.live[m.from]
-		i.mu.Unlock()
-		if live {
+		if at, live := i.at(m.from); live {
 			i.heard(m.from, at, m.digest)
 		}
 		return

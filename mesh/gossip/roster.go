@@ -9,7 +9,7 @@ import (
 
 // roster is who the members are.
 type roster struct {
-	view     *mesh.View           // the last one; nil: none
+	view     *mesh.View           // that the owner was shown last; empty at first
 	admitted map[mesh.NodeID]bool // not to be changed
 	others   int                  // members but us that have not left
 }
@@ -19,25 +19,16 @@ func (r *roster) set(view *mesh.View) {
 	*r = roster{view: view, admitted: make(map[mesh.NodeID]bool, len(view.Nodes))}
 	for _, n := range view.Nodes {
 		r.admitted[n.ID] = true
-		if !n.Left && n.ID != view.Self {
+		if r.isOther(n) {
 			r.others++
 		}
 	}
 }
 
-// elders are the members but us, the first one first.
-func (r *roster) elders() []mesh.NodeID {
-	if r.view == nil {
-		return nil
-	}
-	return r.view.Elders()
-}
+func (r *roster) isOther(n mesh.Node) bool { return !n.Left && n.ID != r.view.Self }
 
 // isAt tells whether a member says that it is at a host.
 func (r *roster) isAt(id mesh.NodeID, host netip.Addr) bool {
-	if r.view == nil {
-		return false
-	}
 	n, ok := r.view.Node(id)
 	return ok && slices.ContainsFunc(n.Endpoints, func(e netip.AddrPort) bool { return bare(e.Addr()) == host })
 }
@@ -68,9 +59,9 @@ func (l *loop) unheard() bool {
 	}
 	heard := map[mesh.NodeID]bool{}
 	for name := range l.inst.others() {
-		if id, ok := parseName(name); ok && l.roster.admitted[id] {
+		if id, ok := parseName(name); ok {
 			heard[id] = true
 		}
 	}
-	return len(heard) < l.roster.others
+	return slices.ContainsFunc(l.roster.view.Nodes, func(n mesh.Node) bool { return l.roster.isOther(n) && !heard[n.ID] })
 }

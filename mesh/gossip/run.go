@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"meshd/mesh"
 	"meshd/mesh/exchange"
 )
 
@@ -30,7 +31,7 @@ type loop struct {
 	differs  comparison // of tables
 	asking   asking
 	speech   speech
-	showing  showing
+	toShow   *mesh.View // when the state is saved; nil: nothing
 	parting  parting
 
 	clocks Clocks
@@ -48,7 +49,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 	l := &loop{
 		Gossip: g, ctx: ctx, slots: [2]chan struct{}{make(chan struct{}, sending), make(chan struct{}, sending)},
 		book: newBook(g.opt.Peers, now), search: search{seeds: g.opt.Seeds, joins: make(chan joined, 1)}, wants: wants{},
-		asking: asking{results: make(chan result)}, speech: speech{stale: true}, parting: parting{parted: make(chan struct{})},
+		roster: roster{view: &mesh.View{}}, asking: asking{results: make(chan result)}, speech: speech{stale: true}, parting: parting{parted: make(chan struct{})},
 	}
 	l.saver = &saver{store: g.opt.Store, table: g.opt.Core.Table, book: l.book, say: g.say, use: l.use, unsaved: &g.unsaved, tableAt: now.Add(tableEvery), checkAt: now.Add(checkEvery)}
 	if g.opt.Transport == nil {
@@ -126,7 +127,7 @@ func (l *loop) run() {
 		}
 		l.connect(now)
 		l.join(now)
-		l.ask(now)
+		l.request(now)
 		l.saver.saveCaches(now)
 		l.saver.check(now)
 		now = time.Now()

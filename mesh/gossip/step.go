@@ -17,21 +17,21 @@ func (l *loop) step(now time.Time) {
 	l.speech.hold(out.Broadcast)
 	l.wants.set(out.Want, now)
 	if out.Ask != 0 {
-		l.asking.wants(out.Ask, now)
+		l.asking.takeUp(out.Ask, now)
 	}
 	switch {
 	case out.View != nil && l.parting.left:
-		l.parting.last, l.showing.next = out.View, nil
+		l.parting.last, l.toShow = out.View, nil
 	case out.View != nil:
-		l.showing.next = out.View
+		l.toShow = out.View
 	}
 	saved := l.saver.saveNow(now)
 	switch {
-	case saved && l.showing.next != nil:
-		l.show(l.showing.next)
-		l.showing.next = nil
+	case saved && l.toShow != nil:
+		l.show(l.toShow)
+		l.toShow = nil
 	case !saved && out.View != nil && !l.parting.left:
-		l.show(unclaimed(l.showing.next, l.showing.shown))
+		l.show(unclaimed(l.toShow, l.roster.view))
 	}
 	if saved {
 		l.speak(now)
@@ -47,10 +47,7 @@ func unclaimed(view, shown *mesh.View) *mesh.View {
 	if i < 0 {
 		return view
 	}
-	var had mesh.Node
-	if shown != nil {
-		had, _ = shown.Node(view.Self)
-	}
+	had, _ := shown.Node(view.Self)
 	isNew := func(l mesh.Lease) bool {
 		return l.State == mesh.Held && l.ClaimEpoch == view.Epoch && !slices.ContainsFunc(had.Leases, func(o mesh.Lease) bool {
 			return o.State == mesh.Held && o.Network == l.Network && o.Since.Equal(l.Since) && slices.Equal(o.Prefixes, l.Prefixes)
@@ -76,12 +73,6 @@ func unclaimed(view, shown *mesh.View) *mesh.View {
 	return &out
 }
 
-// showing is what the owner sees of the mesh.
-type showing struct {
-	shown *mesh.View // last; nil: none
-	next  *mesh.View // to be shown when the state is saved; nil: none
-}
-
 // show publishes a view; a reader that is slow skips one.
 func (l *loop) show(view *mesh.View) {
 	select {
@@ -89,7 +80,6 @@ func (l *loop) show(view *mesh.View) {
 	default:
 	}
 	l.views <- view // this goroutine is the only sender
-	l.showing.shown = view
 	l.roster.set(view)
 	l.bounds.admit(l.roster.hosts())
 	if l.inside != nil {

@@ -39,7 +39,7 @@ type want struct {
 	pause time.Duration
 }
 
-// set says what is missing now.
+// set says what is missing now. There is room for the first always.
 func (w wants) set(missing []trust.Hash, now time.Time) {
 	still := make(map[trust.Hash]bool, len(missing))
 	for _, h := range missing {
@@ -50,8 +50,8 @@ func (w wants) set(missing []trust.Hash, now time.Time) {
 	if len(missing) > maxHashes {
 		first = crowdWant
 	}
-	for _, h := range missing {
-		if w[h] == nil && len(w) < maxWanted {
+	for i, h := range missing {
+		if w[h] == nil && (i == 0 || len(w) < maxWanted) {
 			w[h] = &want{due: now.Add(first), pause: 4 * firstWant}
 		}
 	}
@@ -89,8 +89,8 @@ func (w wants) take(now time.Time) []trust.Hash {
 	return due
 }
 
-// ask sends wants that are due to two random members: one may lack what we want.
-func (l *loop) ask(now time.Time) {
+// request sends wants that are due to two random members: one may lack what we want.
+func (l *loop) request(now time.Time) {
 	if l.inst == nil || l.inst.count() == 0 {
 		return
 	}
@@ -124,9 +124,10 @@ func (l *loop) fetch(now time.Time) {
 	case now.Before(l.fetching.at):
 		return
 	default:
-		name := l.some(1)[0]
-		if at, ok := l.inst.others()[name]; ok {
-			l.exchange(name, at)
+		for _, name := range l.some(1) { // none, if the last one has gone meanwhile
+			if at, ok := l.inst.at(name); ok {
+				l.exchange(name, at)
+			}
 		}
 		l.fetching.pause = min(2*l.fetching.pause, longestFetch)
 	}

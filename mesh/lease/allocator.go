@@ -110,19 +110,7 @@ func IsSlot(n mesh.Network, prefixes []netip.Prefix) bool {
 		return false
 	}
 	slot, err := n.SlotOf(prefixes[0])
-	if err != nil {
-		return false
-	}
-	want := n.Slot(slot)
-	if len(want) != len(prefixes) {
-		return false
-	}
-	for i := range want {
-		if want[i] != prefixes[i] {
-			return false
-		}
-	}
-	return true
+	return err == nil && slices.Equal(n.Slot(slot), prefixes)
 }
 
 // SetOnConflict says what becomes of a subnet that is lost, or was and is still
@@ -212,7 +200,7 @@ func (a *Allocator) Step(now time.Time, w World) (changed bool) {
 		if !wins(a.claim(a.lease), w.Others) {
 			a.lose(w)
 			changed = true
-		} else if a.lease.State == mesh.Pending && a.sure(now, w) {
+		} else if a.lease.State == mesh.Pending && a.advance(now, w) {
 			a.lease.State, a.state, a.lost, a.again = mesh.Held, mesh.Ready, false, false
 			return true
 		}
@@ -242,28 +230,28 @@ func (a *Allocator) Release(now time.Time) {
 	}
 }
 
-// sure tells whether a claim may be held. In a mesh that starts, members become
-// known while the window runs, a record can be here before the admission that
-// makes it count, and news that nearly everybody has may not have come here.
-func (a *Allocator) sure(now time.Time, w World) bool {
+// advance moves a claim on, and tells whether it may be held. In a mesh that starts,
+// members become known while the window runs, a record can be here before the admission
+// that makes it count, and news that nearly everybody has may not have come here.
+func (a *Allocator) advance(now time.Time, w World) bool {
 	p := &a.probe
 	unproven := slices.ContainsFunc(w.Unproven, func(l mesh.Lease) bool {
 		c := Claim{Lease: l}
 		return c.candidate() && c.overlaps(a.lease.Prefixes)
 	})
-	least := p.until
-	if !p.doubt && (unproven || !a.free(a.lease, w.Others)) {
-		p.doubt = true
-		least = now.Add(probeWindow(w.Members, false)) // and others are asked again, if they were
-	}
+	rival := unproven || !a.free(a.lease, w.Others)
 	if !p.told {
-		if !w.Asked && now.Before(p.until) {
-			return false
+		p.doubt = p.doubt || rival
+		if w.Asked || !now.Before(p.until) {
+			p.told, p.asks, p.doubt, p.begun = true, false, p.doubt || !w.Asked, now
+			p.until = now.Add(probeWindow(w.Members, p.doubt))
 		}
-		p.told, p.begun, least = true, now, now
-		p.doubt = p.doubt || !w.Asked
+		return false
 	}
-	p.until = latest(least, p.begun.Add(probeWindow(w.Members, p.doubt)))
+	if rival && !p.doubt {
+		p.doubt, p.until = true, now.Add(probeWindow(w.Members, false)) // and others are asked again, if they were
+	}
+	p.until = latest(p.until, p.begun.Add(probeWindow(w.Members, p.doubt)))
 	p.asks = !now.Before(p.until)
 	return p.asks && w.Asked && !unproven || !now.Before(p.until.Add(proofWait))
 }

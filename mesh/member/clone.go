@@ -18,6 +18,9 @@ const (
 	// askAfter is how long after our word others are asked what a twin has answered, in
 	// time to hear of it before it is taken for gone.
 	askAfter = outbidEvery + time.Second
+	// growsOld is beyond how much less than ours the age of a twin is no longer for want of
+	// news: what is heard late makes it younger, and a run that is dead grows no older.
+	growsOld = 2 * answerWithin
 	// undecided is how often two outbid each other again before the nonces alone
 	// decide: what each one hears of the other's age is some seconds old, so of two
 	// that started together both may take themselves for the older one.
@@ -52,7 +55,7 @@ type twin struct {
 	version mesh.Version
 	heard   time.Time
 	near    bool // it is not known to be gone
-	elder   bool // it has run for longer, by any of its words: what is heard late makes it younger
+	elder   bool // it has run for longer, by any of its words, and grows older
 
 	contests uint64    // how often it was found to speak, or to be gone
 	askAt    time.Time // when others are asked what it says; zero: they were, or nobody is to be asked
@@ -86,7 +89,7 @@ func (m *Member) meetTwin(now time.Time) (clone bool) {
 		return false
 	}
 	t := &m.twin
-	t.elder = m.youngerThan(rec, now) || t.elder && t.speaker == rec.Nonce
+	t.elder = m.youngerThan(rec, now) || t.elder && t.speaker == rec.Nonce && m.uptime(now)-rec.Uptime < growsOld
 	t.speaker, t.heard, t.near = rec.Nonce, now, true
 	if t.version != rec.Version && !t.elder {
 		t.contests++

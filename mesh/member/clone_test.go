@@ -229,33 +229,55 @@ func TestCloneThatHearsNothing(t *testing.T) {
 	}
 }
 
+// says has somebody with a host's keys say a record, so much above its epoch.
+func (s *sim) says(h *host, nonce, above uint64, up time.Duration) {
+	s.t.Helper()
+	if h.m == nil {
+		return
+	}
+	raw := must((&trust.Record{
+		Version: mesh.Version{Epoch: h.disk.Epoch + above}, Certificate: h.m.cert.Hash, Nonce: nonce, Uptime: up, Key: mesh.Key{0xcc},
+	}).Sign(key(h.name)))(s.t)
+	if err := h.m.Receive(raw); err != nil {
+		s.t.Fatal(err)
+	}
+	s.step(h)
+}
+
+// TestDeadRunIsNoElder: a past run of a node that was restored was older at first. It has
+// said more than the node heard then, and that comes late.
+func TestDeadRunIsNoElder(t *testing.T) {
+	s, _, _, c := trio(t)
+	c.stop()
+	s.start(c, nil)
+	s.run(10 * time.Second)
+	const past = 1
+	s.says(c, past, 1, 5*time.Minute)
+	s.run(time.Hour)
+	s.says(c, past, 1, 6*time.Minute)
+	s.run(time.Minute)
+	if c.ended {
+		t.Error("it has ended, and nobody else is there")
+	}
+}
+
 // TestTwoClones: one is younger and the other one older than who is copied. That the older
 // one was heard is no reason to end for the younger one's answer.
 func TestTwoClones(t *testing.T) {
 	s, _, _, c := trio(t)
 	s.run(time.Minute)
-	cert := must(trust.ParseCertificate(c.cert, s.charter.CA))(t)
-	says := func(nonce, above uint64, up time.Duration) {
-		raw := must((&trust.Record{
-			Version: mesh.Version{Epoch: c.disk.Epoch + above}, Certificate: cert.Hash, Nonce: nonce, Uptime: up, Key: mesh.Key{0xcc},
-		}).Sign(key("c")))(t)
-		if c.m != nil {
-			_ = c.m.Receive(raw)
-			s.step(c)
-		}
-	}
 	const younger, older = 1, 2
-	says(younger, 1, time.Second) // and is outbid
+	s.says(c, younger, 1, time.Second) // and is outbid
 	s.run(time.Second)
-	says(older, 1, time.Hour)
+	s.says(c, older, 1, time.Hour)
 	s.run(outbidEvery - 1500*time.Millisecond)
-	says(younger, 2, 5*time.Second) // answers
+	s.says(c, younger, 2, 5*time.Second) // answers
 	s.run(time.Second)
 	if c.ended {
 		t.Fatal("it has ended for one that is younger")
 	}
 	for range 2 {
-		says(older, 1, time.Hour) // is outbid, and answers
+		s.says(c, older, 1, time.Hour) // is outbid, and answers
 		s.run(outbidEvery + time.Second)
 	}
 	if !c.ended {

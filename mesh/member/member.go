@@ -63,7 +63,7 @@ type State struct {
 type Output struct {
 	Durable                // must be on disk before Broadcast goes out
 	Broadcast [][]byte     // signed objects for everybody
-	Want      []trust.Hash // certificates that others refer to and we lack, or whose admission we do
+	Want      []trust.Hash // certificates that others refer to and we lack, or our own, the first one most
 	Ask       uint64       // not 0: exchange tables with a few members, then call Asked with it
 	View      *mesh.View   // not nil: changed
 	Keep      *State       // not nil: should be saved soon, and nothing waits for it
@@ -294,7 +294,7 @@ func (m *Member) Step(now time.Time) Output {
 		m.todo.dirty = m.todo.dirty || m.overdue(now)
 	}
 	if m.reg.Changes() == m.todo.seen && !m.todo.dirty && now.Before(m.due()) {
-		out.Want = m.wants()
+		out.Want = m.wants(now)
 		return out
 	}
 	if !now.Before(m.todo.tickAt) {
@@ -320,12 +320,30 @@ func (m *Member) Step(now time.Time) Output {
 	out.Broadcast, m.todo.outBound = m.todo.outBound, nil
 	out.Table, m.todo.urgent = m.todo.urgent, false
 	out.State, out.Keep = m.save()
-	out.Want = m.wants()
+	out.Want = m.wants(now)
 	if view := m.buildView(now); m.todo.view == nil || !view.Equal(m.todo.view) {
 		m.todo.view, out.View = view, view
 	}
 	m.todo.seen, m.todo.dirty = m.reg.Changes(), false
 	return out
+}
+
+// wants lists what others are to be asked for. The first is the own certificate, while we
+// know of nobody who has admitted it: a member that knows of the admission answers with it.
+// We have no tunnels to compare tables through, and digests tell no admissions apart.
+func (m *Member) wants(now time.Time) []trust.Hash {
+	missing, g := m.reg.Missing(), &m.guests
+	if admitted, _ := m.ownCertificate(); admitted || !m.contact.synced || m.state.Left || m.revoked() {
+		return missing
+	}
+	if g.askAt.IsZero() {
+		g.askAt = now.Add(admitTurn) // else nobody has yet
+	}
+	if now.Before(g.askAt) {
+		m.wakeAt(g.askAt)
+		return missing
+	}
+	return append([]trust.Hash{m.cert.Hash}, missing...)
 }
 
 // save gives the state that must be durable before more is said, and the one for

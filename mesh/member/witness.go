@@ -32,6 +32,7 @@ type guests struct {
 	refused map[trust.Hash]refusal
 
 	newcomer   bool      // this daemon started without being admitted
+	askAt      time.Time // when it asks who has admitted it; zero: it has heard no table yet
 	admittedAt time.Time // when it was, nevertheless
 }
 
@@ -47,7 +48,7 @@ func (m *Member) witness(now time.Time) {
 	if admitted && m.guests.newcomer && m.guests.admittedAt.IsZero() {
 		m.guests.admittedAt = now
 	}
-	waiting, g := map[trust.Hash]bool{}, m.guests
+	waiting, g := map[trust.Hash]bool{}, &m.guests
 	for _, c := range m.reg.Unadmitted() {
 		waiting[c.Hash] = true
 		if !admitted || m.state.Left || c.ID() == m.id {
@@ -58,34 +59,15 @@ func (m *Member) witness(now time.Time) {
 			continue
 		}
 		delete(g.refused, c.Hash)
-		at, drawn := g.turns[c.Hash]
-		if !drawn {
-			at = now.Add(m.lot(c.Hash, c.ID(), now))
-			g.turns[c.Hash] = at
-		}
-		if !now.Before(at) {
-			m.admit(c, m.clock(now))
-			delete(g.turns, c.Hash)
-		}
+		m.vouchInTurn(c, m.clock(now), now)
 	}
 	m.vouchAnew(waiting, now)
 	maps.DeleteFunc(g.turns, func(h trust.Hash, _ time.Time) bool { return !waiting[h] })
 	maps.DeleteFunc(g.refused, func(h trust.Hash, _ refusal) bool { return !waiting[h] })
 }
 
-// wants lists what others are to be asked for. One of them is the own certificate, while
-// we know of nobody who has admitted it: whoever does tells that with it. We have no
-// tunnels to compare tables through, which tell no admissions apart anyway.
-func (m *Member) wants() []trust.Hash {
-	missing := m.reg.Missing()
-	if admitted, _ := m.ownCertificate(); admitted || !m.contact.synced || m.state.Left || m.revoked() {
-		return missing
-	}
-	return append(slices.Clone(missing), m.cert.Hash)
-}
-
 // refuse remembers why a certificate is not admitted, and since when.
-func (g guests) refuse(c *trust.Certificate, reason string, now time.Time) {
+func (g *guests) refuse(c *trust.Certificate, reason string, now time.Time) {
 	reason = fmt.Sprintf("node %s (%s) asks to join and is not admitted: %s", c.Name, c.ID().Short(), reason)
 	if g.refused[c.Hash].reason != reason {
 		g.refused[c.Hash] = refusal{reason, now}
@@ -160,15 +142,19 @@ func (m *Member) vouchAnew(waiting map[trust.Hash]bool, now time.Time) {
 			continue
 		}
 		waiting[c.Hash] = true
-		at, drawn := m.guests.turns[c.Hash]
-		if !drawn {
-			at = now.Add(m.lot(c.Hash, c.ID(), now))
-			m.guests.turns[c.Hash] = at
-		}
-		if !now.Before(at) {
-			m.admit(c, seen)
-			delete(m.guests.turns, c.Hash)
-		}
+		m.vouchInTurn(c, seen, now)
+	}
+}
+
+// vouchInTurn admits a certificate, as seen at some time, once it is our turn.
+func (m *Member) vouchInTurn(c *trust.Certificate, seen, now time.Time) {
+	turns := m.guests.turns
+	if _, drawn := turns[c.Hash]; !drawn {
+		turns[c.Hash] = now.Add(m.lot(c.Hash, c.ID(), now))
+	}
+	if !now.Before(turns[c.Hash]) {
+		m.admit(c, seen)
+		delete(turns, c.Hash)
 	}
 }
 

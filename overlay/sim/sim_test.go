@@ -22,7 +22,7 @@ var (
 	simTime  = flag.Duration("sim.time", 40*time.Second, "for how long to play, without -sim.seeds")
 	simJobs  = flag.Int("sim.jobs", 1, "in how many processes to play -sim.seeds; 0: one for each processor")
 	// 200 take 40 s of CPU.
-	simWishers = flag.Int("sim.wishers", 50, "how many of a crowd want one subnet at once: 10, 50 or 200; with 200, as many whole nodes do")
+	simWishers = flag.Int("sim.wishers", 50, "how many of a crowd want one subnet at once, and of whole nodes at most: 10, 50 or 200")
 	simEvery   = flag.Int("sim.every", 1, "play only each n-th of -sim.seeds, and tell a process of each")
 )
 
@@ -89,11 +89,10 @@ func wishBound(nodes int, loss float64) time.Duration {
 // Nodes that start together and have the same first wish get subnets of their own in
 // time, and nobody is ready with one that it then loses.
 func TestSameFirstWish(t *testing.T) {
-	sizes := []int{10, 50}
-	if *simWishers == 200 { // minutes for each mesh
-		sizes = append(sizes, 200)
-	}
-	for _, nodes := range sizes {
+	for _, nodes := range []int{10, 50, 200} {
+		if nodes > *simWishers { // 200 take minutes for each mesh
+			break
+		}
 		t.Run(fmt.Sprint(nodes), func(t *testing.T) {
 			meshes, lost := 0, 0
 			runs(t, "meshes", *simTime/8, func(t *testing.T, seed uint64) (took time.Duration) {
@@ -112,7 +111,7 @@ func TestSameFirstWish(t *testing.T) {
 					if err != nil && !w.failed() {
 						t.Error(err)
 					}
-					tell(t, w, fmt.Sprintf("-run 'TestSameFirstWish$/^%d$' -sim.from=%d -sim.seeds=1", nodes, seed), false)
+					tell(t, w, fmt.Sprintf("-run 'TestSameFirstWish$/^%d$' -sim.wishers=%d -sim.from=%d -sim.seeds=1", nodes, *simWishers, seed), false)
 					meshes, lost = meshes+1, lost+n
 				})
 				return took

@@ -61,7 +61,7 @@ func (h *host) Deliver(from mesh.Key, p tunneltest.Inner) {
 		h.w.violate("I8", "a packet from %s to %s arrived from %s at %s, one of which was never admitted", src, dst, sender, h)
 		return
 	}
-	if h.w.calm.Load() && (sender.revoked || h.revoked) {
+	if h.w.calm.Load() && sender.revoked != h.revoked { // two that are may have heard nothing
 		h.w.violate("I8", "all have heard who is revoked, and a packet from %s to %s arrived from %s at %s", src, dst, sender, h)
 	}
 	if _, ever := h.w.truth.owns(sender, src); !ever {
@@ -161,13 +161,13 @@ func (w *world) someAddress(h *host) netip.Addr {
 	}
 }
 
-// forge has a host send a packet in another's name. None is for one that was revoked, when
-// all others have heard of it: it may not have, and would take what a traitor sends it.
+// forge has a host send a packet in another's name. None is for one that was revoked and
+// has not heard of it: that one would take what a traitor sends it.
 func (w *world) forge(liar, to, as *host) {
 	liar.mu.Lock()
 	e := liar.engine
 	liar.mu.Unlock()
-	if e == nil || liar == to || to.revoked && w.calm.Load() {
+	if e == nil || liar == to || to.revoked && !to.knowsItsRevocation() {
 		return
 	}
 	at := netip.AddrPortFrom(to.Addresses()[0], tunnelPort)
@@ -179,6 +179,11 @@ func (w *world) forge(liar, to, as *host) {
 	e.Forge(to.tunnel, at, tunneltest.Inner{
 		Src: netip.AddrPortFrom(src, echo), Dst: netip.AddrPortFrom(dst, echo), Payload: nobodyWaits,
 	})
+}
+
+// knowsItsRevocation tells whether it has heard of it.
+func (h *host) knowsItsRevocation() bool {
+	return h.life != nil && h.life.node.Status().State == mesh.Revoked
 }
 
 // everything is how a host configures its engine that was never admitted: it

@@ -91,7 +91,7 @@ func (k *stampKeeper) work(done chan struct{}) {
 	}
 }
 
-// leastSleep is what is worth telling: the two clocks are not read at one moment.
+// leastSleep is what is worth telling: the two clocks are read within half of it.
 const leastSleep = 100 * time.Millisecond
 
 // asleep is for how long the host has slept since it was started: time that the
