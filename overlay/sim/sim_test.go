@@ -36,7 +36,7 @@ func playSchedule(t *testing.T, seed uint64, verbose bool) (took time.Duration) 
 		w.play(s)
 		var err error
 		if took, err = w.settle(w.bound()); err == nil {
-			err = w.quiet(15 * time.Second)
+			err = w.quiet(noticed)
 		}
 		if err != nil && !w.failed() {
 			t.Error(err)
@@ -45,6 +45,10 @@ func playSchedule(t *testing.T, seed uint64, verbose bool) (took time.Duration) 
 	})
 	return took
 }
+
+// noticed is within what every node sees who is there no more: peers are probed every 16 s
+// or so, and then each second until seven probes are lost.
+const noticed = 25 * time.Second
 
 // tell fails the test for what must never be, and tells the story of a failure.
 func tell(t *testing.T, w *world, replay string, verbose bool) {
