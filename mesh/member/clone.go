@@ -18,9 +18,9 @@ const (
 	// askAfter is how long after our word others are asked what a twin has answered, in
 	// time to hear of it before it is taken for gone.
 	askAfter = outbidEvery + time.Second
-	// growsOld is beyond how much less than ours the age of a twin is no longer for want of
-	// news: what is heard late makes it younger, and a run that is dead grows no older.
-	growsOld = 2 * answerWithin
+	// mostLate is how late a word of a twin that lives is heard at most. By as much it looks
+	// younger than it is; one that looks younger by more is dead, and grows no older.
+	mostLate = 2 * answerWithin
 	// undecided is how often two outbid each other again before the nonces alone
 	// decide: what each one hears of the other's age is some seconds old, so of two
 	// that started together both may take themselves for the older one.
@@ -89,7 +89,7 @@ func (m *Member) meetTwin(now time.Time) (clone bool) {
 		return false
 	}
 	t := &m.twin
-	t.elder = m.youngerThan(rec, now) || t.elder && t.speaker == rec.Nonce && m.uptime(now)-rec.Uptime < growsOld
+	t.elder = m.youngerThan(rec, now) || t.elder && t.speaker == rec.Nonce && m.uptime(now)-rec.Uptime < mostLate
 	t.speaker, t.heard, t.near = rec.Nonce, now, true
 	if t.version != rec.Version && !t.elder {
 		t.contests++

@@ -63,7 +63,7 @@ type State struct {
 type Output struct {
 	Durable                // must be on disk before Broadcast goes out
 	Broadcast [][]byte     // signed objects for everybody
-	Want      []trust.Hash // certificates that others refer to and we lack, or our own, the first one most
+	Want      []trust.Hash // certificates to ask others for, the most wanted one first
 	Ask       uint64       // not 0: exchange tables with a few members, then call Asked with it
 	View      *mesh.View   // not nil: changed
 	Keep      *State       // not nil: should be saved soon, and nothing waits for it

@@ -21,7 +21,7 @@ var (
 	simSeeds = flag.Int("sim.seeds", 0, "how many to play; 0: as many as fit in the time")
 	simTime  = flag.Duration("sim.time", 40*time.Second, "for how long to play, without -sim.seeds")
 	simJobs  = flag.Int("sim.jobs", 1, "in how many processes to play -sim.seeds; 0: one for each processor")
-	// 200 take 40 s of CPU.
+	// 200 take 40 s of CPU, and minutes if they are whole nodes.
 	simWishers = flag.Int("sim.wishers", 50, "how many of a crowd want one subnet at once, and of whole nodes at most: 10, 50 or 200")
 	simEvery   = flag.Int("sim.every", 1, "play only each n-th of -sim.seeds, and tell a process of each")
 )
